@@ -1,0 +1,75 @@
+"""The lineage as one JSON document, the contract of `kinship-daemon lineage --format json`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kinship_storage.records import Generation, Model
+from kinship_storage.store import Store
+
+if TYPE_CHECKING:
+    from kinship_storage.lineage import Lineage
+
+__all__ = ["export"]
+
+Scores = dict[str, dict[str, Any]]  # task -> {score, stderr, n}
+
+
+def export(lineage: Lineage, store: Store) -> dict[str, Any]:
+    """
+    Base, models (sorted by generation and id) and decisions (in order).
+
+    Scores are those under the home's settings, the fact `settings`: {split: fingerprint}. A split
+    that it does not name shows its latest score of each task.
+    """
+    models = lineage.models()
+    scores = _scores(store, lineage.get("settings") or {})
+    published = {p.model: p.repo for p in lineage.publications()}
+    base = next((model.name for model in models if model.kind == "base"), lineage.get("base"))
+    return {
+        "base": base,
+        "models": [
+            _model(model, scores.get(model.weights or "", {}), published.get(model.id))
+            for model in models
+        ],
+        "generations": [_generation(generation) for generation in lineage.generations()],
+    }
+
+
+def _scores(store: Store, settings: dict[str, str]) -> dict[str, dict[str, Scores]]:
+    """By weights, split and task; without the samples, which are most of the file."""
+    found: dict[str, dict[str, Scores]] = {}
+    for row in store.rows(
+        "scores", order="number", select="weights, split, task, settings, score, stderr, n"
+    ):
+        if row["settings"] != settings.get(row["split"], row["settings"]):
+            continue
+        tasks = found.setdefault(row["weights"], {}).setdefault(row["split"], {})
+        tasks[row["task"]] = {name: row[name] for name in ("score", "stderr", "n")}
+    return found
+
+
+def _model(model: Model, scores: dict[str, Scores], published: str | None) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "name": model.name,
+        "kind": model.kind,
+        "generation": model.generation,
+        "parents": list(model.parents),
+        "recipe": model.recipe,
+        "selection": dict(sorted(scores.get("selection", {}).items())),
+        "validation": dict(sorted(scores.get("validation", {}).items())),
+        "published": published,
+        "status": model.status,
+    }
+
+
+def _generation(generation: Generation) -> dict[str, Any]:
+    decision = generation.decision
+    return {
+        "generation": generation.number,
+        "proposals": decision.get("merges", []),
+        "top": decision.get("top", []),
+        "top_mean_kinship": decision.get("top_mean_kinship"),
+        "stop": generation.stop,
+    }

@@ -1,0 +1,114 @@
+"""
+The lineage: which models exist and from which exact bytes, who descends from whom, every kinship,
+score, decision, gate, publication and step of the work (design section 5).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kinship_storage.export import export
+from kinship_storage.jobs import Jobs
+from kinship_storage.models import Models
+from kinship_storage.results import Results
+from kinship_storage.store import Json, Store, dumps
+from kinship_storage.verify import verify
+
+__all__ = ["Lineage"]
+
+
+class Lineage(Models, Results, Jobs):
+    """
+    The one database of a home. For one thread at a time, whichever opened it.
+
+    Every write is committed and on the disk when its method returns, unless a transaction is open.
+    """
+
+    def __init__(self, store: Store, *, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._now = now
+
+    @classmethod
+    def open(cls, path: Path, *, now: Callable[[], datetime], readonly: bool = False) -> Self:
+        """
+        Opens the database, made or brought to the latest schema where need be.
+
+        Args:
+            path: The database file; its folder must exist.
+            now: The clock that stamps what is added.
+            readonly: Never writes a row; works beside a running daemon and on a read-only disk.
+
+        Raises:
+            LineageError: Not there (readonly), not a database, another program's, from a newer
+                version, not accessible; the message says what would help.
+        """
+        return cls(Store(path, readonly=readonly), now=now)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        return self._store.path
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All that is written inside or nothing; may be nested."""
+        return self._store.transaction()
+
+    def get(self, key: str) -> Json:
+        """A fact about the home, such as `base`; None if it was never put."""
+        found = self._store.row("home", "key = ?", key)
+        return None if found is None else json.loads(found["value"])
+
+    def put(self, key: str, value: Json) -> None:
+        """Any JSON value; replaces what was there."""
+        self._store.replace("home", {"key": key, "value": dumps(value)})
+
+    def file_hash(self, path: Path, size: int, mtime_ns: int) -> str | None:
+        """The sha256 remembered for a file that looks unchanged, so as not to read it again."""
+        found = self._store.row(
+            "hashes", "path = ? AND size = ? AND mtime_ns = ?", str(path), size, mtime_ns
+        )
+        return None if found is None else found["sha256"]
+
+    def remember_hash(self, path: Path, size: int, mtime_ns: int, sha256: str) -> None:
+        values = {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": sha256}
+        self._store.replace("hashes", values)
+
+    def export(self) -> dict[str, Any]:
+        """All of it as the JSON of `kinship-daemon lineage --format json`."""
+        with self._store.snapshot():
+            return export(self, self._store)
+
+    def verify(
+        self, identity: Callable[[Mapping[str, Any], Sequence[str]], str] | None = None
+    ) -> list[str]:
+        """
+        Looks for contradictions within the lineage, and recomputes what can be recomputed.
+
+        Args:
+            identity: Gives the weights identity of a recipe (JSON) and its parents' identities, to
+                recompute those of the merges.
+
+        Returns:
+            A line per problem; empty if there is none.
+        """
+        with self._store.snapshot():
+            return verify(self, self._store, identity)

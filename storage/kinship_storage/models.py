@@ -1,0 +1,163 @@
+"""The part of the lineage that knows the models: where they come from, their files and descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime
+
+from kinship_storage.errors import LineageError
+from kinship_storage.records import File, Kind, Model, Status
+from kinship_storage.rows import cells, record, row, stamp
+from kinship_storage.store import Json, Row, Store
+
+__all__ = ["Models"]
+
+# Origin and descent: what makes a model this model. The rest is learned or decided later.
+_ORIGIN = ("kind", "repo", "revision", "recipe", "parents")
+_CHANGEABLE = frozenset(
+    {
+        *("status", "reason", "generation", "joined", "weights", "parameters", "license"),
+        *("role", "why"),
+    }
+)
+
+
+class Models:
+    """Models, their files and parents."""
+
+    _store: Store
+    _now: Callable[[], datetime]
+
+    def add_model(self, model: Model, files: Iterable[File] = ()) -> Model:
+        """
+        Adds a model and its files; a model that is there already stays as it is.
+
+        Returns:
+            The model as the lineage holds it.
+
+        Raises:
+            LineageError: The id is taken by a model of other origin (kind, repo, revision, recipe,
+                parents, weights or files), or a parent is not in the lineage.
+        """
+        with self._store.transaction():
+            there = self.model(model.id)
+            if there is None:
+                self._insert(model)
+            else:
+                _same(there, model)
+            self.add_files(model.id, files)
+            return self.require(model.id)
+
+    def _insert(self, model: Model) -> None:
+        unknown = [parent for parent in model.parents if self.model(parent) is None]
+        if unknown:
+            raise LineageError(
+                f"model {model.id}: its parent {unknown[0]} is not in the lineage; add that first"
+            )
+        created = model.created or stamp(self._now())
+        self._store.insert("models", row(model, without=["parents"], created=created))
+        parents = [
+            {"model": model.id, "position": i, "parent": parent}
+            for i, parent in enumerate(model.parents)
+        ]
+        self._store.insert("parents", *parents)
+
+    def add_files(self, model: str, files: Iterable[File]) -> None:
+        """The model's files, once they are known. Naming other ones later is a LineageError."""
+        given = sorted(files, key=lambda file: file.path)
+        if not given:
+            return
+        with self._store.transaction():
+            self.require(model)
+            there = self.files(model)
+            if not there:
+                self._store.insert("files", *[row(file, model=model) for file in given])
+            elif there != given:
+                raise LineageError(
+                    f"model {model} is in the lineage with other files; add it under another id"
+                )
+
+    def update_model(self, model: str, **changes: Json) -> Model:
+        """
+        Writes what was learned or decided about a model.
+
+        Args:
+            model: Its id.
+            changes: Of status, reason, generation, joined, weights, parameters, license, role, why.
+
+        Raises:
+            LineageError: No such model, a field that never changes, or other weights than known.
+        """
+        if fixed := sorted(changes.keys() - _CHANGEABLE):
+            raise LineageError(f"model {model}: {', '.join(fixed)} never changes")
+        with self._store.transaction():
+            before = self.require(model)
+            after = replace(before, **changes)
+            if before.weights not in (None, after.weights):
+                raise LineageError(f"model {model} has other weights in the lineage already")
+            if changes:
+                sets = cells(Model, changes)
+                self._store.execute(
+                    f"UPDATE models SET {', '.join(f'{name} = ?' for name in sets)} WHERE id = ?",  # noqa: S608  # names are from _CHANGEABLE
+                    [*sets.values(), model],
+                )
+            return after
+
+    def model(self, model: str) -> Model | None:
+        return next(iter(self._models("id = ?", model)), None)
+
+    def require(self, model: str) -> Model:
+        """The model; LineageError where there is none of that id."""
+        found = self.model(model)
+        if found is None:
+            raise LineageError(
+                f"no model {model!r} in {self._store.path}; `kinship-daemon lineage` lists them"
+            )
+        return found
+
+    def models(self, kind: Kind | None = None, status: Status | None = None) -> list[Model]:
+        """Sorted by generation, then id."""
+        given = {"kind": kind, "status": status}
+        wanted = {name: value for name, value in given.items() if value is not None}
+        return self._models(" AND ".join(f"{name} = ?" for name in wanted), *wanted.values())
+
+    def find(self, repo: str, revision: str) -> Model | None:
+        """The model that came from this revision of the repo."""
+        return next(iter(self._models("repo = ? AND revision = ?", repo, revision)), None)
+
+    def by_weights(self, weights: str) -> list[Model]:
+        """Every model with these very weights, sorted by generation, then id."""
+        return self._models("weights = ?", weights)
+
+    def files(self, model: str) -> list[File]:
+        """Sorted by path."""
+        found = self._store.rows("files", "model = ?", [model], order="path")
+        return [record(File, values) for values in found]
+
+    def _models(self, where: str, *args: object) -> list[Model]:
+        found = self._store.rows("models", where or None, args, order="generation, id")
+        parents = self._parents([values["id"] for values in found])
+        return [record(Model, values, parents=parents[values["id"]]) for values in found]
+
+    def _parents(self, models: list[str]) -> dict[str, tuple[str, ...]]:
+        one = len(models) == 1
+        links: list[Row] = self._store.rows(
+            "parents", "model = ?" if one else None, models if one else (), order="model, position"
+        )
+        found: dict[str, list[str]] = {model: [] for model in models}
+        for link in links:
+            found.setdefault(link["model"], []).append(link["parent"])
+        return {model: tuple(names) for model, names in found.items()}
+
+
+def _same(there: Model, given: Model) -> None:
+    known, new = row(there), row(given)
+    differing = [name for name in _ORIGIN if known[name] != new[name]]
+    if None not in (there.weights, given.weights) and there.weights != given.weights:
+        differing.append("weights")
+    if differing:
+        raise LineageError(
+            f"model {given.id} is in the lineage already with another {', '.join(differing)}; "
+            "add it under another id"
+        )

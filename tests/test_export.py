@@ -1,0 +1,128 @@
+"""The lineage as one document, and what contradicts itself in it."""
+
+import json
+import math
+import sqlite3
+
+import pytest
+
+from family import fill, open_lineage, score
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "lineage.db"
+
+
+@pytest.fixture
+def family(path):
+    with open_lineage(path) as lineage:
+        fill(lineage)
+        yield lineage
+
+
+def test_the_export_is_the_contract(family):
+    document = json.loads(json.dumps(family.export(), allow_nan=False))
+    assert document["base"] == "demo/base"
+    assert [m["id"] for m in document["models"]][-1] == "m1"
+    assert document["models"][-1] == {
+        "id": "m1",
+        "name": "m1",
+        "kind": "merge",
+        "generation": 1,
+        "parents": ["demo/add", "demo/sort"],
+        "recipe": {
+            "method": "slerp",
+            "parents": ["demo/add", "demo/sort"],
+            "parameters": {"t": 0.5},
+        },
+        "selection": {"add": {"score": 1.0, "stderr": 0.1, "n": 4}},
+        "validation": {"add": {"score": 0.5, "stderr": 0.1, "n": 2}},
+        "published": "kinship/m1",
+        "status": "admitted",
+    }
+    assert document["generations"] == [
+        {
+            "generation": 1,
+            "proposals": [
+                {"parents": ["demo/add", "demo/sort"], "role": "pair", "reason": "the best two"}
+            ],
+            "top": ["demo/add", "demo/sort"],
+            "top_mean_kinship": 0.25,
+            "stop": None,
+        },
+        {
+            "generation": 2,
+            "proposals": [],
+            "top": ["m1", "demo/add"],
+            "top_mean_kinship": None,
+            "stop": "converged",
+        },
+    ]
+
+
+def test_the_export_shows_the_scores_of_the_homes_settings(family):
+    family.add_scores([score("recipe:m1", 0, 0, settings="fp7", stderr=math.nan)])
+
+    def shown():
+        model = next(m for m in family.export()["models"] if m["id"] == "m1")
+        return model["selection"]["add"]
+
+    assert shown() == {"score": 1.0, "stderr": 0.1, "n": 4}
+    family.put("settings", {"selection": "fp7", "validation": "fp2"})
+    assert shown() == {"score": 0.0, "stderr": None, "n": 2}
+    family.put("settings", {})
+    family.add_scores([score("recipe:m1", 0, 1, settings="fp8")])
+    assert shown()["score"] == 0.5  # the latest, where the home names none
+
+
+def test_a_sound_lineage_verifies(family):
+    assert family.verify() == []
+    assert family.verify(lambda *_: "recipe:m1") == []
+
+
+def test_recipes_are_recomputed_from_their_parents_weights(family):
+    asked = []
+
+    def identity(recipe, parents):
+        asked.append((recipe["method"], list(parents)))
+        return "recipe:else"
+
+    assert family.verify(identity) == [
+        "model m1: its recipe gives recipe:else, the lineage says recipe:m1"
+    ]
+    assert asked == [("slerp", ["sha256:add", "sha256:sort"])]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        ("DELETE FROM models WHERE id = 'demo/sort'", "m1: its parent demo/sort is not in"),
+        ("UPDATE models SET generation = 0 WHERE id = 'm1'", "not from an earlier generation"),
+        ("UPDATE models SET recipe = NULL WHERE id = 'm1'", "m1: a merge without its recipe"),
+        ("UPDATE models SET weights = NULL WHERE id = 'm1'", "without its recipe's identity"),
+        ("UPDATE models SET weights = NULL WHERE id = 'demo/add'", "without its weights' identity"),
+        ("UPDATE scores SET score = 0.7 WHERE weights = 'sha256:add'", "its samples give 0.75"),
+        ("UPDATE scores SET n = 9 WHERE weights = 'sha256:add'", "says 9 samples, holds 4"),
+        ("UPDATE scores SET samples = '[]' WHERE weights = 'sha256:add'", "holds 0"),
+        ("DELETE FROM gates", "m1: published without having passed the gate"),
+        ("UPDATE gates SET passed = 0", "m1: published without having passed the gate"),
+        ("DELETE FROM scores WHERE weights = 'recipe:m1'", "job evaluate:m1: done, but what it"),
+        ("UPDATE jobs SET model = 'gone'", "job evaluate:m1: done, but its model gone"),
+        (
+            'UPDATE generations SET decision = \'{"merges":[],"top":["gone"]}\' WHERE number = 2',
+            "generation 2: names gone, which is not in the lineage",
+        ),
+        ("UPDATE generations SET stop = 'enough'", "generation 1: is a stop and yet"),
+        (
+            "INSERT INTO files VALUES ('gone', 'a', 1, 'ff')",
+            "files: row 4 refers to a row of models that is gone",
+        ),
+    ],
+)
+def test_every_contradiction_is_found(family, path, damage, problem):
+    stranger = sqlite3.connect(path)  # references are not enforced here
+    stranger.execute(damage)
+    stranger.commit()
+    stranger.close()
+    assert any(problem in line for line in family.verify()), family.verify()
