@@ -1,0 +1,125 @@
+"""
+Finds policies by name and makes them from settings.
+
+Policies are classes registered in the entry-point group `kinship_daemon.policies`, ours like
+everybody else's, or named by path: `mypkg.mod:Cls`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from kinship_policies.policy import Policy
+from kinship_policies.presets import list_presets, load_preset
+from kinship_policies.refusals import complaint, nearest
+from kinship_storage.errors import UsageError
+
+__all__ = ["GROUP", "Installed", "find", "installed", "list_presets", "load_preset", "make"]
+
+GROUP = "kinship_daemon.policies"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A registered policy: its name, the class's path, and who provides it (`package 1.0`)."""
+
+    name: str
+    path: str
+    provider: str
+
+
+def installed() -> tuple[Installed, ...]:
+    """Every registered policy, sorted by name, then path; a name provided twice is there twice."""
+    found = [Installed(e.name, e.value, _provider(e)) for e in entry_points(group=GROUP)]
+    return tuple(sorted(found, key=lambda policy: (policy.name, policy.path, policy.provider)))
+
+
+def find(name: str) -> type[Any]:
+    """
+    The policy's class.
+
+    Args:
+        name: A registered name, or a path `mypkg.mod:Cls`.
+
+    Raises:
+        UsageError: Unknown, provided twice, or it cannot be imported.
+    """
+    if ":" in name:
+        return _load(EntryPoint(name=name, value=name, group=GROUP))
+    policies = installed()
+    named = [policy for policy in policies if policy.name == name]
+    if not named:
+        names = sorted({policy.name for policy in policies})
+        raise UsageError(
+            f"no policy {name!r}; installed: {', '.join(names) or 'none'}{nearest(name, names)}"
+        )
+    if len(named) > 1:
+        providers = " and by ".join(f"{policy.provider} ({policy.path})" for policy in named)
+        raise UsageError(
+            f"policy {name!r} is provided by {providers}; "
+            "uninstall one of them, or name the class by its path"
+        )
+    return _load(EntryPoint(name=name, value=named[0].path, group=GROUP))
+
+
+def make(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
+    """
+    The policy with these settings, the others at their defaults.
+
+    Raises:
+        UsageError: As `find`; an unknown setting (naming the nearest), a value that is out of range
+            (naming the range), or a class that is no policy.
+    """
+    cls, given = find(name), dict(settings or {})
+    _refuse_unknown(name, given, _known(cls))
+    try:
+        policy = cls(**given)
+    except ValidationError as error:
+        raise UsageError(f"policy {name}: {complaint(cls, error)}") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"policy {name}: {error}") from error
+    if not isinstance(policy, Policy):
+        raise UsageError(f"policy {name}: {cls.__name__} has no method propose(population)")
+    return policy
+
+
+def _known(cls: type[Any]) -> list[str] | None:
+    """The names of a policy's settings; None if it takes any."""
+    if issubclass(cls, BaseModel):
+        return sorted(field.alias or name for name, field in cls.model_fields.items())
+    parameters = inspect.signature(cls).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return sorted(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+
+
+def _refuse_unknown(name: str, given: Mapping[str, Any], known: list[str] | None) -> None:
+    for key in sorted(given, key=str):
+        if known is not None and key not in known:
+            raise UsageError(
+                f"policy {name} has no setting {key!r}; "
+                f"known: {', '.join(known) or 'none'}{nearest(str(key), known)}"
+            )
+
+
+def _load(entry: EntryPoint) -> type[Any]:
+    try:
+        loaded = entry.load()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"policy {entry.name!r} cannot be imported from {entry.value!r} ({error}); "
+            "is it installed, or on PYTHONPATH?"
+        ) from error
+    if not isinstance(loaded, type):
+        raise UsageError(f"policy {entry.name!r}: {entry.value!r} is not a class")
+    return loaded
+
+
+def _provider(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"

@@ -1,0 +1,102 @@
+"""The house's rules, read from the source: who may import whom."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOTS = {
+    "kinship_daemon": ROOT / "daemon",
+    "kinship_policies": ROOT / "policies",
+    "kinship_storage": ROOT / "storage",
+}
+# The lowest first: each may import itself and those before it.
+ORDER = ["kinship_storage", "kinship_policies", "kinship_daemon"]
+# Inside the daemon: what a room may use of it. Not the loop, not the config, not the lineage.
+ROOMS = {
+    "weights": {"errors", "weights"},
+    "evaluate": {"errors", "evaluate", "weights"},
+    "hub": {"errors", "hub"},
+}
+
+
+def modules(package):
+    found = sorted((ROOTS[package] / package).rglob("*.py"))
+    assert found, f"{package} has no modules"
+    return found
+
+
+def imports(path):
+    """Every absolute name that the file imports, wherever in it; `from a import b` is a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def importers(package, top):
+    """Files of the package that import the top-level module, relative to the package."""
+    return {
+        str(path.relative_to(ROOTS[package] / package))
+        for path in modules(package)
+        if any(name.split(".")[0] == top for name in imports(path))
+    }
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_packages_import_one_way_only(package):
+    above = ORDER[ORDER.index(package) + 1 :]
+    assert {name: importers(package, name) for name in above} == {name: set() for name in above}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_nobody_imports_a_source_root(package):
+    for root in ("daemon", "policies", "storage"):
+        assert importers(package, root) == set()
+
+
+def test_source_roots_are_no_packages():
+    assert [root for root in ROOTS.values() if (root / "__init__.py").exists()] == []
+
+
+def test_only_the_hubs_client_talks_to_the_hub():
+    assert importers("kinship_daemon", "huggingface_hub") <= {"hub/client.py"}
+    assert importers("kinship_policies", "huggingface_hub") == set()
+    assert importers("kinship_storage", "huggingface_hub") == set()
+
+
+def test_only_the_storage_talks_to_sqlite():
+    for top in ("sqlite3", "sqlite_utils"):
+        assert importers("kinship_daemon", top) == set()
+        assert importers("kinship_policies", top) == set()
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_rooms_know_nothing_of_each_other_nor_of_the_loop(room):
+    folder = ROOTS["kinship_daemon"] / "kinship_daemon" / room
+    files = sorted(folder.rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imports(path):
+            top, _, rest = name.partition(".")
+            assert top not in {"kinship_storage", "kinship_policies"}, f"{path} imports {name}"
+            if top == "kinship_daemon":
+                assert rest.split(".")[0] in ROOMS[room], f"{path} imports {name}"
+
+
+def test_policies_decide_without_a_world():
+    """No clock, network, storage or tensors; no chance but a seeded one."""
+    allowed = {"pydantic", "yaml", "kinship_policies", "kinship_storage"}
+    worldly = {"asyncio", "datetime", "os", "random", "secrets", "socket", "sqlite3", "subprocess"}
+    worldly |= {"threading", "time", "urllib", "uuid", "http"}
+    for path in modules("kinship_policies"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert top in allowed or top in sys.stdlib_module_names, f"{path} imports {name}"
+            assert top not in worldly, f"{path} imports {name}"
+            if top == "kinship_storage":
+                assert name.startswith("kinship_storage.errors."), f"{path} imports {name}"
