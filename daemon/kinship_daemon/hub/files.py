@@ -1,0 +1,156 @@
+"""Which files of a model repo matter, and whether a local copy of one is right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.hub.records import RepoFile
+
+__all__ = [
+    "has_tokenizer",
+    "hash_file",
+    "intact",
+    "local_files",
+    "pickles",
+    "sidecars",
+    "sync",
+    "wanted",
+    "weight_files",
+]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.safetensors")
+_PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
+# Any one of these groups is a tokenizer that transformers can load.
+_TOKENIZERS = (
+    {"tokenizer.json"},
+    {"tokenizer.model"},
+    {"vocab.json", "merges.txt"},
+    {"vocab.txt"},
+    {"spiece.model"},
+    {"sentencepiece.bpe.model"},
+)
+_SIDECARS = frozenset().union(
+    *_TOKENIZERS,
+    {"config.json", "generation_config.json"},
+    {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"},
+    {"chat_template.jinja", "chat_template.json"},
+)
+_INDEX_BYTES = 100_000_000
+
+
+def has_tokenizer(files: Iterable[RepoFile]) -> bool:
+    names = {file.path for file in files}
+    return any(group <= names for group in _TOKENIZERS)
+
+
+def pickles(files: Iterable[RepoFile]) -> list[str]:
+    """Names of weight files that would run code when loaded; they are never touched."""
+    return [file.path for file in files if _PICKLE.fullmatch(file.path)]
+
+
+def sidecars(files: Iterable[RepoFile]) -> list[RepoFile]:
+    """Config, tokenizer, generation config, chat template, and the index of sharded weights."""
+    files = list(files)
+    single = any(file.path == _SINGLE for file in files)
+    names = _SIDECARS if single else _SIDECARS | {_INDEX}
+    return [file for file in files if file.path in names]
+
+
+def weight_files(files: Iterable[RepoFile], folder: Path | None = None) -> list[RepoFile]:
+    """
+    The safetensors files a loader would read; other copies of the weights are left alone.
+
+    Args:
+        folder: Where the index lies, if it has been fetched. Without it the shards are those
+            named like shards.
+
+    Raises:
+        ModelError: the index cannot be read, or names a shard that the repo does not have.
+    """
+    known = {file.path: file for file in files}
+    if _SINGLE in known:
+        return [known[_SINGLE]]
+    if _INDEX not in known:
+        return []
+    if folder is None:
+        return [file for name, file in known.items() if _SHARD.fullmatch(name)]
+    shards = _indexed(folder / _INDEX)
+    if missing := [name for name in shards if name not in known]:
+        raise ModelError(f"{_INDEX} names {missing[0]}, which the repo does not have")
+    return [known[name] for name in shards]
+
+
+def wanted(files: Iterable[RepoFile]) -> list[RepoFile]:
+    """All that is fetched, as far as the listing alone tells."""
+    files = list(files)
+    return [*sidecars(files), *weight_files(files)]
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        if index.stat().st_size > _INDEX_BYTES:
+            raise ValueError
+        shards = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{_INDEX} is not an index of shards") from None
+    for name in sorted(shards):
+        # A bare name: what the index says becomes a path.
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise ModelError(f"{_INDEX} names {name}, which is not a safetensors file beside it")
+    return sorted(shards)
+
+
+def local_files(folder: Path, within: Path) -> list[Path]:
+    """
+    The files below a folder, sorted; hidden ones and links that lead out of `within` are left out.
+
+    Args:
+        within: Resolved.
+    """
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = Path(place, name)
+            inside = not path.is_symlink() or path.resolve().is_relative_to(within)
+            if not name.startswith(".") and inside and path.is_file():
+                found.append(path)
+    return sorted(found)
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's content, hex; streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def intact(path: Path, file: RepoFile, sha256: Callable[[Path], str] = hash_file) -> bool:
+    """Whether `path` has exactly the content that the hub declares for `file`."""
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    if file.sha256 is not None:
+        return sha256(path) == file.sha256
+    return file.blob is None or _blob(path) == file.blob
+
+
+def _blob(path: Path) -> str:
+    """Git's object id of a file's content: what the Hub tells of files outside LFS."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,216 @@
+"""A hub in a plain folder, org/name/ of ordinary model repos: the demo's, and without network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.hub.files import hash_file, local_files, sync
+from kinship_daemon.hub.front_matter import declared_bases, front_matter
+from kinship_daemon.hub.names import check_repo_id
+from kinship_daemon.hub.records import Listing, Publication, Repo, RepoFile, UnknownRepo
+
+__all__ = ["FolderHub"]
+
+_README_BYTES = 1_000_000
+_CONFIG_BYTES = 10_000_000
+_FEW_HEX = 7  # the least that abbreviates a revision, as git has it
+
+
+class FolderHub:
+    """
+    A hub in a folder. A repo's revision is the hash of its files, so it has no older ones.
+
+    Hidden folders and files do not exist for it, and neither do links that lead out of the root.
+    """
+
+    def __init__(self, root: Path, *, sha256: Callable[[Path], str] = hash_file) -> None:
+        """
+        A hub over an existing folder.
+
+        Args:
+            sha256: Of a file, hex. Repos are hashed at every look, so give one that remembers.
+
+        Raises:
+            UsageError: no such folder.
+        """
+        if not root.is_dir():
+            raise UsageError(f"no folder {root}; a folder hub holds repos as org/name/")
+        self._root = root.resolve()
+        self._sha256 = sha256
+
+    @property
+    def name(self) -> str:
+        return str(self._root)
+
+    def about(self) -> str:
+        return f"folder {self._root} with {len(list(self._ids()))} repos"
+
+    def descendants(self, base: str) -> Iterator[Listing]:
+        found = []
+        for repo_id in self._ids():
+            text = self._readme(self._root / repo_id)
+            card, problem = front_matter(text)
+            # A card that cannot be read but names the base is listed: its refusal says why.
+            if base not in declared_bases(card) and (problem is None or base not in text):
+                continue
+            try:
+                repo = self.repo(repo_id)
+            except UnknownRepo:
+                continue  # removed while we looked
+            found.append(Listing(repo_id, repo.revision, repo.modified))
+        yield from sorted(found, key=lambda listing: (listing.modified, listing.id))
+
+    def repo(self, repo_id: str, revision: str | None = None) -> Repo:
+        folder = self._folder(repo_id)
+        if folder is None:
+            raise UnknownRepo(f"no repo {repo_id} in {self._root}")
+        card, problem = front_matter(self._readme(folder))
+        files, unreadable = self._files(folder, self._root)
+        found = _revision(files)
+        if revision is not None and not _names(revision, found):
+            raise UnknownRepo(
+                f"{repo_id} in {self._root} is at {found[:12]}; a folder hub keeps no {revision}"
+            )
+        return Repo(
+            id=repo_id,
+            revision=found,
+            modified=_modified(folder, files),
+            card=card,
+            files=files,
+            config=_mapping(self._read(folder / "config.json", _CONFIG_BYTES)),
+            problem=unreadable or problem,
+        )
+
+    def fetch(
+        self,
+        repo: Repo,
+        into: Path,  # noqa: ARG002 - nothing is copied
+        progress: Callable[[int], None] | None = None,
+    ) -> Path:
+        folder = self._folder(repo.id)
+        if folder is None or _revision(self._files(folder, self._root)[0]) != repo.revision:
+            raise UnknownRepo(f"{repo.id} in {self._root} changed since it was looked at")
+        if progress is not None:
+            progress(sum(file.size for file in repo.files))
+        return folder
+
+    def publish(
+        self,
+        repo_id: str,
+        folder: Path,
+        message: str,  # noqa: ARG002 - a folder keeps no history
+        private: bool,  # noqa: ARG002 - who may read a folder is the file system's business
+    ) -> Publication:
+        target = self._root / check_repo_id(repo_id)
+        files, unreadable = self._files(folder, folder.resolve())
+        if unreadable is not None:
+            raise KinshipError(f"cannot publish {repo_id}: {unreadable}")
+        if target.exists():
+            if _revision(self._files(target, self._root)[0]) != _revision(files):
+                raise KinshipError(
+                    f"{target} exists with other content; it is not ours to replace: "
+                    "set another publish.namespace or publish.name, or remove it"
+                )
+        else:
+            self._place(folder, files, target)
+        return Publication(repo_id, _revision(files), str(target))
+
+    def _place(self, folder: Path, files: tuple[RepoFile, ...], target: Path) -> None:
+        """Copy to a hidden sibling, then rename: the repo is there whole, or not at all."""
+        stage = target.with_name(f".{target.name}.part")
+        if stage.exists():
+            shutil.rmtree(stage)  # of a run that was killed
+        stage.mkdir(parents=True)
+        for file in files:
+            copy = stage / file.path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file.path, copy)
+            sync(copy)
+            sync(copy.parent)
+        stage.rename(target)
+        sync(target.parent)
+        sync(self._root)
+
+    def _ids(self) -> Iterator[str]:
+        """Repo ids in name order."""
+        for organisation in _visible(self._root):
+            for place in _visible(organisation):
+                repo_id = f"{organisation.name}/{place.name}"
+                if self._folder(repo_id) is not None:
+                    yield repo_id
+
+    def _folder(self, repo_id: str) -> Path | None:
+        """A repo's folder; None if there is none, or a link leads it out of the root."""
+        try:
+            folder = self._root / check_repo_id(repo_id)
+        except UsageError:
+            return None
+        inside = folder.is_dir() and folder.resolve().is_relative_to(self._root)
+        return folder if inside else None
+
+    def _readme(self, folder: Path) -> str:
+        return self._read(folder / "README.md", _README_BYTES).decode("utf-8", errors="replace")
+
+    def _read(self, path: Path, limit: int) -> bytes:
+        """A file's first bytes; none if it cannot be read, or a link leads it out of the root."""
+        try:
+            if path.resolve().is_relative_to(self._root):
+                with path.open("rb") as file:
+                    return file.read(limit)
+        except OSError:
+            pass
+        return b""
+
+    def _files(self, folder: Path, within: Path) -> tuple[tuple[RepoFile, ...], str | None]:
+        """A folder's files sorted by path, and which of them could not be read."""
+        found, unreadable = [], None
+        for path in local_files(folder, within):
+            name = path.relative_to(folder).as_posix()
+            try:
+                found.append(RepoFile(name, path.stat().st_size, self._sha256(path)))
+            except FileNotFoundError:
+                continue  # removed while we looked
+            except OSError as error:
+                unreadable = f"{name} cannot be read: {error.strerror}"
+                found.append(RepoFile(name, 0))
+        return tuple(sorted(found, key=lambda file: file.path)), unreadable
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _revision(files: tuple[RepoFile, ...]) -> str:
+    """sha256 over paths and contents, hex."""
+    lines = "".join(f"{file.path}\0{file.sha256}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _names(revision: str, found: str) -> bool:
+    return found == revision or (len(revision) >= _FEW_HEX and found.startswith(revision))
+
+
+def _modified(folder: Path, files: tuple[RepoFile, ...]) -> datetime:
+    times = [path.stat().st_mtime for file in files if (path := folder / file.path).exists()] or [
+        folder.stat().st_mtime
+    ]
+    return datetime.fromtimestamp(max(times), UTC)
+
+
+def _mapping(data: bytes) -> Mapping[str, Any]:
+    """JSON if it is a mapping; whether a config is sound is the checkpoint's business."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,81 @@
+"""Names from outside, checked before they become paths or URLs."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from kinship_daemon.errors import UsageError
+
+__all__ = [
+    "check_endpoint",
+    "check_repo_id",
+    "check_revision",
+    "check_token",
+    "slug",
+]
+
+# The Hub's own rules: 1 to 96 of these per part, not at either end '.' or '-', no '--' or '..'.
+_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_])?")
+
+
+def check_repo_id(text: str) -> str:
+    """
+    `text` itself, if it is an org/name that is safe as a path.
+
+    Raises:
+        UsageError: it is not.
+    """
+    parts = text.split("/")
+    sound = len(parts) == 2 and all(_PART.fullmatch(part) for part in parts)
+    if not sound or ".." in text or "--" in text or text.endswith(".git"):
+        raise UsageError(
+            f"{text!r} is not a repo id; expected org/name of letters, digits, '-', '_' and '.'"
+        )
+    return text
+
+
+def check_revision(text: str) -> str:
+    """
+    `text` itself, if it can be a commit, branch or tag.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not _REVISION.fullmatch(text) or ".." in text or "//" in text:
+        raise UsageError(f"{text!r} is not a revision; expected a commit, branch or tag")
+    return text
+
+
+def check_endpoint(text: str) -> str:
+    """
+    A server's URL without its last slash.
+
+    Raises:
+        UsageError: it is none, or carries a password, which would end in every message.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+        raise UsageError(f"{text!r} is not a hub; expected a URL such as https://huggingface.co")
+    if parts.username or parts.password:
+        raise UsageError(f"a hub's URL carries no password ({parts.hostname}); use HF_TOKEN")
+    return text.rstrip("/")
+
+
+def check_token(text: str | None) -> str | None:
+    """
+    A token without the blanks around it; None if nothing is left.
+
+    Raises:
+        UsageError: it could not be sent. The message does not show it.
+    """
+    token = (text or "").strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        raise UsageError("the Hub token holds characters that no token has; copy it again")
+    return token or None
+
+
+def slug(repo_id: str) -> str:
+    """A repo id as one file name; no two ids share one, since '--' cannot occur in an id."""
+    return check_repo_id(repo_id).replace("/", "--")

@@ -1,0 +1,42 @@
+"""Open a hub from what the user names: a URL or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kinship_daemon.errors import UsageError
+from kinship_daemon.hub.files import hash_file
+from kinship_daemon.hub.folder import FolderHub
+from kinship_daemon.hub.records import Hub
+
+__all__ = ["open_hub"]
+
+
+def open_hub(
+    where: str, *, token: str | None = None, sha256: Callable[[Path], str] = hash_file
+) -> Hub:
+    """
+    A hub by URL or folder.
+
+    Args:
+        token: For a URL. By default the machine's own (HF_TOKEN, `hf auth login`), if it is for
+            that server.
+        sha256: Of a file, hex; a folder hub hashes its repos at every look, so give one that
+            remembers.
+
+    Raises:
+        UsageError: neither a URL nor an existing folder.
+    """
+    if "://" in where:
+        # Slow to import, and not needed for a folder.
+        from kinship_daemon.hub.client import ApiHub, machine_token  # noqa: PLC0415
+
+        return ApiHub(where, token=token or machine_token(where), sha256=sha256)
+    folder = Path(where).expanduser()
+    if not folder.is_dir():
+        raise UsageError(
+            f"no hub at {where}; expected a URL such as https://huggingface.co, "
+            "or a folder of repos org/name/"
+        )
+    return FolderHub(folder, sha256=sha256)

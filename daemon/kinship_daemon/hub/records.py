@@ -1,0 +1,140 @@
+"""What a hub tells and takes, the same for every kind of hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from kinship_daemon.errors import UsageError
+
+__all__ = ["Hub", "Listing", "Publication", "Repo", "RepoFile", "UnknownRepo"]
+
+
+class UnknownRepo(UsageError):
+    """The hub has no such repo, or not at that revision (any more)."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """
+    One line of a listing.
+
+    Attributes:
+        revision: Names the exact content.
+        modified: Last change, UTC.
+    """
+
+    id: str
+    revision: str
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class RepoFile:
+    """
+    One file of a repo.
+
+    Attributes:
+        path: Relative, with `/`.
+        size: Bytes.
+        sha256: Of the content; None where the hub does not tell it.
+        blob: Git's object id (sha1) of the content; None where the hub does not tell it, or
+            where sha256 is known.
+    """
+
+    path: str
+    size: int
+    sha256: str | None = None
+    blob: str | None = None
+
+
+@dataclass(frozen=True)
+class Repo:
+    """
+    A model repo at one revision.
+
+    Attributes:
+        card: Front matter of README.md; {} if there is none.
+        files: Sorted by path.
+        config: What is known of config.json before anything is fetched; may be less than all of it.
+        problem: What is wrong with the repo itself (front matter or a file that cannot be read).
+    """
+
+    id: str
+    revision: str
+    modified: datetime
+    card: Mapping[str, Any]
+    files: tuple[RepoFile, ...]
+    gated: bool = False
+    private: bool = False
+    disabled: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Publication:
+    repo: str
+    revision: str
+    url: str
+
+
+class Hub(Protocol):
+    """Where models come from and go to."""
+
+    @property
+    def name(self) -> str:
+        """URL or folder, for messages."""
+
+    def about(self) -> str:
+        """
+        One line for `doctor`: that the hub answers, and as whom it knows us.
+
+        Raises:
+            Transient: it does not answer.
+        """
+
+    def descendants(self, base: str) -> Iterator[Listing]:
+        """
+        Every repo that declares `base` as (one of) its base models, sorted by (modified, id).
+
+        A hub may leave out declared quantised copies: there are thousands, and none can be merged.
+
+        Raises:
+            Transient: the hub does not answer.
+        """
+
+    def repo(self, repo_id: str, revision: str | None = None) -> Repo:
+        """
+        One repo, pinned to a revision; the newest one by default.
+
+        Raises:
+            UnknownRepo: no such repo or revision.
+            ModelError: it cannot be had (gated, disabled, unreadable).
+            Transient: the hub does not answer.
+        """
+
+    def fetch(self, repo: Repo, into: Path, progress: Callable[[int], None] | None = None) -> Path:
+        """
+        A local folder with the repo's config, tokenizer and safetensors files, never a pickle.
+
+        Args:
+            into: Where copies are kept, one folder per repo and revision.
+            progress: Gets the bytes that have arrived since its last call.
+
+        Raises:
+            ModelError: a file is missing, or its content is not what the hub declares.
+            UnknownRepo, Transient: as `repo`.
+        """
+
+    def publish(self, repo_id: str, folder: Path, message: str, private: bool) -> Publication:
+        """
+        Put a folder's files on the hub in one step; doing it again changes nothing.
+
+        Raises:
+            KinshipError: the repo exists with other content, or may not be written.
+            Transient: the hub does not answer.
+        """

@@ -1,0 +1,123 @@
+"""Whom not to fetch, from a repo's card, file list and config alone; the cheapest reasons first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kinship_daemon.hub.files import has_tokenizer, pickles, weight_files
+from kinship_daemon.hub.front_matter import relation, tags
+from kinship_daemon.hub.records import Repo
+
+__all__ = ["Rules", "refusal", "remarks"]
+
+# As words of a name or tag: Org/Model-GPTQ, 4bit, but not the "awq" inside another word.
+_QUANTISED = re.compile(
+    r"(?:^|[^a-z0-9])(gguf|ggml|gptq|awq|exl2|exl3|bnb|bitsandbytes|eetq|hqq|fp8|nf4|[2-8]-?bit)"
+    r"(?![a-z0-9])"
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """
+    What the user allows.
+
+    Attributes:
+        max_gb: Largest size of the weight files, in 10^9 bytes.
+        allow_gated: Admit repos whose terms must be accepted first.
+        allow_merges: Admit other people's merges.
+    """
+
+    max_gb: float = 40.0
+    allow_gated: bool = False
+    allow_merges: bool = False
+
+
+def refusal(
+    repo: Repo, base_id: str, rules: Rules, *, architectures: Sequence[str] = ()
+) -> str | None:
+    """
+    Why a repo is not fetched; None if it may be. The licence is no reason: it bars publishing.
+
+    Args:
+        base_id: What descendants declare.
+        architectures: Of the base's config.json, if known.
+    """
+    return (
+        _by_standing(repo, base_id, rules)
+        or _by_relation(repo, rules)
+        or _by_quantisation(repo)
+        or _by_files(repo, rules)
+        or _by_architecture(repo, architectures)
+    )
+
+
+def remarks(repo: Repo) -> tuple[str, ...]:
+    """What is worth saying about a repo that is admitted all the same."""
+    found = []
+    if "auto_map" in repo.config:
+        found.append("brings code of its own (auto_map), which is never run")
+    if names := pickles(repo.files):
+        found.append(f"pickle files are left alone ({', '.join(names[:3])})")
+    return tuple(found)
+
+
+def _by_standing(repo: Repo, base_id: str, rules: Rules) -> str | None:
+    if repo.id == base_id:
+        return "the base itself"
+    if repo.disabled:
+        return "disabled by the hub"
+    if repo.problem is not None:
+        return repo.problem
+    if repo.gated and not rules.allow_gated:
+        return "gated (triage.allow_gated admits such)"
+    return None
+
+
+def _by_relation(repo: Repo, rules: Rules) -> str | None:
+    # Whether the card names this base is the hub's to say: it knows the names of renamed repos.
+    kind = relation(repo.card, [file.path for file in repo.files])
+    if kind == "adapter":
+        return "an adapter; only full fine-tunes are merged"
+    if kind == "quantized":
+        return "a quantised copy"
+    if kind == "merge" and not rules.allow_merges:
+        return "a merge (triage.allow_merges admits such)"
+    return None
+
+
+def _by_quantisation(repo: Repo) -> str | None:
+    if "quantization_config" in repo.config:
+        return "quantised: config.json has a quantization_config"
+    for word in (*tags(repo.card), repo.id.rpartition("/")[2].lower()):
+        if found := _QUANTISED.search(word):
+            return f"quantised, by its name or tags ({found[1]})"
+    return None
+
+
+def _by_files(repo: Repo, rules: Rules) -> str | None:
+    names = {file.path for file in repo.files}
+    weights = weight_files(repo.files)
+    if not weights:
+        pickled = pickles(repo.files)
+        only = f"only pickle weights ({', '.join(pickled[:3])})" if pickled else "no weights"
+        return f"{only}; model.safetensors is needed, or shards with their index"
+    if "config.json" not in names:
+        return "no config.json"
+    if not has_tokenizer(repo.files):
+        return "no tokenizer files (such as tokenizer.json or tokenizer.model)"
+    size = sum(file.size for file in weights) / 1e9
+    if size > rules.max_gb:
+        return f"weights of {size:.1f} GB, more than triage.max_gb {rules.max_gb:g}"
+    return None
+
+
+def _by_architecture(repo: Repo, architectures: Sequence[str]) -> str | None:
+    theirs = repo.config.get("architectures")
+    if not architectures or not isinstance(theirs, list) or not theirs:
+        return None
+    if set(theirs) & set(architectures):
+        return None
+    return f"another architecture ({theirs[0]}, the base has {architectures[0]})"

@@ -1,0 +1,206 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.hub import folder as folder_module
+from kinship_daemon.hub.files import hash_file
+from kinship_daemon.hub.folder import FolderHub
+from kinship_daemon.hub.open import open_hub
+from kinship_daemon.hub.records import UnknownRepo
+from kinship_daemon.hub.triage import Rules, refusal
+
+BASE = "org/base"
+
+
+def make(root: Path, repo_id: str, front: str | None = f"base_model: {BASE}", age: int = 0) -> Path:
+    place = root / repo_id
+    place.mkdir(parents=True)
+    save_file({"w": torch.full((4,), float(len(repo_id)))}, place / "model.safetensors")
+    (place / "config.json").write_text('{"architectures": ["MistralForCausalLM"]}')
+    (place / "tokenizer.json").write_text("{}")
+    if front is not None:
+        (place / "README.md").write_text(f"---\n{front}\n---\n# {repo_id}\n")
+    for path in place.iterdir():
+        os.utime(path, (2_000_000_000 - age,) * 2)
+    return place
+
+
+@pytest.fixture
+def root(tmp_path):
+    place = tmp_path / "hub"
+    make(place, BASE, "license: mit", age=900)
+    make(place, "org/old", f"base_model: {BASE}\nlicense: apache-2.0", age=500)
+    make(place, "org/new", f"base_model: [org/x, {BASE}]\ntags: [a]", age=100)
+    make(place, "org/stranger", "base_model: org/another")
+    make(place, "org/silent", None)
+    return place
+
+
+@pytest.fixture
+def hub(root):
+    return FolderHub(root)
+
+
+def test_descendants_are_those_that_declare_the_base_oldest_first(root, hub):
+    make(root, "zed/same-age", age=500)
+    assert [line.id for line in hub.descendants(BASE)] == ["org/old", "zed/same-age", "org/new"]
+
+
+def test_a_repo_tells_card_config_and_files_with_their_hashes(root, hub):
+    repo = hub.repo("org/old")
+    assert repo.card == {"base_model": BASE, "license": "apache-2.0"}
+    assert repo.config["architectures"] == ["MistralForCausalLM"]
+    assert [file.path for file in repo.files] == sorted(
+        p.name for p in (root / "org/old").iterdir()
+    )
+    assert all(file.sha256 == hash_file(root / "org/old" / file.path) for file in repo.files)
+    assert refusal(repo, BASE, Rules()) is None
+
+
+def test_the_revision_names_the_content_and_nothing_else(root, hub, tmp_path):
+    before = hub.repo("org/old").revision
+    shutil.copytree(root, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/org/old/config.json").touch()
+    assert FolderHub(tmp_path / "elsewhere").repo("org/old").revision == before
+    (root / "org/old/README.md").write_text("# changed")
+    changed = hub.repo("org/old").revision
+    (root / "org/old/README.md").rename(root / "org/old/READYOU.md")
+    assert len({before, changed, hub.repo("org/old").revision}) == 3
+
+
+def test_an_older_revision_is_gone(root, hub):
+    before = hub.repo("org/old")
+    assert hub.repo("org/old", before.revision[:10]) == before
+    (root / "org/old/config.json").write_text("{}")
+    with pytest.raises(UnknownRepo, match="a folder hub keeps no"):
+        hub.repo("org/old", before.revision)
+    with pytest.raises(UnknownRepo, match="changed since"):
+        hub.fetch(before, root)
+
+
+@pytest.mark.parametrize(
+    "name", ["org/none", "../hub/org/old", "org", "org/.hidden", "/etc/passwd"]
+)
+def test_what_is_not_there_is_unknown(hub, name):
+    with pytest.raises(UnknownRepo, match="no repo"):
+        hub.repo(name)
+
+
+def test_hidden_things_and_links_out_of_the_root_do_not_exist(root, hub, tmp_path):
+    outside = make(tmp_path, "secret/model")
+    make(root, ".git/repo")
+    (root / "org/linked").symlink_to(outside)
+    (root / "out").symlink_to(outside.parent)
+    before = hub.repo("org/old").revision
+    (root / "org/old/stolen.txt").symlink_to(outside / "config.json")
+    (root / "org/old/.cache").mkdir()
+    (root / "org/old/.cache/x").write_text("x")
+    assert hub.repo("org/old").revision == before
+    assert [line.id for line in hub.descendants(BASE)] == ["org/old", "org/new"]
+    (root / "org/silent/README.md").symlink_to(outside / "README.md")
+    assert hub.repo("org/silent").card == {}
+
+
+def test_a_link_inside_the_root_is_followed(root, hub):
+    (root / "org/copy").mkdir()
+    for path in (root / "org/old").iterdir():
+        (root / "org/copy" / path.name).symlink_to(path)
+    assert hub.repo("org/copy").revision == hub.repo("org/old").revision
+
+
+def test_a_card_that_cannot_be_read_is_listed_and_refused_with_the_reason(root, hub):
+    make(root, "org/broken", f"base_model: {BASE}\ntags: [unclosed")
+    assert "org/broken" in [line.id for line in hub.descendants(BASE)]
+    repo = hub.repo("org/broken")
+    assert repo.card == {}
+    assert "front matter cannot be read: not YAML" in refusal(repo, BASE, Rules())
+
+
+def test_a_file_that_cannot_be_read_is_that_repos_problem_alone(root):
+    def sha256(path):
+        if path.parent.name == "old":
+            raise PermissionError(13, "Permission denied", str(path))
+        return hash_file(path)
+
+    hub = FolderHub(root, sha256=sha256)
+    assert len(list(hub.descendants(BASE))) == 2
+    assert "cannot be read: Permission denied" in refusal(hub.repo("org/old"), BASE, Rules())
+    assert hub.repo("org/new").problem is None
+
+
+def test_fetch_gives_the_folder_itself_and_copies_nothing(root, hub, tmp_path):
+    told = []
+    into = tmp_path / "cache"
+    place = hub.fetch(hub.repo("org/old"), into, told.append)
+    assert place.samefile(root / "org/old")
+    assert not into.exists()
+    assert sum(told) == sum(path.stat().st_size for path in place.iterdir())
+
+
+@pytest.fixture
+def merge(tmp_path):
+    place = make(tmp_path, "staging/merge", "license: mit")
+    (place / ".lock").write_text("")
+    (place / "more").mkdir()
+    (place / "more" / "notes.txt").write_text("n")
+    return place
+
+
+def test_publish_places_the_whole_repo_and_twice_changes_nothing(root, hub, merge):
+    first = hub.publish("kinship/merge", merge, "a merge", private=True)
+    target = root / "kinship/merge"
+    assert first.revision == hub.repo("kinship/merge").revision
+    assert first.url == str(target)
+    assert (target / "more/notes.txt").read_text() == "n"
+    assert not (target / ".lock").exists()
+    times = {path: path.stat().st_mtime_ns for path in [target, *target.rglob("*")]}
+    assert hub.publish("kinship/merge", merge, "a merge", private=True) == first
+    assert {path: path.stat().st_mtime_ns for path in [target, *target.rglob("*")]} == times
+
+
+def test_publish_never_replaces_other_content(root, hub, merge):
+    before = hub.repo("org/old").revision
+    with pytest.raises(KinshipError, match=r"exists with other content.*publish\.name, or remove"):
+        hub.publish("org/old", merge, "a merge", private=True)
+    assert hub.repo("org/old").revision == before
+
+
+def test_a_killed_publish_leaves_no_repo_and_the_next_one_cleans_up(root, hub, merge, monkeypatch):
+    copied, copyfile = [], shutil.copyfile
+
+    def killed(source, target):
+        if copied:
+            raise KeyboardInterrupt
+        copied.append(copyfile(source, target))
+
+    monkeypatch.setattr(folder_module.shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        hub.publish("kinship/merge", merge, "a merge", private=True)
+    monkeypatch.undo()
+    assert not (root / "kinship/merge").exists()
+    assert "kinship/merge" not in hub.about()
+    leftover = list((root / "kinship").iterdir())
+    (leftover[0] / "junk").write_text("half a file")
+
+    published = hub.publish("kinship/merge", merge, "a merge", private=True)
+
+    assert [path.name for path in (root / "kinship").iterdir()] == ["merge"]
+    assert published.revision == FolderHub(root).repo("kinship/merge").revision
+    assert not (root / "kinship/merge/junk").exists()
+
+
+@pytest.mark.parametrize("name", ["../merge", "merge", "a/b/c", "org/.x"])
+def test_publish_stays_inside_the_root(root, hub, merge, name):
+    with pytest.raises(UsageError, match="is not a repo id"):
+        hub.publish(name, merge, "a merge", private=True)
+
+
+def test_a_folder_opens_as_a_hub_and_what_is_missing_says_so(root, tmp_path):
+    assert open_hub(str(root)).about() == f"folder {root} with 5 repos"
+    with pytest.raises(UsageError, match="expected a URL such as"):
+        open_hub(str(tmp_path / "nowhere"))
