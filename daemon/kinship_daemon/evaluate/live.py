@@ -1,0 +1,193 @@
+"""One live model inside lm-eval, its weights replaced in place from model to model. Worker only."""
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.weights.checkpoint import read_json
+from kinship_daemon.weights.materialise import (
+    Assembly,
+    live_model,
+    load_into,
+    tokenizer_files,
+)
+
+__all__ = ["LiveModel", "Stage", "unusable"]
+
+# Keys of config.json that only tell where the file came from.
+_PROVENANCE = ("_name_or_path", "transformers_version")
+
+
+class _HasLogits(Protocol):
+    logits: torch.Tensor
+
+
+class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
+    """
+    lm-eval's own Hugging Face model class, told who it is and asked to count.
+
+    No BOS is added unless the tokenizer's own settings add it: `add_bos_token` stays None.
+
+    Attributes:
+        identity: Weights identity of the model now inside, for messages.
+        answered: Called with the share of the running request list that is answered, 0 to 1.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    ) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.identity = ""
+        self.answered: Callable[[float], None] = lambda _: None
+        model.register_forward_hook(self._refuse_nan)
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        self._count(requests)
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return answers
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        self._count(requests)
+        answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        self._count(requests)
+        answers: list[str] = super().generate_until(requests, disable_tqdm)
+        return answers
+
+    def _count(self, requests: list[Instance]) -> None:
+        self.set_cache_hook(_Count(self.answered, len(requests)))
+
+    def _refuse_nan(self, _model: PreTrainedModel, _inputs: object, output: _HasLogits) -> None:
+        """One NaN anywhere makes the largest NaN: cheaper than looking at each, and at once."""
+        largest = float(output.logits.amax())
+        if not largest < float("inf"):
+            raise ModelError(
+                f"{self.identity}: its logits reach {largest}, so no answer of it can be scored; "
+                "its weights or their dtype are unusable"
+            )
+
+
+class _Count(CacheHook):  # type: ignore[misc]
+    """lm-eval tells its cache hook of every answer; this one only counts them."""
+
+    def __init__(self, answered: Callable[[float], None], expected: int) -> None:
+        super().__init__(None)
+        self._answered = answered
+        self._expected = expected
+        self._count = 0
+
+    def add_partial(self, _kind: object, _request: object, _answer: object) -> None:
+        self._count += 1
+        self._answered(min(1.0, self._count / self._expected))
+
+
+class Stage:
+    """Holds at most one live model; models alike in all but their weights take turns in it."""
+
+    def __init__(self, *, batch_size: int, device: str, dtype: str, chat_template: bool) -> None:
+        self._batch_size = batch_size
+        self._device = device
+        self._dtype = dtype
+        self._chat_template = chat_template
+        self._live: LiveModel | None = None
+        self._character = ""
+
+    def enter(self, assembly: Assembly) -> LiveModel:
+        """
+        The live model with this assembly's weights, config and tokenizer.
+
+        Raises:
+            ModelError: It has no usable tokenizer or weights, or does not fit into memory.
+        """
+        live, self._live = self._live, None  # half-loaded weights are not left behind
+        try:
+            character = _character(assembly.donor)
+            if live is None or character != self._character:
+                del live
+                self._free()
+                live = self._build(assembly)
+            else:
+                load_into(live.model, assembly, device=self._device)
+        except KinshipError:
+            raise
+        except OSError as error:  # the disk's fault, not the model's
+            raise KinshipError(f"{assembly.identity} could not be read: {error}") from error
+        except Exception as error:
+            raise unusable(assembly.identity, "loading it", error, self._batch_size) from error
+        live.identity = assembly.identity
+        self._live, self._character = live, character
+        return live
+
+    def _build(self, assembly: Assembly) -> LiveModel:
+        tokenizer = _tokenizer(assembly)
+        if self._chat_template and not tokenizer.chat_template:
+            raise ModelError(
+                f"{assembly.identity}: {assembly.donor.name} has no chat template; "
+                "evaluate.apply_chat_template: false would work"
+            )
+        dtype: torch.dtype = getattr(torch, self._dtype)
+        model = live_model(assembly, dtype=dtype, device=self._device)
+        return LiveModel(model, tokenizer, self._batch_size)
+
+    def _free(self) -> None:
+        """Before another model is built, so that two are never in memory."""
+        gc.collect()
+        if self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+
+def unusable(identity: str, doing: str, error: Exception, batch_size: int) -> ModelError:
+    """One line for whatever went wrong with one model; out of memory names what may help."""
+    text = " ".join(f"{error}".split())
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if memory or "can't allocate memory" in text or "not enough memory" in text:
+        return ModelError(
+            f"{identity}: out of memory while {doing}; an evaluate.batch_size below {batch_size} "
+            f"or a smaller dtype may work ({text:.120})"
+        )
+    return ModelError(f"{identity}: the harness failed while {doing}: {_named(error, text):.300}")
+
+
+def _named(error: Exception, text: str) -> str:
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _tokenizer(assembly: Assembly) -> PreTrainedTokenizerBase:
+    where = assembly.donor
+    try:
+        return AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a stranger's files: transformers raises all kinds
+        text = " ".join(f"{error}".split())
+        raise ModelError(
+            f"{assembly.identity}: the tokenizer in {where} cannot be loaded: {text:.200}"
+        ) from error
+
+
+def _character(donor: Path) -> str:
+    """Hash of all that makes a model answer as it does, but the weights."""
+    digest = hashlib.sha256(_without_provenance(donor / "config.json"))
+    for name in tokenizer_files(donor):
+        digest.update(name.encode() + hashlib.sha256((donor / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _without_provenance(config: Path) -> bytes:
+    settings = read_json(config)
+    kept = {key: value for key, value in settings.items() if key not in _PROVENANCE}
+    return json.dumps(kept, sort_keys=True).encode()

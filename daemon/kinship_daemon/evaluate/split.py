@@ -1,0 +1,41 @@
+"""Which documents of a task the policy sees and which the gate sees: never one by both."""
+
+import hashlib
+
+from kinship_daemon.errors import UsageError
+from kinship_daemon.evaluate.records import Split
+
+__all__ = ["documents"]
+
+
+def documents(
+    task: str, count: int, split: Split, *, shared: bool, limit: int | None, seed: int
+) -> tuple[int, ...]:
+    """
+    Document ids of one task for one split, ascending.
+
+    The task's ids are put in a seeded order of their own. A shared task gives the first half of
+    that order to selection and the rest to validation; each then takes its first `limit`.
+
+    Args:
+        count: Documents the task has; ids are 0 to count - 1.
+        shared: Whether the task serves both splits; otherwise all documents belong to this one.
+
+    Raises:
+        UsageError: Fewer than two are left: a mean of one sample has no standard error.
+    """
+    order = sorted(range(count), key=lambda doc: _place(seed, task, doc))
+    if shared:
+        middle = count // 2
+        order = order[:middle] if split == "selection" else order[middle:]
+    chosen = order[:limit]
+    if len(chosen) < 2:
+        raise UsageError(
+            f"task {task!r} has {count} documents, which leaves {len(chosen)} for {split}; "
+            "two are needed: raise evaluate.limit or use the task in one list only"
+        )
+    return tuple(sorted(chosen))
+
+
+def _place(seed: int, task: str, doc: int) -> bytes:
+    return hashlib.sha256(f"{seed} {task} {doc}".encode()).digest()

@@ -1,0 +1,173 @@
+"""Finds the tasks that were asked for, their data, and the metric that scores each. Worker only."""
+
+import difflib
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api import task as lm_eval_task
+from lm_eval.tasks import TaskManager
+
+from kinship_daemon.errors import KinshipError, Transient, UsageError
+from kinship_daemon.evaluate.records import Settings, TaskSpec
+
+__all__ = ["Task", "load_tasks"]
+
+_log = logging.getLogger(__name__)
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A task ready to run.
+
+    Attributes:
+        harness: lm-eval's own object, with its documents.
+        metric: Key of a per-document value whose mean is the score.
+        filter: Name of the answer filter the value is taken after.
+        version: As text, for the record.
+    """
+
+    spec: TaskSpec
+    harness: lm_eval_task.Task
+    metric: str
+    filter: str
+    version: str
+
+    @property
+    def key(self) -> str:
+        """lm-eval's name of the score: metric and filter."""
+        return f"{self.metric},{self.filter}"
+
+    @property
+    def documents(self) -> int:
+        return len(self.harness.eval_docs)
+
+
+def load_tasks(settings: Settings) -> Mapping[TaskSpec, Task]:
+    """
+    All tasks of both splits; their data is downloaded where it is not here yet.
+
+    Raises:
+        UsageError: An unknown task or metric, a group, or a metric that cannot be averaged.
+        Transient: The data's host is away.
+        KinshipError: The data cannot be loaded for another reason.
+    """
+    specs = dict.fromkeys((*settings.selection, *settings.validation))
+    manager = _manager({spec.task for spec in specs}, settings.include_path)
+    for spec in specs:
+        _refuse_unless_single(manager, spec.task)
+        _refuse_code(manager, spec.task)
+    return {spec: _load(manager, spec, settings.seed) for spec in specs}
+
+
+def _manager(names: Iterable[str], folders: tuple[Path, ...]) -> TaskManager:
+    """lm-eval's 13,000 tasks take ten seconds to list: only where our own folders lack a name."""
+    if folders:
+        own = TaskManager(include_path=list(folders), include_defaults=False)
+        if set(names) <= own.task_index.keys():
+            return own
+    return TaskManager(include_path=list(folders))
+
+
+def _refuse_unless_single(manager: TaskManager, name: str) -> None:
+    if name in manager.all_subtasks:
+        return
+    if name in manager.task_index:
+        members = _members(manager, name)
+        shown = ", ".join(members[:_NAMES_SHOWN])
+        more = f" and {len(members) - _NAMES_SHOWN} more" if len(members) > _NAMES_SHOWN else ""
+        raise UsageError(f"{name!r} is a group of tasks; name the members you want: {shown}{more}")
+    near = difflib.get_close_matches(name, manager.all_subtasks, n=3, cutoff=0.6)
+    hint = f"nearest: {', '.join(near)}" if near else "`lm-eval ls tasks` lists them"
+    raise UsageError(f"no evaluation task {name!r}; {hint}")
+
+
+def _refuse_code(manager: TaskManager, name: str) -> None:
+    """Before the task is loaded, as loading it fetches the code that would run the answers."""
+    if (manager.task_index[name].cfg or {}).get("unsafe_code"):
+        raise UsageError(f"task {name!r} runs code that models write; choose one that does not")
+
+
+def _members(manager: TaskManager, name: str) -> list[str]:
+    """Single tasks below a group or a tag, in the group's order."""
+    entry = manager.task_index.get(name)
+    if entry is None or name in manager.all_subtasks:
+        return [name]
+    listed = (entry.cfg or {}).get("task") or sorted(entry.tags)
+    names = [item if isinstance(item, str) else item.get("task") for item in listed]
+    return [
+        single
+        for item in names
+        if isinstance(item, str) and item != name
+        for single in _members(manager, item)
+    ]
+
+
+def _load(manager: TaskManager, spec: TaskSpec, seed: int) -> Task:
+    try:
+        harness = manager.load([spec.task])["tasks"][spec.task]
+    except Exception as error:  # a task is a stranger's YAML, code and data: anything can come
+        _log.exception("task %s", spec.task)
+        kind = Transient if isinstance(error, ConnectionError | TimeoutError) else KinshipError
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise kind(f"task {spec.task!r} could not be loaded: {cause:.300}") from error
+    if getattr(harness, "MULTIMODAL", False):
+        raise UsageError(f"task {spec.task!r} shows images or sound; choose one of text alone")
+    _set_fewshot(harness, spec)
+    harness.set_fewshot_seed(seed)
+    metric, chosen_filter = _metric(harness, spec), _filter(harness, spec)
+    return Task(spec, harness, metric, chosen_filter, str(harness.VERSION))
+
+
+def _set_fewshot(harness: lm_eval_task.Task, spec: TaskSpec) -> None:
+    """As lm-eval does it: a task that is written for zero examples is not given any."""
+    own = harness.get_config("num_fewshot")
+    if spec.num_fewshot is None:
+        harness.set_config("num_fewshot", own or 0)
+    elif own == 0 != spec.num_fewshot:
+        raise UsageError(
+            f"task {spec.task!r} is fixed to zero examples; num_fewshot {spec.num_fewshot} "
+            "cannot be set for it: leave it out"
+        )
+    else:
+        harness.set_config("num_fewshot", spec.num_fewshot)
+
+
+def _metric(harness: lm_eval_task.Task, spec: TaskSpec) -> str:
+    """The asked-for metric or the task's first: a mean over documents, where more is better."""
+    known: dict[str, Any] = harness.aggregation()
+    better: dict[str, Any] = harness.higher_is_better()
+    working = [name for name in known if _is_mean(known[name]) and better.get(name) is not False]
+    metric = spec.metric or next(iter(known), "")
+    if metric in working:
+        return metric
+    would = ", ".join(working) or "none; choose another task"
+    if metric not in known:
+        raise UsageError(f"task {spec.task!r} has no metric {metric!r}; these would work: {would}")
+    raise UsageError(
+        f"task {spec.task!r}: {metric!r} is not a mean over documents where more is better, "
+        f"which the gate needs; these would work: {would}"
+    )
+
+
+def _is_mean(aggregate: Callable[[list[float]], float]) -> bool:
+    """By what it does, as tasks bring their own functions."""
+    probe = [0.0, 1.0, 0.25]
+    try:
+        return math.isclose(float(aggregate(probe)), sum(probe) / len(probe), abs_tol=1e-9)
+    except Exception:  # those that take pairs fail in their own ways on numbers
+        return False
+
+
+def _filter(harness: lm_eval_task.Task, spec: TaskSpec) -> str:
+    names = [entry["name"] for entry in harness.get_config("filter_list") or ()] or ["none"]
+    chosen = spec.filter or names[0]
+    if chosen not in names:
+        known = ", ".join(names)
+        raise UsageError(f"task {spec.task!r} has no filter {chosen!r}; it has: {known}")
+    return chosen

@@ -1,0 +1,261 @@
+"""
+The evaluator: lm-eval in a process of its own, which owns the device and may die alone.
+
+This is the parent's side; `child.py` is the other. They speak through a pipe. The child says
+("ready",) when its tasks are loaded; for each (assembly, split) it answers ("taken",), any number
+of ("progress", done, total) and one ("scores", scores). Instead of any of them it may say (name of
+an error class, message), and ends.
+"""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.evaluate.child import ERRORS, SIGNALS, serve
+from kinship_daemon.evaluate.records import Score, Settings, Split
+
+if TYPE_CHECKING:
+    from kinship_daemon.weights.materialise import Assembly
+
+__all__ = ["Evaluator"]
+
+# Importing lm-eval takes 5 to 20 seconds; the rest is for downloading the tasks' data.
+_START_SECONDS = 1800.0
+# An idle worker takes a job in milliseconds.
+_TAKE_SECONDS = 60.0
+# A process that hangs in the kernel (a lost disk, a GPU driver) dies when it comes back.
+_KILL_SECONDS = 30.0
+
+# Set for the child unless the user has set them.
+_ENVIRONMENT = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS is not deterministic
+    "OMP_WAIT_POLICY": "passive",  # spinning threads make a busy machine 50 times slower
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # bars would bury the log's last words
+}
+
+Progress = Callable[[int, int], None]
+
+
+class Evaluator:
+    """
+    Scores models one after another in a worker process that is started at first use.
+
+    A worker that fails in any way is replaced by a fresh one at the next call, so that a broken
+    device or a leak never counts against the next model. Not for several threads at once.
+
+    Args:
+        settings: Pinned for all models; another setting needs another evaluator.
+        log: File the harness's output is appended to; its folder is made.
+    """
+
+    def __init__(self, settings: Settings, *, log: Path) -> None:
+        self._settings = settings
+        self._log = log
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """
+        Load the tasks and their data, so that mistakes show before the first model is fetched.
+
+        Raises:
+            UsageError: A task or metric that does not exist or cannot be used.
+            Transient: A task's data cannot be reached now.
+            KinshipError: The tasks cannot be loaded, or the worker does not start.
+        """
+        with self._stopped_on_error():
+            self._worker()
+
+    def evaluate(
+        self, assembly: "Assembly", split: Split, progress: Progress | None = None
+    ) -> tuple[Score, ...]:
+        """
+        Scores of one model on the split's tasks, in the settings' order.
+
+        Args:
+            progress: Gets documents done and in all, a few times a second. What it raises ends the
+                evaluation and comes out here.
+
+        Raises:
+            ModelError: The model cannot be scored: it crashed the harness, exceeded the time limit
+                or gives NaN.
+            KinshipError: As `check`.
+        """
+        with self._stopped_on_error():
+            pipe = self._hand_over((assembly, split))
+            deadline = time.monotonic() + self._settings.time_limit_seconds
+            while True:
+                kind, *content = self._receive(assembly.identity, pipe, deadline)
+                if kind == "scores":
+                    return tuple(content[0])
+                if progress is not None:
+                    progress(*content)
+
+    def close(self) -> None:
+        """End the worker, whatever it is doing; the next call would start another."""
+        atexit.unregister(self.close)
+        process, self._process = self._process, None
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            process.kill()
+            process.join(timeout=_KILL_SECONDS)
+
+    @contextmanager
+    def _stopped_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _worker(self) -> Connection:
+        """The pipe to a worker that has loaded its tasks."""
+        if self._pipe is None:
+            self._pipe = self._start()
+            self._receive(None, self._pipe, time.monotonic() + _START_SECONDS)
+        return self._pipe
+
+    def _hand_over(self, job: tuple["Assembly", Split]) -> Connection:
+        """
+        The pipe to a worker that has taken the job.
+
+        A worker that died idle (killed, out of memory) is replaced once: no model is to blame.
+        """
+        for _ in range(2):
+            pipe = self._worker()
+            try:
+                pipe.send(job)
+                if pipe.poll(_TAKE_SECONDS):
+                    pipe.recv()
+                    return pipe
+            except (EOFError, ConnectionError):
+                pass
+            self.close()
+        raise KinshipError(f"the evaluation worker dies before it takes a model; see {self._log}")
+
+    def _start(self) -> Connection:
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            self._log.touch()
+        except OSError as error:
+            raise KinshipError(
+                f"the evaluation log {self._log} cannot be written: {error.strerror}"
+            ) from error
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=serve,
+            args=(theirs, self._settings, self._log),
+            name="kinship-evaluate",
+            daemon=True,
+        )
+        # multiprocessing would send SIGTERM at exit and wait; this runs before it, and kills.
+        atexit.register(self.close)
+        with _for_the_child():
+            process.start()
+        self._process = process
+        theirs.close()  # so that the child's death is the end of the pipe
+        return ours
+
+    def _receive(self, identity: str | None, pipe: Connection, deadline: float) -> tuple[Any, ...]:
+        """
+        The worker's next message.
+
+        Args:
+            identity: The model being evaluated; None while the worker starts.
+        """
+        if not pipe.poll(max(0.0, deadline - time.monotonic())):
+            raise self._late(identity)
+        try:
+            message: tuple[Any, ...] = pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._died(identity) from error
+        if message[0] in ERRORS:
+            raise ERRORS[message[0]](message[1])
+        return message
+
+    def _late(self, identity: str | None) -> KinshipError:
+        if identity is None:
+            return KinshipError(
+                f"the evaluation worker was not ready after {_START_SECONDS:g} seconds; "
+                f"see {self._log} for what it waits for"
+            )
+        minutes = self._settings.time_limit_seconds / 60
+        return ModelError(
+            f"{identity}: evaluation took longer than evaluate.time_limit_minutes ({minutes:g})"
+        )
+
+    def _died(self, identity: str | None) -> KinshipError:
+        how = _ending(self._process)
+        last = f"the last line of {self._log} is: {_last_line(self._log)}"
+        if identity is None:
+            return KinshipError(f"the evaluation worker could not start ({how}); {last}")
+        return ModelError(f"{identity}: the evaluation worker died ({how}); {last}")
+
+
+@contextmanager
+def _for_the_child() -> Iterator[None]:
+    """
+    What a child inherits at its birth: our environment and blocked signals.
+
+    Blocked, not ignored: that works in any thread of ours, and for the seconds before the child can
+    say that it ignores them.
+    """
+    # Started now, because starting it later would unblock the signals again.
+    resource_tracker.ensure_running()
+    added = [name for name in _ENVIRONMENT if name not in os.environ]
+    os.environ.update({name: _ENVIRONMENT[name] for name in added})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name in added:
+            del os.environ[name]
+
+
+def _ending(process: SpawnProcess | None) -> str:
+    """How the worker ended, in words."""
+    if process is None:
+        return "it was stopped"
+    process.join(timeout=_KILL_SECONDS)
+    code = process.exitcode
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "empty")
