@@ -1,0 +1,221 @@
+"""A model's named tensors, memory mapped from one safetensors file or from shards with an index."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.weights.header import DTYPES, TensorInfo, read_header
+
+__all__ = [
+    "DTYPES",
+    "Checkpoint",
+    "TensorInfo",
+    "compare",
+    "hash_file",
+    "read_json",
+    "weights_identity",
+]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_MAX_JSON_BYTES = 100_000_000
+# Saved by old transformers, computed from config.json by every one we support.
+_DERIVED = ".rotary_emb.inv_freq"
+_TIED = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    The weights in one folder. Opening reads headers only; tensors are mapped when asked for.
+
+    Left out: rotary frequencies, which follow from config.json, and the second copy of tied
+    embeddings, which some trainers save and which the model never reads.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    _open_files: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: Path) -> "Checkpoint":
+        """
+        Check a folder's weight files.
+
+        Raises:
+            ModelError: No safetensors (pickle files are named), or a truncated or corrupt file.
+        """
+        found: dict[str, TensorInfo] = {}
+        for file in _weight_files(path):
+            for name, info in read_header(path / file).items():
+                if name in found:
+                    raise ModelError(f"{path}: tensor {name} is in {found[name].file} and {file}")
+                found[name] = info
+        _check_index(path, found)
+        tied = (path / "config.json").exists() and read_json(path / "config.json").get(
+            "tie_word_embeddings"
+        )
+        kept = {
+            name: found[name]
+            for name in sorted(found)
+            if not name.endswith(_DERIVED) and not (tied and name == _TIED)
+        }
+        if not kept:
+            raise ModelError(f"{path}: its weight files hold no tensors")
+        return cls(path, MappingProxyType(kept))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(sorted({info.file for info in self.tensors.values()}))
+
+    @property
+    def parameters(self) -> int:
+        return sum(info.elements for info in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor in its own dtype and shape, on the CPU, mapped from its file: not a copy."""
+        file = self.tensors[name].file
+        try:
+            if file not in self._open_files:
+                self._open_files[file] = safe_open(self.path / file, framework="pt")
+            tensor: torch.Tensor = self._open_files[file].get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{self.path / file}: cannot be read: {error}") from error
+        return tensor
+
+
+def compare(base: Checkpoint, other: Checkpoint) -> None:
+    """
+    Check that `other` can descend from `base`: same architecture, tensor names and shapes.
+
+    Raises:
+        ModelError: It cannot; the first three differences are named.
+    """
+    ours, theirs = _architecture(base.path), _architecture(other.path)
+    if ours != theirs:
+        raise ModelError(f"{other.path}: its architecture is {theirs}, the base's is {ours}")
+    differences = []
+    for name in sorted({*base.tensors, *other.tensors}):
+        difference = _difference(name, base.tensors.get(name), other.tensors.get(name))
+        if difference:
+            differences.append(difference)
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ModelError(
+            f"{other.path}: its weights do not fit the base's: {'; '.join(differences[:3])}{more}"
+        )
+
+
+def weights_identity(sha256: Mapping[str, str]) -> str:
+    """Name the weights by the sorted hashes of the weight files, whatever the files' names."""
+    text = "\n".join(sorted(sha256.values()))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    A model's JSON file as an object.
+
+    Raises:
+        ModelError: It is missing, larger than any such file, or no JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ModelError(f"{path}: over {_MAX_JSON_BYTES} bytes, which no such file needs")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent}: has no {path.name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: is not a JSON object")
+    return value
+
+
+def _weight_files(path: Path) -> list[str]:
+    if (path / SINGLE).exists():
+        return [SINGLE]
+    if not (path / INDEX).exists():
+        raise ModelError(_why_no_weights(path))
+    files = sorted({str(file) for file in _weight_map(path).values()})
+    for file in files:
+        plain = not {"/", "\\", "\0"}.intersection(file) and not file.startswith(".")
+        if not plain or not file.endswith(".safetensors"):
+            raise ModelError(f"{path / INDEX}: names {file!r}, which is no file of this folder")
+        if not (path / file).is_file():
+            raise ModelError(f"{path}: its shard {file} is missing; fetch it again")
+    return files
+
+
+def _weight_map(path: Path) -> dict[str, Any]:
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{path / INDEX}: has no weight_map")
+    return weight_map
+
+
+def _check_index(path: Path, found: Mapping[str, TensorInfo]) -> None:
+    if (path / SINGLE).exists():
+        return
+    for name, file in sorted(_weight_map(path).items()):
+        if name not in found or found[name].file != file:
+            raise ModelError(f"{path / INDEX}: says that {file} holds {name}, but it does not")
+
+
+def _why_no_weights(path: Path) -> str:
+    if not path.is_dir():
+        return f"{path}: no such folder"
+    names = sorted(entry.name for entry in path.iterdir())
+    pickles = [name for name in names if name.endswith(_PICKLES) and name != "training_args.bin"]
+    if any(name.endswith(".safetensors") for name in names):
+        if "adapter_model.safetensors" in names:
+            return f"{path}: holds only an adapter; merge it into its base first"
+        return f"{path}: has safetensors files, but neither {SINGLE} nor {INDEX}"
+    if pickles:
+        shown = ", ".join(pickles[:3]) + (", ..." if len(pickles) > 3 else "")
+        return f"{path}: only pickle weights ({shown}), which are never read; needs safetensors"
+    return f"{path}: has no weights ({SINGLE}, or {INDEX} with its shards)"
+
+
+def _architecture(path: Path) -> str:
+    config = read_json(path / "config.json")
+    named = config.get("architectures")
+    if isinstance(named, list) and named:
+        return ", ".join(str(name) for name in named)
+    raise ModelError(f"{path / 'config.json'}: names no architectures")
+
+
+def _difference(name: str, ours: TensorInfo | None, theirs: TensorInfo | None) -> str | None:
+    if theirs is None:
+        return f"{name} is missing"
+    if ours is None:
+        return f"{name} is not in the base"
+    if ours.shape != theirs.shape:
+        return f"{name} is {_dimensions(theirs)}, the base's is {_dimensions(ours)}"
+    if theirs.dtype not in _FLOATS or ours.dtype not in _FLOATS:
+        return f"{name} is {theirs.dtype} (quantised or no weights), the base's is {ours.dtype}"
+    return None
+
+
+def _dimensions(info: TensorInfo) -> str:
+    return "x".join(str(n) for n in info.shape) or "a scalar"

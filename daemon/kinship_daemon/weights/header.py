@@ -1,0 +1,175 @@
+"""
+Reads and checks the header of a safetensors file before any of its bytes are used.
+
+The format: 8 bytes of header length (little endian), a JSON object of
+`name -> {dtype, shape, data_offsets}` and an optional `__metadata__`, then the data, which the
+offsets must cover exactly once. Source: https://github.com/huggingface/safetensors, README.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinship_daemon.errors import ModelError
+
+__all__ = ["DTYPES", "TensorInfo", "encode_header", "read_header"]
+
+# The safetensors library refuses longer headers too.
+_MAX_HEADER_BYTES = 100_000_000
+# The largest open mixture-of-experts models have some 60,000.
+_MAX_TENSORS = 100_000
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One named tensor as its header describes it; `file` is a name inside the model's folder."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * DTYPES[self.dtype].itemsize
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """
+    Every tensor of one safetensors file, in sorted name order.
+
+    Raises:
+        ModelError: The file is missing, truncated or corrupt, or its header is absurd.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            text = file.read(_header_length(path, file.read(8), size))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    entries = _parse(path, text)
+    data_bytes = size - 8 - len(text)
+    return _check_layout(path, entries, data_bytes)
+
+
+def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    """The bytes before the data of a file that holds `tensors` in the given order, without gaps."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # Readers map the data in place: it must begin on an 8-byte boundary.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _header_length(path: Path, prefix: bytes, size: int) -> int:
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or (length > size - 8 and length <= _MAX_HEADER_BYTES):
+        raise ModelError(f"{path}: truncated: {size} bytes end inside its header; fetch it again")
+    if length > _MAX_HEADER_BYTES:
+        raise ModelError(
+            f"{path}: not a safetensors file: its header claims {length} bytes, "
+            f"the most allowed is {_MAX_HEADER_BYTES}"
+        )
+    return length
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: its header is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: its header is not a JSON object")
+    header.pop("__metadata__", None)
+    if len(header) > _MAX_TENSORS:
+        raise ModelError(
+            f"{path}: its header lists {len(header)} tensors; the most allowed is {_MAX_TENSORS}"
+        )
+    return header
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice")
+    return result
+
+
+def _check_layout(path: Path, entries: dict[str, Any], data_bytes: int) -> dict[str, TensorInfo]:
+    """Offsets must cover the data exactly: no gap, no overlap, nothing outside the file."""
+    spans: list[tuple[int, int, str]] = []
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted(entries):
+        info, start, end = _entry(path, name, entries[name])
+        tensors[name] = info
+        spans.append((start, end, name))
+    position = 0
+    for start, end, name in sorted(spans):
+        if start != position:
+            what = "overlaps another tensor" if start < position else "leaves a gap before it"
+            raise ModelError(f"{path}: corrupt header: tensor {name} {what}")
+        position = end
+    if position > data_bytes:
+        raise ModelError(
+            f"{path}: truncated: its tensors need {position} bytes of data, "
+            f"it has {data_bytes}; fetch it again"
+        )
+    if position < data_bytes:
+        raise ModelError(f"{path}: corrupt: {data_bytes - position} bytes after its last tensor")
+    return tensors
+
+
+def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, int, int]:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]}:
+            pass
+        case _:
+            raise ModelError(f"{path}: corrupt header: tensor {name} has no dtype, shape, offsets")
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+        raise ModelError(f"{path}: corrupt header: tensor {name} has a size that is no size")
+    if dtype not in DTYPES:
+        raise ModelError(f"{path}: tensor {name} has the unknown dtype {dtype[:20]}")
+    info = TensorInfo(name, dtype, tuple(shape), path.name)
+    if info.nbytes != end - start:
+        raise ModelError(
+            f"{path}: corrupt header: tensor {name} of shape {list(shape)[:8]} and dtype {dtype} "
+            f"needs {info.nbytes} bytes, its offsets give {end - start}"
+        )
+    return info, start, end

@@ -1,0 +1,58 @@
+"""Fixtures shared by all tests: tiny real models, built once and never written to."""
+
+import os
+from pathlib import Path
+
+# Before any Hugging Face library is imported: no test may reach the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers.utils import logging
+
+import tiny
+
+logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One base for the whole session; copy it before changing anything."""
+    return tiny.base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_finetunes(tiny_base: Path) -> list[Path]:
+    """Three fine-tunes of `tiny_base`: a, b (sharded), c. Copy before changing."""
+    room = tiny_base.parent
+    return [
+        tiny.finetune(tiny_base, room / "a", seed=1),
+        tiny.finetune(tiny_base, room / "b", seed=2, shard_size="40KB"),
+        tiny.finetune(tiny_base, room / "c", seed=3, scale=0.03),
+    ]
+
+
+@pytest.fixture
+def tiny_hub(tmp_path: Path, tiny_base: Path, tiny_finetunes: list[Path]) -> Path:
+    """A folder hub with org/base and org/a, org/b, org/c; the test's own, free to change."""
+    hub = tmp_path / "hub"
+    tiny.repo(hub, "org/base", tiny_base, {"license": "apache-2.0"})
+    for folder in tiny_finetunes:
+        card = {
+            "base_model": "org/base",
+            "base_model_relation": "finetune",
+            "license": "apache-2.0",
+        }
+        tiny.repo(hub, f"org/{folder.name}", folder, card)
+    return hub

@@ -1,0 +1,272 @@
+"""The Gram ledger against plain float64, on kind and unkind weights."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from kinship_daemon.errors import KinshipError
+from kinship_daemon.weights import gram
+from kinship_daemon.weights.checkpoint import Checkpoint
+
+NAMES = ("scalar", "empty", "run", "odd", "block", "blocks")
+SHAPES = {"scalar": (), "empty": (0, 3), "run": (512,), "odd": (3, 7, 11)}
+SHAPES |= {"block": (256, 512), "blocks": (131_072 * 2 + 1_300,)}
+
+
+def random_weights(seed: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    noise = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(SHAPES[n], generator=noise) * scale for n in NAMES}
+
+
+def nearby(base: dict[str, torch.Tensor], seed: int, scale: float) -> dict[str, torch.Tensor]:
+    noise = random_weights(seed, scale)
+    return {n: (base[n].float() + noise[n]).bfloat16() for n in base}
+
+
+def expected(base, leaves) -> torch.Tensor:
+    """The ledger by definition, in float64."""
+    grams = []
+    for name in sorted(base):
+        b = base[name].double().reshape(-1)
+        rows = [torch.ones_like(b), b, *(leaf[name].double().reshape(-1) - b for leaf in leaves)]
+        grams.append(torch.stack(rows) @ torch.stack(rows).T)
+    return torch.stack(grams)
+
+
+def assert_close(measured: torch.Tensor, exact: torch.Tensor, tolerance: float) -> None:
+    """Inner products compare by the lengths of their two rows."""
+    lengths = exact.diagonal(dim1=1, dim2=2).sqrt()
+    scale = lengths[:, :, None] * lengths[:, None, :]
+    assert bool(((measured - exact).abs() <= tolerance * scale).all())
+
+
+class Family:
+    """A base and leaves on disk, opened, and the same in memory."""
+
+    def __init__(self, folder: Path, base, leaves: dict) -> None:
+        self.base_weights, self.leaf_weights = base, list(leaves.values())
+        self.base = Checkpoint.open(tiny.bare(folder / "base", base))
+        self.leaves = {
+            name: Checkpoint.open(tiny.bare(folder / name, leaf)) for name, leaf in leaves.items()
+        }
+
+    def ledger(self, **options) -> gram.Ledger:
+        return gram.extend(gram.start(self.base, "b"), self.base, {}, self.leaves, **options)
+
+    def exact(self) -> torch.Tensor:
+        return expected(self.base_weights, self.leaf_weights)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory) -> Family:
+    base = {name: t.bfloat16() for name, t in random_weights(0, 0.02).items()}
+    leaves = {f"leaf{i}": nearby(base, i, 0.001) for i in range(1, 8)}
+    return Family(tmp_path_factory.mktemp("gram"), base, leaves)
+
+
+def test_products_are_those_of_float64(family):
+    ledger = family.ledger()
+    assert ledger.names == tuple(sorted(NAMES))
+    assert ledger.sizes == tuple(family.base_weights[n].numel() for n in sorted(NAMES))
+    assert ledger.rows == tuple(family.leaves)
+    assert_close(ledger.gram, family.exact(), 3e-7)
+    assert torch.equal(ledger.gram, ledger.gram.transpose(1, 2))
+    assert_close(ledger.total()[None], family.exact().sum(0)[None], 3e-7)
+
+
+def test_the_start_is_the_ledger_of_the_base(family):
+    ledger = gram.start(family.base, "b")
+    assert ledger.rows == ()
+    assert_close(ledger.gram, expected(family.base_weights, []), 3e-7)
+
+
+def test_a_ledger_extended_in_steps_has_the_same_bits(family):
+    whole = family.ledger()
+    names = list(family.leaves)
+    stepwise = gram.start(family.base, "b")
+    for count in (1, 2, 4, 7):
+        known = {name: family.leaves[name] for name in stepwise.rows}
+        new = {name: family.leaves[name] for name in names[:count]}
+        stepwise = gram.extend(stepwise, family.base, known, new)
+    assert stepwise.rows == whole.rows
+    assert torch.equal(stepwise.gram, whole.gram)
+
+
+def test_the_order_of_joining_changes_no_bit(family):
+    names = list(family.leaves)
+    shuffled = dict(sorted(family.leaves.items(), key=lambda item: item[0][::-1], reverse=True))
+    other = gram.extend(gram.start(family.base, "b"), family.base, {}, shuffled)
+    places = torch.tensor([0, 1, *(other.rows.index(name) + 2 for name in names)])
+    assert torch.equal(other.gram[:, places][:, :, places], family.ledger().gram)
+
+
+def test_the_number_of_threads_changes_no_bit(family):
+    before = torch.get_num_threads()
+    try:
+        ledgers = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            ledgers.append(family.ledger().gram)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ledgers[0], ledgers[1])
+    assert torch.equal(ledgers[0], ledgers[2])
+
+
+def test_progress_tells_every_byte_once(family):
+    seen = []
+    family.ledger(progress=seen.append)
+    assert sum(seen) == family.base.nbytes + sum(c.nbytes for c in family.leaves.values())
+
+
+def test_a_subset_of_rows_is_the_ledger_of_those(family):
+    kept = family.ledger().keep(("leaf5", "leaf2"))
+    assert kept.rows == ("leaf2", "leaf5")
+    few = {name: family.leaves[name] for name in kept.rows}
+    assert torch.equal(
+        kept.gram, gram.extend(gram.start(family.base, "b"), family.base, {}, few).gram
+    )
+
+
+def test_nothing_new_reads_nothing(family):
+    ledger = family.ledger()
+    assert gram.extend(ledger, family.base, {}, {"leaf1": family.leaves["leaf1"]}) is ledger
+
+
+def grid(values: torch.Tensor, step: float) -> torch.Tensor:
+    """Values on a grid, so that adding multiples of the step stays exact in bf16."""
+    return (values.clamp(-3, 3) / step).round() * step
+
+
+@pytest.mark.parametrize("other", ["constant", "zero", "huge", "faint", "denormal", "one element"])
+def test_unkind_deltas(tmp_path, other):
+    noise = random_weights(0)
+    base = {name: grid(t, 1 / 16).bfloat16() for name, t in noise.items()}
+    strange = {
+        "constant": {name: t + 0.25 for name, t in base.items()},
+        "zero": base,
+        "huge": {name: t * 3e37 for name, t in base.items()},
+        "faint": base,
+        "denormal": base,
+        "one element": {name: t.clone() for name, t in base.items()},
+    }[other]
+    if other in ("faint", "denormal"):
+        scale = 1e-25 if other == "faint" else 1e-39
+        base = {name: torch.zeros_like(t) for name, t in base.items()}
+        strange = {name: (t * scale).bfloat16() for name, t in noise.items()}
+    if other == "one element":
+        strange["blocks"][-1] += 1
+    leaves = {"plain": nearby(base, 1, 0.5), "strange": strange, "twin": strange}
+    family = Family(tmp_path, base, leaves)
+    ledger = family.ledger()
+    assert_close(ledger.gram, family.exact(), 1e-6)
+    step = gram.extend(
+        gram.start(family.base, "b"), family.base, {}, {"strange": family.leaves["strange"]}
+    )
+    again = gram.extend(
+        step,
+        family.base,
+        {"strange": family.leaves["strange"]},
+        {name: family.leaves[name] for name in ("twin", "plain")},
+    )
+    places = torch.tensor([0, 1, *(again.rows.index(name) + 2 for name in ledger.rows)])
+    assert torch.equal(again.gram[:, places][:, :, places], ledger.gram)
+
+
+def test_a_huge_and_an_unchanged_model_in_one_ledger(tmp_path):
+    base = {"w": torch.full((700,), 3e38).bfloat16()}
+    leaves = {"same": base, "opposite": {"w": -base["w"]}}
+    family = Family(tmp_path, base, leaves)
+    assert_close(family.ledger().gram, family.exact(), 1e-6)
+
+
+def test_models_of_other_float_types(tmp_path):
+    base = {name: t.bfloat16() for name, t in random_weights(0).items()}
+    leaves = {
+        "half": {name: (t + 0.5).half() for name, t in random_weights(1).items()},
+        "single": random_weights(2),
+        "double": {name: t.double() for name, t in random_weights(3).items()},
+    }
+    family = Family(tmp_path, base, leaves)
+    assert_close(family.ledger().gram, family.exact(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(torch.nan, "NaN"), (torch.inf, "infinity"), (-torch.inf, "infinity")]
+)
+def test_a_broken_model_is_named_with_its_tensor(tmp_path, family, value, said):
+    broken = {name: t.clone() for name, t in family.leaf_weights[0].items()}
+    broken["blocks"][-1] = value
+    folder = tiny.bare(tmp_path / "broken", broken)
+    new = {"leaf1": family.leaves["leaf1"], "bad": Checkpoint.open(folder)}
+    start = gram.start(family.base, "b")
+    message = re.escape(f"{folder}: tensor blocks holds {said}")
+    with pytest.raises(gram.BadTensor, match=message) as got:
+        gram.extend(start, family.base, {}, new)
+    assert (got.value.identity, got.value.tensor) == ("bad", "blocks")
+    del new["bad"]
+    assert gram.extend(start, family.base, {}, new).rows == ("leaf1",)
+
+
+def test_a_broken_base_is_named(tmp_path, family):
+    broken = {name: t.clone() for name, t in family.base_weights.items()}
+    broken["scalar"] = torch.tensor(torch.nan).bfloat16()
+    with pytest.raises(gram.BadTensor) as caught:
+        gram.start(Checkpoint.open(tiny.bare(tmp_path, broken)), "b")
+    assert caught.value.identity == "b"
+
+
+def test_a_leaf_with_the_bytes_of_its_base_is_a_row_of_zeros(family):
+    ledger = gram.extend(gram.start(family.base, "b"), family.base, {}, {"b": family.base})
+    assert ledger.rows == ("b",)
+    assert not bool(ledger.gram[:, 2].any())
+
+
+def test_a_saved_ledger_is_read_back_bit_by_bit(tmp_path, family):
+    ledger = family.ledger()
+    ledger.save(tmp_path / "one")
+    ledger.save(tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    again = gram.Ledger.load(tmp_path / "one")
+    assert (again.base, again.rows) == (ledger.base, ledger.rows)
+    assert (again.names, again.sizes) == (ledger.names, ledger.sizes)
+    assert torch.equal(again.gram, ledger.gram)
+
+
+def test_a_damaged_or_foreign_ledger_says_how_to_go_on(tmp_path, family):
+    path = tmp_path / "ledger"
+    family.ledger().save(path)
+    content = path.read_bytes()
+    renamed = content.replace(b"leaf1", b"\xff" * 5)
+    for damaged in (content[:-1], content[:100], b"", b"x" * 100, renamed):
+        path.write_bytes(damaged)
+        with pytest.raises(KinshipError, match="remove it and it is computed again"):
+            gram.Ledger.load(path)
+    with pytest.raises(KinshipError, match="remove it"):
+        gram.Ledger.load(tmp_path / "absent")
+    with pytest.raises(KinshipError, match="remove it"):
+        gram.Ledger.load(tiny.bare(tmp_path / "m", family.base_weights) / "model.safetensors")
+
+
+def test_weights_are_never_whole_in_private_memory(tmp_path):
+    weights = {f"w{i}": torch.randn(1 << 23).bfloat16() for i in range(3)}
+    family = Family(tmp_path, weights, {"a": weights, "b": {n: -t for n, t in weights.items()}})
+    total = 3 * family.base.nbytes
+    del weights, family.base_weights, family.leaf_weights
+
+    def private() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+    before, peak = private(), []
+    family.ledger(progress=lambda _: peak.append(private()))
+    assert max(peak) - before < total / 4
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_products(family):
+    assert_close(family.ledger(device="cuda").gram, family.exact(), 1e-6)
