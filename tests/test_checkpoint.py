@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 import tiny
+from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import ModelError
-from kinship_daemon.weights.checkpoint import Checkpoint, compare, hash_file, weights_identity
+from kinship_daemon.weights.checkpoint import Checkpoint, compare, weights_identity
 
 FEW = {"a": torch.arange(6, dtype=torch.float32).view(2, 3), "b": torch.ones(4).bfloat16()}
 

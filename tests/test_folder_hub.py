@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.hub import folder as folder_module
-from kinship_daemon.hub.files import hash_file
 from kinship_daemon.hub.folder import FolderHub
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import UnknownRepo

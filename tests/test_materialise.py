@@ -16,9 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import reference
 import tiny
+from kinship_daemon import durable
+from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.weights import durable, gram, materialise, shard
-from kinship_daemon.weights.checkpoint import Checkpoint, compare, hash_file
+from kinship_daemon.weights import gram, materialise, shard
+from kinship_daemon.weights.checkpoint import Checkpoint, compare
 from kinship_daemon.weights.materialise import (
     Assembly,
     assemble,

@@ -39,9 +39,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined] # lazy there
 
+from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, ModelError, Transient, UsageError
 from kinship_daemon.hub.download import fetch
-from kinship_daemon.hub.files import hash_file, intact, local_files
+from kinship_daemon.hub.files import intact, local_files
 from kinship_daemon.hub.names import check_endpoint, check_repo_id, check_revision, check_token
 from kinship_daemon.hub.records import Listing, Publication, Repo, RepoFile, UnknownRepo
 

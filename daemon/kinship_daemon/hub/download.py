@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from kinship_daemon.durable import hash_file, sync
 from kinship_daemon.errors import ModelError
-from kinship_daemon.hub.files import hash_file, intact, sidecars, sync, weight_files
+from kinship_daemon.hub.files import intact, sidecars, weight_files
 from kinship_daemon.hub.names import check_revision, slug
 from kinship_daemon.hub.records import Repo, RepoFile
 

@@ -9,17 +9,16 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import ModelError
 from kinship_daemon.hub.records import RepoFile
 
 __all__ = [
     "has_tokenizer",
-    "hash_file",
     "intact",
     "local_files",
     "pickles",
     "sidecars",
-    "sync",
     "wanted",
     "weight_files",
 ]
@@ -126,12 +125,6 @@ def local_files(folder: Path, within: Path) -> list[Path]:
     return sorted(found)
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file's content, hex; streamed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def intact(path: Path, file: RepoFile, sha256: Callable[[Path], str] = hash_file) -> bool:
     """Whether `path` has exactly the content that the hub declares for `file`."""
     if not path.is_file() or path.stat().st_size != file.size:
@@ -145,12 +138,3 @@ def _blob(path: Path) -> str:
     """Git's object id of a file's content: what the Hub tells of files outside LFS."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

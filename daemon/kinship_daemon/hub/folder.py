@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kinship_daemon.durable import hash_file, sync
 from kinship_daemon.errors import KinshipError, UsageError
-from kinship_daemon.hub.files import hash_file, local_files, sync
+from kinship_daemon.hub.files import local_files
 from kinship_daemon.hub.front_matter import declared_bases, front_matter
 from kinship_daemon.hub.names import check_repo_id
 from kinship_daemon.hub.records import Listing, Publication, Repo, RepoFile, UnknownRepo

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import UsageError
-from kinship_daemon.hub.files import hash_file
 from kinship_daemon.hub.folder import FolderHub
 from kinship_daemon.hub.records import Hub
 

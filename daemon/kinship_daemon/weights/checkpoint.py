@@ -19,7 +19,6 @@ __all__ = [
     "Checkpoint",
     "TensorInfo",
     "compare",
-    "hash_file",
     "read_json",
     "weights_identity",
 ]
@@ -124,12 +123,6 @@ def weights_identity(sha256: Mapping[str, str]) -> str:
     """Name the weights by the sorted hashes of the weight files, whatever the files' names."""
     text = "\n".join(sorted(sha256.values()))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.weights.checkpoint import Checkpoint
-from kinship_daemon.weights.durable import whole_file
 from kinship_daemon.weights.inner import Kernel, doubtful_products, exact_fp32, remeasure
 
 __all__ = ["BadTensor", "Ledger", "extend", "start"]

@@ -18,10 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from kinship_daemon.durable import hash_file, whole_folder
 from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.weights.assembly import Assembly, Sources, assemble, leaf_assembly
-from kinship_daemon.weights.checkpoint import INDEX, SINGLE, hash_file, read_json
-from kinship_daemon.weights.durable import whole_folder
+from kinship_daemon.weights.checkpoint import INDEX, SINGLE, read_json
 from kinship_daemon.weights.shard import Shard, plan, write_shard
 
 __all__ = [

@@ -1,7 +1,8 @@
-"""Files and folders that appear under their final name only when they are whole and on disk."""
+"""Files: hashed, synced, and under their final name only when they are whole and on disk."""
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -11,7 +12,13 @@ from pathlib import Path
 
 from kinship_daemon.errors import KinshipError
 
-__all__ = ["sync", "whole_file", "whole_folder"]
+__all__ = ["hash_file", "sync", "whole_file", "whole_folder"]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
