@@ -1,0 +1,78 @@
+"""The command line. Commands are imported when they are called: torch takes seconds to import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+import click
+
+from kinship_daemon.errors import KinshipError
+
+__all__ = ["app", "main"]
+
+_COMMANDS = {
+    "run": ("run", "Watch, merge, evaluate and publish: the daemon itself."),
+    "status": ("lookup", "What a home is doing and what waits, was refused or set aside."),
+    "lineage": ("lookup", "Who descends from whom, by which recipe, with which scores."),
+    "explain": ("lookup", "Why a model was made, how it did, why it was published or not."),
+    "verify": ("lookup", "Hash again what the lineage claims."),
+    "kinship": ("tools", "Kinship of models: folders or hub ids."),
+    "merge": ("tools", "Make a model from a mergekit recipe."),
+    "evaluate": ("tools", "Score a model as the daemon would."),
+    "doctor": ("doctor", "Device, memory, disk, hub, token, versions: is all in place?"),
+    "config": ("setup", "Show, check or describe the configuration."),
+    "bases": ("setup", "Short names of bases."),
+    "policies": ("setup", "Installed policies, their settings, and presets."),
+    "methods": ("setup", "Installed merge methods."),
+    "demo": ("setup", "The embedded demo."),
+}
+
+
+class _Lazy(click.Group):
+    """Knows every command's name and purpose, and imports it when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"kinship_daemon.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, purpose) for name, (_, purpose) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("kinship-daemon"), prog_name="kinship-daemon")
+def app() -> None:
+    """Watch a hub for fine-tunes of a base, merge them by kinship, publish what is better."""
+
+
+def main() -> None:
+    """Run a command. Exit 0: done; 2: wrong usage or config; 3: the job could not be done."""
+    # Idle threads that spin make a busy machine many times slower; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        app.main(prog_name="kinship-daemon", standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except click.Abort:
+        _fail("interrupted", 130)
+    except KinshipError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"kinship-daemon: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,114 @@
+"""`doctor`: is everything in place for `run` with this configuration?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import torch
+
+from kinship_daemon import config as configuration
+from kinship_daemon import demo
+from kinship_daemon.cli.options import config_options
+from kinship_daemon.config import Config
+from kinship_daemon.errors import KinshipError
+from kinship_daemon.hub.open import open_hub
+from kinship_daemon.opening import home_of, the_base
+from kinship_policies import registry
+
+__all__ = ["doctor_command"]
+
+_PACKAGES = (
+    "kinship-daemon",
+    "torch",
+    "transformers",
+    "safetensors",
+    "lm-eval",
+    "huggingface_hub",
+    "apscheduler",
+    "sqlite-utils",
+)
+
+# A line of the report: good, what was looked at, what was found and what would help.
+_Line = tuple[bool, str, str]
+
+
+@click.command("doctor")
+@config_options
+def doctor_command(
+    config_file: Path | None, overrides: tuple[str, ...], **flags: str | None
+) -> None:
+    """Device, memory, disk, hub, token, versions. Exit 3 if something would stop a run."""
+    config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
+    bad = 0
+    for good, what, found in _look(config):
+        bad += not good
+        click.echo(f"{'ok ' if good else 'BAD'} {what:<9} {found}")
+    if bad:
+        raise KinshipError(f"{bad} of the above would stop a run")
+
+
+def _look(config: Config) -> Iterator[_Line]:
+    yield True, "versions", ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    yield True, "python", f"{platform.python_version()} on {platform.platform()}"
+    yield _device(config)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield True, "memory", f"{memory / 1e9:.1f} GB, {os.cpu_count()} cores"
+    yield _home(config)
+    yield _policy(config)
+    yield from _hub(config)
+
+
+def _device(config: Config) -> _Line:
+    wanted = {config.evaluate.device, config.kinship.device}
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return True, "device", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    if "cuda" in wanted:
+        return False, "device", "config asks for cuda and torch sees none; set device: auto or cpu"
+    return True, "device", "cpu (torch sees no CUDA device)"
+
+
+def _home(config: Config) -> _Line:
+    home = home_of(config)
+    there = home.path
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free / 1e9
+    if not os.access(there, os.W_OK):
+        return False, "home", f"{home.path}: {there} is not writable; choose another with --home"
+    holder = f", held by a daemon (pid {home.holder()})" if home.holder() else ""
+    room = f"{free:.1f} GB free, limits.disk_gb {config.limits.disk_gb:g}"
+    return True, "home", f"{home.path}: {room}{holder}"
+
+
+def _policy(config: Config) -> _Line:
+    try:
+        registry.make(config.policy.use, config.policy.settings)
+    except KinshipError as error:
+        return False, "policy", str(error)
+    return True, "policy", config.policy.use
+
+
+def _hub(config: Config) -> Iterator[_Line]:
+    base = the_base(config)
+    where = str(demo.HUB) if config.hub == "demo" else config.hub
+    try:
+        hub = open_hub(where)
+        if base.path is None:
+            repo = hub.repo(base.id, base.revision)
+            yield True, "base", f"{base.id} at {repo.revision[:12]}"
+        else:
+            yield base.path.is_dir(), "base", str(base.path)
+        yield True, "hub", hub.about()
+    except KinshipError as error:
+        yield False, "hub", str(error)
+    namespace = config.publish.namespace
+    wanted = f"publishes to {namespace}" if namespace else "publish.namespace is not set"
+    yield True, "publish", wanted

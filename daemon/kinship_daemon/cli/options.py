@@ -1,0 +1,59 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kinship_daemon.home import Home, find_home
+from kinship_daemon.hub.bases import resolve_base
+from kinship_storage.lineage import Lineage
+
+__all__ = ["config_options", "home_options", "now", "open_lineage"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def config_options(command: _F) -> _F:
+    """--config, --base, --hub, --home, --policy, --set."""
+    for option in (
+        click.option(
+            "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key."
+        ),
+        click.option("policy", "--policy", help="A preset's name or a policy's YAML file."),
+        click.option(
+            "home", "--home", type=click.Path(path_type=Path), help="The daemon's folder."
+        ),
+        click.option("hub", "--hub", help="URL, or folder of org/name/ repos."),
+        click.option("base", "--base", help="Alias, org/name[@revision], folder, or demo."),
+        click.option(
+            "config_file", "--config", type=click.Path(path_type=Path), help="A YAML file."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def home_options(command: _F) -> _F:
+    """--home and --base, for commands that read a home."""
+    for option in (
+        click.option("base", "--base", help="The home of this base."),
+        click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder."),
+    ):
+        command = option(command)
+    return command
+
+
+def open_lineage(home: Path | None, base: str | None) -> tuple[Home, Lineage]:
+    """The home that the options name, and its lineage for reading."""
+    name = None if base is None else base if base == "demo" else resolve_base(base).name
+    found = find_home(home, name)
+    return found, Lineage.open(found.lineage, now=now, readonly=True)

@@ -1,0 +1,73 @@
+"""`kinship-daemon run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kinship_daemon import config as configuration
+from kinship_daemon import family
+from kinship_daemon.cli.options import config_options
+from kinship_daemon.daemon import Daemon
+from kinship_daemon.errors import UsageError
+from kinship_daemon.opening import opened
+from kinship_daemon.report import Reporter, reporter
+from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
+
+__all__ = ["run_command"]
+
+
+@click.command("run")
+@config_options
+@click.option("--until-converged", is_flag=True, help="Exit when there is nothing more to gain.")
+@click.option("--once", is_flag=True, help="One poll and one generation, then exit.")
+@click.option("--dry-run", is_flag=True, help="Do all but write to the hub; say what would be.")
+@click.option("--log-json", is_flag=True, help="One JSON object per event.")
+def run_command(
+    config_file: Path | None,
+    base: str | None,
+    hub: str | None,
+    home: Path | None,
+    policy: str | None,
+    overrides: tuple[str, ...],
+    until_converged: bool,
+    once: bool,
+    dry_run: bool,
+    log_json: bool,
+) -> None:
+    """Watch, merge, evaluate and publish."""
+    if once and until_converged:
+        raise UsageError("--once and --until-converged exclude each other")
+    config = configuration.load(
+        config_file, base=base, hub=hub, home=home, policy=policy, overrides=overrides
+    )
+    report = reporter(log_json=log_json)
+    with opened(config, report, dry_run=dry_run) as d, stopping_on_signals(d.stop):
+        if once:
+            run_once(d)
+        else:
+            serve(d, until_converged=until_converged)
+        _farewell(d, report)
+
+
+def _farewell(d: Daemon, report: Reporter) -> None:
+    """What became of it, and where to look next."""
+    export = d.lineage.export()
+    report.block("family tree", family.tree(export))
+    for publication in d.lineage.publications():
+        verdict = d.lineage.gate(publication.model)
+        gain = "" if verdict is None else f", {verdict.reason}"
+        report.event(
+            "published",
+            f"{publication.model} as {publication.repo}{gain}",
+            model=publication.model,
+            url=publication.url,
+        )
+    where = f"--home {d.home.path}"
+    report.event(
+        "next", f"kinship-daemon status {where}; kinship-daemon lineage {where}", home=d.home.path
+    )
+    best = d.lineage.publications()
+    if best:
+        report.event("next", f"kinship-daemon explain {best[-1].model} {where}")

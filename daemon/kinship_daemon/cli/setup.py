@@ -1,0 +1,126 @@
+"""`config`, `bases`, `policies`, `methods`, `demo`: what can be chosen and how it is set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from pydantic import BaseModel
+
+from kinship_daemon import config as configuration
+from kinship_daemon import demo
+from kinship_daemon.cli.options import config_options, home_options
+from kinship_daemon.errors import UsageError
+from kinship_daemon.home import find_home
+from kinship_daemon.hub.bases import ALIASES
+from kinship_policies import registry
+from kinship_policies.presets import preset_text
+
+__all__ = ["bases_command", "config_command", "demo_command", "methods_command", "policies_command"]
+
+
+@click.group("config")
+def config_command() -> None:
+    """Show, check or describe the configuration."""
+
+
+@config_command.command("show")
+@config_options
+def _show(config_file: Path | None, overrides: tuple[str, ...], **flags: str | None) -> None:
+    """The effective configuration: defaults, file, flags, --set."""
+    config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
+    click.echo(configuration.to_yaml(config), nl=False)
+
+
+@config_command.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+def _check(file: Path) -> None:
+    """Check a file: keys, values, the policy and its settings, the method."""
+    from kinship_daemon.weights.methods.registry import method  # noqa: PLC0415 - imports torch
+
+    config = configuration.load(file)
+    registry.make(config.policy.use, config.policy.settings)
+    method(config.merge.method)
+    click.echo(f"{file}: good")
+
+
+@config_command.command("schema")
+def _schema() -> None:
+    """The JSON schema of the file, for editors."""
+    click.echo(json.dumps(configuration.schema(), indent=2))
+
+
+@click.command("bases")
+def bases_command() -> None:
+    """Short names for --base."""
+    width = max(map(len, ALIASES))
+    for alias, repo in ALIASES.items():
+        click.echo(f"{alias:<{width}}  {repo}")
+    click.echo(f"{'demo':<{width}}  the embedded demo: small real models, no network")
+    click.echo("or org/name[@revision], or a local folder")
+
+
+@click.command("methods")
+def methods_command() -> None:
+    """Installed merge methods."""
+    from kinship_daemon.weights.methods.registry import methods  # noqa: PLC0415 - imports torch
+
+    for name, found in methods().items():
+        purpose = (found.factors.__doc__ or "").strip().partition("\n")[0]
+        click.echo(f"{name}: {purpose}")
+        for parameter in found.parameters:
+            default = "required" if parameter.default is None else f"default {parameter.default}"
+            each = ", one per model or one for all" if parameter.per_model else ""
+            click.echo(f"    {parameter.name}  ({default}{each})")
+
+
+@click.command("demo")
+@click.argument("action", type=click.Choice(["release"]))
+@home_options
+def demo_command(action: str, home: Path | None, base: str | None) -> None:  # noqa: ARG001
+    """`demo release` drops the held-back fine-tune into the demo's hub."""
+    if base not in (None, "demo"):
+        raise UsageError(f"--base {base} has no demo; the demo's home is that of --base demo")
+    found = find_home(home, "demo")
+    name = demo.release(found.demo_hub)
+    click.echo(
+        f"released {name} into {found.demo_hub}; a running daemon notices it at its next poll"
+    )
+
+
+@click.group("policies", invoke_without_command=True)
+@click.pass_context
+def policies_command(context: click.Context) -> None:
+    """Installed policies with their settings, and presets."""
+    if context.invoked_subcommand is not None:
+        return
+    for policy in registry.installed():
+        click.echo(f"{policy.name}  ({policy.provider}, {policy.path})")
+        for line in _settings(policy.name):
+            click.echo(f"    {line}")
+    click.echo("presets (--policy NAME, or a YAML file)")
+    for name in registry.list_presets():
+        click.echo(f"    {name}")
+
+
+@policies_command.command("show")
+@click.argument("name")
+def _show_preset(name: str) -> None:
+    """A preset, to copy and change."""
+    click.echo(preset_text(name), nl=False)
+
+
+def _settings(policy: str) -> Iterator[str]:
+    """A line per setting of a policy that declares them as a pydantic model does."""
+    cls = registry.find(policy)
+    if not issubclass(cls, BaseModel):
+        return
+    for name, field in cls.model_json_schema()["properties"].items():
+        forms = field.get("anyOf", [field])
+        bounds = [f"at least {f['minimum']:g}" for f in forms if "minimum" in f]
+        bounds += [f"at most {f['maximum']:g}" for f in forms if "maximum" in f]
+        bounds += [f"one of {', '.join(f['enum'])}" for f in forms if "enum" in f]
+        default = json.dumps(field["default"])
+        yield f"{name}: {default}" + (f"  ({', '.join(bounds)})" if bounds else "")

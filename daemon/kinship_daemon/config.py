@@ -1,0 +1,307 @@
+"""The configuration: one YAML file, checked before anything happens; every key has a default."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kinship_daemon import demo
+from kinship_daemon.errors import UsageError
+from kinship_policies.registry import load_preset
+
+__all__ = ["Config", "load", "reference", "schema", "to_yaml"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Watch(_Section):
+    poll_minutes: float = Field(30.0, gt=0)
+    """Minutes between two looks at the hub."""
+
+
+class Triage(_Section):
+    max_gb: float = Field(40.0, gt=0)
+    """Refuse repos whose weights are larger, in gigabytes (10^9 bytes)."""
+    allow_gated: bool = False
+    """Admit gated repos; publishing their descendants needs publish.allow_gated too."""
+    allow_merges: bool = False
+    """Admit other people's merges; their own parents are rarely all declared."""
+
+
+class Kinship(_Section):
+    metric: Literal["pcc", "cosine"] = "pcc"
+    """What the policy sees. Euclidean distance is recorded too, but near is low there."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where inner products are computed."""
+
+
+class PolicyChoice(BaseModel):
+    """`use` names the policy; every other key is one of that policy's own settings."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    use: str = "topk-kinship"
+    """An installed policy, or `package.module:Class`. `kinship-daemon policies` lists them."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Merge(_Section):
+    method: str = "slerp"
+    """A merge method of `kinship_daemon.methods`."""
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"t": 0.5})
+    """The method's parameters, in mergekit's forms."""
+
+
+class Task(_Section):
+    task: str
+    """Name of an lm-eval task."""
+    metric: str | None = None
+    """Which of the task's metrics; the first by default. It must be a mean over documents."""
+    filter: str | None = None
+    """Which of the task's filters; the first by default."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples shown before the question; the task's own number by default."""
+
+
+def _as_task(value: object) -> object:
+    return {"task": value} if isinstance(value, str) else value
+
+
+Tasks = tuple[Annotated[Task, BeforeValidator(_as_task)], ...]
+
+# The paper's three (arXiv 2410.12613, section 5), few-shot counts as on the Open LLM leaderboard.
+_PAPER_TASKS: tuple[Task, ...] = (
+    Task(task="winogrande", metric="acc", num_fewshot=5),
+    Task(task="gsm8k", metric="exact_match", filter="strict-match", num_fewshot=5),
+    Task(task="truthfulqa_mc2", metric="acc", num_fewshot=0),
+)
+
+
+class Evaluate(_Section):
+    selection: Tasks = Field(_PAPER_TASKS, min_length=1)
+    """What the policy sees. A task named in both lists is split, half its documents to each."""
+    validation: Tasks = Field(_PAPER_TASKS, min_length=1)
+    """What the gate sees. It never shares a document with selection."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many documents per task and list; all by default."""
+    batch_size: int = Field(16, ge=1)
+    """Requests that are run together."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models are evaluated."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What models are evaluated in."""
+    time_limit_minutes: float = Field(240.0, gt=0)
+    """A model whose evaluation takes longer is quarantined."""
+    apply_chat_template: bool = False
+    """Ask in the model's own chat format. It can move a score by half; one setting for all."""
+    include_path: tuple[Path, ...] = ()
+    """Folders with further lm-eval task files."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the evaluation; the machine's cores, at most 8, by default."""
+
+
+class Gate(_Section):
+    min_gain: float = 0.0
+    """Publish when the interval's lower end of the gain over the best parent is above this."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of that interval."""
+    resamples: int = Field(9999, ge=999)
+    """Bootstrap resamples."""
+
+
+class Publish(_Section):
+    namespace: str | None = None
+    """User or organisation to publish under. Nothing is published unless this is set."""
+    name: str = "{base}-{model}-{hash}"
+    """Repo name. {base}, {model} and {hash} (of the recipe) are filled in."""
+    public: bool = False
+    """Published repos are private unless this is set."""
+    allow_licenses: tuple[str, ...] = ()
+    """Licences to accept although they are unknown or non-commercial ("unknown" for none)."""
+    allow_gated: bool = False
+    """Publish although an ancestor is gated."""
+
+
+class Limits(_Section):
+    disk_gb: float = Field(200.0, gt=0)
+    """What the home may hold, in gigabytes (10^9 bytes)."""
+    eval_hours_per_day: float = Field(24.0, gt=0)
+    """Hours of evaluation per UTC day."""
+    merges_per_day: int = Field(100, ge=1)
+    """Merges made per UTC day."""
+
+
+class Config(_Section):
+    base: str = "mistral-7b"
+    """An alias (`kinship-daemon bases`), org/name[@revision], a local folder, or `demo`."""
+    hub: str = "https://huggingface.co"
+    """Where models come from and go to: a URL, or a folder of org/name/ repos."""
+    home: Path | None = None
+    """The daemon's own folder; by default one per base under the user's state directory."""
+    seed: int = Field(0, ge=0)
+    """Seeds the document split, the harness, the bootstrap and policies that draw."""
+    watch: Watch = Watch()
+    triage: Triage = Triage()
+    kinship: Kinship = Kinship()
+    policy: PolicyChoice = PolicyChoice()
+    merge: Merge = Merge()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    publish: Publish = Publish()
+    limits: Limits = Limits()
+
+
+def reference() -> str:
+    """Every key with its default and meaning, as Markdown tables."""
+    rows = list(_reference(Config, Config(), ""))
+    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def _reference(section: type[BaseModel], values: BaseModel, prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        value = getattr(values, name)
+        if isinstance(value, BaseModel):
+            yield from _reference(type(value), value, f"{prefix}{name}.")
+            continue
+        dumped = values.model_dump(mode="json", exclude_defaults=False)[name]
+        shown = "the paper's three" if value is _PAPER_TASKS else json.dumps(dumped)
+        yield f"| `{prefix}{name}` | `{shown}` | {field.description or ''} |"
+
+
+def _demo_defaults() -> dict[str, Any]:
+    """What differs from the defaults where the base is the embedded demo."""
+    return {
+        "hub": "demo",
+        "watch": {"poll_minutes": 0.1},
+        "evaluate": {
+            "selection": list(demo.SELECTION),
+            "validation": list(demo.VALIDATION),
+            "include_path": [str(demo.TASKS)],
+            "batch_size": 256,
+            "device": "cpu",
+            "threads": 1,
+            "time_limit_minutes": 5,
+        },
+        "kinship": {"device": "cpu"},
+        "publish": {"namespace": demo.NAMESPACE},
+    }
+
+
+def load(
+    path: Path | None = None,
+    *,
+    base: str | None = None,
+    hub: str | None = None,
+    home: Path | None = None,
+    policy: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Config:
+    """
+    The effective configuration: defaults, then the file, then the flags, then `--set`.
+
+    Args:
+        path: A YAML file.
+        policy: A preset's name or a policy's YAML file; it replaces the whole policy section.
+        overrides: `section.key=value`, the value in YAML.
+
+    Raises:
+        UsageError: naming the file, the key and what would work.
+    """
+    given = _read(path) if path else {}
+    where = str(path) if path else "config"
+    if policy is not None:
+        given["policy"] = dict(load_preset(policy))
+    flags = {"base": base, "hub": hub, "home": None if home is None else str(home)}
+    given.update({key: value for key, value in flags.items() if value is not None})
+    for override in overrides:
+        _override(given, override)
+    if given.get("base") == "demo":
+        given = _merged(_demo_defaults(), given)
+    try:
+        return Config.model_validate(given)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_explain(error)}") from None
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def schema() -> dict[str, Any]:
+    return Config.model_json_schema()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise UsageError(f"cannot read config {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: expected a mapping such as 'base: mistral-7b'")
+    return data
+
+
+def _override(given: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: expected key=value, such as --set policy.k=5")
+    *sections, last = key.split(".")
+    target = given
+    for section in sections:
+        target[section] = inner = dict(target.get(section) or {})
+        target = inner
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not YAML") from None
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Section by section, `over` wins."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        result[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _explain(error: ValidationError) -> str:
+    """Pydantic's first finding as one line; an unknown key with the nearest known one."""
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0)
+        line = f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
+    else:
+        line = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
+    return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, int):
+            model = Task
+        elif part not in {"selection", "validation"}:
+            annotation = model.model_fields[part].annotation
+            model = annotation  # type: ignore[assignment]  # sections are models, all of them
+    return list(model.model_fields)

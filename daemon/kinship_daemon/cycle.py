@@ -1,0 +1,54 @@
+"""The flow: watch, triage, kinship, policy, merge, evaluate, gate, publish; each line one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kinship_daemon.daemon import Daemon
+from kinship_daemon.steps import admission, evolution, judging, making, publication
+
+__all__ = ["Outcome", "evolve", "poll"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    How far one generation came.
+
+    Attributes:
+        stop: Why there is nothing more to do until a new fine-tune comes; None if there is.
+    """
+
+    stop: str | None
+
+
+def poll(d: Daemon) -> bool:
+    """
+    One look at the hub. Whoever is new is admitted or refused.
+
+    Returns:
+        Whether the population may have grown.
+    """
+    admission.notice(d)
+    admission.admit(d)
+    return bool(admission.without_row(d))
+
+
+def evolve(d: Daemon) -> Outcome:
+    """
+    One generation, from where the last call or the last process left off.
+
+    Every step is written down before the next begins and is not taken twice, so that a call after
+    a kill goes on in the middle.
+    """
+    admission.relate(d)
+    making.record_kinships(d)
+    evolution.score_everyone(d)
+    if not evolution.unfinished(d) and evolution.converged(d) is None:
+        evolution.decide(d)
+        making.record_kinships(d)
+    grown = evolution.grow(d)
+    judging.judge_children(d)
+    publication.publish_passed(d)
+    evolution.show_generation(d, grown)
+    return Outcome(evolution.converged(d))

@@ -1,0 +1,218 @@
+"""What the steps of a cycle share (home, hub, lineage, policy, worker), and how one is taken."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from kinship_daemon.config import Config
+from kinship_daemon.device import resolve_device
+from kinship_daemon.durable import hash_file
+from kinship_daemon.errors import KinshipError, ModelError, Transient
+from kinship_daemon.evaluate.records import Settings
+from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.home import Home
+from kinship_daemon.hub.files import wanted
+from kinship_daemon.hub.records import Hub, UnknownRepo
+from kinship_daemon.report import Advance, Reporter
+from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.gram import Ledger
+from kinship_daemon.weights.recipe import Coefficients
+from kinship_policies.policy import Policy
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model, Status
+
+_T = TypeVar("_T")
+
+__all__ = ["BudgetReached", "Daemon", "Stopped", "cached_hash"]
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EROFS: "make it writable, or use another --home",
+    errno.EACCES: "make it writable, or use another --home",
+}
+
+
+class Stopped(Exception):
+    """The daemon was asked to stop; raised between steps, where everything is saved."""
+
+
+class BudgetReached(KinshipError):
+    """A daily limit is used up; work goes on tomorrow (UTC)."""
+
+
+@dataclass
+class Daemon:
+    """
+    One open home at work. `ledger` is replaced as leaves join; everything else stays.
+
+    Attributes:
+        base: The base's row in the lineage.
+        base_folder: Where its files lie.
+        dry_run: Write nothing to any hub.
+        now: The clock, UTC.
+        combined: What models are made of, by id; true for this ledger only.
+    """
+
+    config: Config
+    home: Home
+    hub: Hub
+    lineage: Lineage
+    policy: Policy
+    settings: Settings
+    evaluator: Evaluator
+    report: Reporter
+    base: Model
+    base_folder: Path
+    ledger: Ledger
+    now: Callable[[], datetime]
+    stop: threading.Event = field(default_factory=threading.Event)
+    dry_run: bool = False
+    combined: dict[str, Coefficients] = field(default_factory=dict)
+
+    def use_ledger(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.combined.clear()
+
+    @cached_property
+    def device(self) -> str:
+        """Where inner products are computed."""
+        return resolve_device(self.config.kinship.device)
+
+    @cached_property
+    def base_checkpoint(self) -> Checkpoint:
+        return Checkpoint.open(self.base_folder)
+
+    def step(
+        self,
+        kind: str,
+        key: str,
+        model: Model | None,
+        work: Callable[[], _T],
+        record: Callable[[_T], None],
+        *,
+        redo: bool = False,
+    ) -> bool:
+        """
+        Take one step: `work` does it, `record` writes it together with the job's `done`.
+
+        A step done before is not done again. A ModelError quarantines the model.
+
+        Args:
+            key: Names the step by its inputs, so that repeating it is harmless.
+            redo: Take it again although it was done before: its result is gone.
+
+        Returns:
+            Whether the step is done, now or earlier.
+
+        Raises:
+            Stopped: before the step, if the daemon was asked to stop.
+            Transient: from `work`; the job stays to be tried again.
+        """
+        if self.stop.is_set():
+            raise Stopped
+        job = self.lineage.start(key, kind, None if model is None else model.id)
+        if job.status == "done" and redo:
+            self.lineage.fail(key, "done before, but its result is gone")
+            job = self.lineage.start(key, kind, None if model is None else model.id)
+        if job.status in {"done", "quarantined"}:
+            return job.status == "done"
+        try:
+            result = work()
+        except (ModelError, UnknownRepo) as error:
+            if model is None:
+                self.lineage.fail(key, str(error))
+                raise
+            self.quarantine(model, str(error), key)
+            return False
+        except Transient as error:
+            self.lineage.fail(key, str(error))
+            raise
+        except OSError as error:
+            hint = _DISK_ERRORS.get(error.errno or 0)
+            self.lineage.fail(key, str(error))
+            if hint is None:
+                raise
+            where = error.filename or self.home.path
+            raise KinshipError(f"{where}: {error.strerror}; {hint}, then start again") from None
+        with self.lineage.finish(key):
+            record(result)
+        return True
+
+    def population_models(self, *statuses: Status) -> list[Model]:
+        """Fine-tunes and merges with one of these statuses, ordered by generation and name."""
+        return [
+            model
+            for model in self.lineage.models()
+            if model.kind != "base" and model.status in statuses
+        ]
+
+    def quarantine(self, model: Model, reason: str, key: str) -> None:
+        """Set a model aside for good, with the reason; the loop goes on without it."""
+        with self.lineage.transaction():
+            self.lineage.fail(key, reason, quarantined=True)
+            self.lineage.update_model(model.id, status="quarantined", reason=reason)
+        self.report.event("quarantine", f"{model.id}: {reason}", model=model.id, reason=reason)
+
+    def sha256(self, path: Path) -> str:
+        return cached_hash(self.lineage)(path)
+
+    def leaf_folder(self, leaf: Model) -> Path:
+        """
+        Where an admitted fine-tune's files lie, fetched again if they are gone.
+
+        Raises:
+            ModelError: the bytes there are not those that were admitted.
+        """
+        known = self.lineage.get(f"folder:{leaf.id}")
+        if known is not None and self._unchanged(leaf, Path(str(known))):
+            return Path(str(known))
+        assert leaf.repo is not None
+        try:
+            repo = self.hub.repo(leaf.repo, leaf.revision)
+        except UnknownRepo as error:
+            raise ModelError(f"the bytes that were admitted are gone: {error}") from None
+        with self.fetching(leaf.id, sum(file.size for file in wanted(repo.files))) as advance:
+            folder = self.hub.fetch(repo, self.home.cache, advance)
+        if not self._unchanged(leaf, folder):
+            raise ModelError(f"{leaf.id} changed in {folder} since it was admitted")
+        self.lineage.put(f"folder:{leaf.id}", str(folder))
+        return folder
+
+    def fetching(self, name: str, size: int) -> AbstractContextManager[Advance]:
+        return self.report.progress(f"fetch {name}", size, "bytes")
+
+    def checkpoints(self, leaves: Mapping[str, Model]) -> dict[str, Checkpoint]:
+        """Open checkpoints by weights identity."""
+        return {
+            weights: Checkpoint.open(self.leaf_folder(leaf)) for weights, leaf in leaves.items()
+        }
+
+    def _unchanged(self, leaf: Model, folder: Path) -> bool:
+        return all(
+            (folder / file.path).is_file() and self.sha256(folder / file.path) == file.sha256
+            for file in self.lineage.files(leaf.id)
+        )
+
+
+def cached_hash(lineage: Lineage) -> Callable[[Path], str]:
+    """sha256 of files, hashed once for as long as size and modification time stay."""
+
+    def sha256(path: Path) -> str:
+        stat = path.stat()
+        name = path.resolve()
+        known = lineage.file_hash(name, stat.st_size, stat.st_mtime_ns)
+        if known is None:
+            known = hash_file(path)
+            lineage.remember_hash(name, stat.st_size, stat.st_mtime_ns, known)
+        return known
+
+    return sha256

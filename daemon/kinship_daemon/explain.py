@@ -1,0 +1,151 @@
+"""Why a model was made, on which facts, how it did, why it was published: from the lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kinship_policies.policy import Decision, Population
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model, ScoreRow
+
+__all__ = ["explain"]
+
+
+def explain(lineage: Lineage, name: str) -> str:
+    """
+    The whole story of one model, a few lines a chapter.
+
+    Raises:
+        LineageError: there is no such model.
+    """
+    model = lineage.require(name)
+    chapters = [
+        _origin(lineage, model),
+        _choice(lineage, model),
+        _scores(lineage, model, "selection"),
+        _scores(lineage, model, "validation"),
+        _fate(lineage, model),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in chapters if lines)
+
+
+def _origin(lineage: Lineage, model: Model) -> list[str]:
+    if model.recipe is None:
+        source = f"{model.repo} at revision {model.revision}"
+        lines = [f"{model.id}: a {model.kind} from {source}, licence {model.license or 'unknown'}"]
+    else:
+        method = model.recipe["method"]
+        settings = ", ".join(f"{k} {v}" for k, v in sorted(model.recipe["parameters"].items()))
+        parents = " and ".join(model.parents)
+        lines = [f"{model.id}: {method} ({settings}) of {parents}, generation {model.generation}"]
+    if model.weights:
+        lines.append(f"weights {model.weights}")
+    lines += [
+        f"file {f.path} ({f.size:,} bytes) sha256 {f.sha256}" for f in lineage.files(model.id)
+    ]
+    children = [m.id for m in lineage.models(kind="merge") if model.id in m.parents]
+    if children:
+        lines.append(f"parent of {', '.join(children)}")
+    if model.reason:
+        lines.append(f"{model.status}: {model.reason}")
+    return lines
+
+
+def _choice(lineage: Lineage, model: Model) -> list[str]:
+    decision = next((g for g in lineage.generations() if g.number == model.generation), None)
+    if model.recipe is None or decision is None:
+        return []
+    facts = Population.from_json(decision.facts)
+    lines = [f"why: {model.why} (policy {decision.policy}, seed {decision.seed})"]
+    for a, b in zip(model.parents, model.parents[1:], strict=False):
+        kinships = ", ".join(
+            f"{metric} {value:.4f}"
+            for metric in ("pcc", "cosine", "euclidean")
+            if (value := lineage.kinship(metric, a, b)) is not None
+        )
+        lines.append(f"kinship of {a} and {b}: {kinships or 'undefined'}")
+    lines += [
+        f"then: {name} scored {facts[name].score:.4f}, {_rank(facts, name)} of {len(facts.members)}"
+        for name in model.parents
+    ]
+    lines.append(f"the top then: {', '.join(Decision.from_json(decision.decision).top)}")
+    return lines
+
+
+def _rank(facts: Population, name: str) -> str:
+    order = facts.best(len(facts.members))
+    return f"number {order.index(name) + 1}"
+
+
+def _scores(lineage: Lineage, model: Model, split: str) -> list[str]:
+    mine = _latest(lineage, model, split)
+    if not mine:
+        return []
+    parents = {name: _latest(lineage, lineage.require(name), split) for name in model.parents}
+    known = [name for name, rows in parents.items() if rows]
+    lines = [f"{split} scores ({mine[0].harness}, seed {mine[0].seed})"]
+    header = ["task", model.id, *known]
+    rows = [
+        [row.task, f"{row.score:.4f} ± {row.stderr:.4f} (n {row.n})"]
+        + [_score_of(parents[name], row.task) for name in known]
+        for row in mine
+    ]
+    means = [f"{_mean(r):.4f}" for r in (mine, *(parents[name] for name in known))]
+    return lines + _columns([header, *rows, ["mean", *means]])
+
+
+def _latest(lineage: Lineage, model: Model, split: str) -> list[ScoreRow]:
+    """Scores under the home's latest settings."""
+    current = lineage.get("settings") or {}
+    if model.weights is None or split not in {"selection", "validation"}:
+        return []
+    rows = lineage.scores(model.weights, settings=current.get(split))
+    return [row for row in rows if row.split == split]
+
+
+def _score_of(rows: Sequence[ScoreRow], task: str) -> str:
+    return next((f"{row.score:.4f}" for row in rows if row.task == task), "-")
+
+
+def _mean(rows: Sequence[ScoreRow]) -> float:
+    return sum(row.score for row in rows) / len(rows)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _fate(lineage: Lineage, model: Model) -> list[str]:
+    if model.kind != "merge" or model.status != "admitted":
+        return []
+    gate, publication = lineage.gate(model.id), lineage.publication(model.id)
+    if gate is None:
+        return [_not_judged(lineage, model)]
+    lines = [f"gate: {'passed' if gate.passed else 'not passed'}: {gate.reason}"]
+    if publication is not None:
+        lines.append(f"published as {publication.repo}, revision {publication.revision}")
+        lines.append(f"at {publication.url}")
+    elif gate.passed:
+        blocked = lineage.get(f"not_published:{model.id}")
+        lines.append(f"not published: {blocked or 'waiting; the next run publishes it'}")
+    return lines
+
+
+def _not_judged(lineage: Lineage, model: Model) -> str:
+    mine = _latest(lineage, model, "selection")
+    theirs = {p: _latest(lineage, lineage.require(p), "selection") for p in model.parents}
+    scored = {p: _mean(rows) for p, rows in theirs.items() if rows}
+    if not mine or not scored:
+        return "gate: not judged: no selection scores under the present settings"
+    best = max(sorted(scored), key=lambda p: scored[p])
+    if _mean(mine) > scored[best]:
+        return "gate: not judged yet; the next run judges it"
+    return (
+        f"gate: not judged: its selection score {_mean(mine):.4f} is not above "
+        f"{scored[best]:.4f} of its parent {best}"
+    )

@@ -1,0 +1,109 @@
+"""The family drawn: as a tree of text, as mermaid, as dot; from the lineage's export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["ancestry", "dot", "mean", "mermaid", "tree"]
+
+Export = Mapping[str, Any]
+
+_SHOWN = {"admitted", "proposed"}
+
+
+def mean(scores: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Mean over tasks of an exported model's scores; None if it has none."""
+    return sum(s["score"] for s in scores.values()) / len(scores) if scores else None
+
+
+def tree(export: Export, focus: str | None = None) -> str:
+    """
+    Who was made in which generation, from whom, how it did.
+
+    Args:
+        focus: Only this model and its ancestors.
+    """
+    models = _shown(export, focus)
+    best = _best(models)
+    lines = [f"{export['base']} (base)"]
+    generations = sorted({model["generation"] for model in models if model["kind"] != "base"})
+    for i, generation in enumerate(generations):
+        last = i == len(generations) - 1
+        members = [m for m in models if m["generation"] == generation and m["kind"] != "base"]
+        title = "founders" if generation == 0 else f"generation {generation}"
+        lines.append(f"{'└── ' if last else '├── '}{title}")
+        stem = "    " if last else "│   "
+        for j, model in enumerate(members):
+            branch = "└── " if j == len(members) - 1 else "├── "
+            lines.append(f"{stem}{branch}{_leaf(model, model['id'] == best)}")
+    return "\n".join(lines)
+
+
+def mermaid(export: Export, focus: str | None = None) -> str:
+    """A mermaid flowchart, edges from parent to child."""
+    models = _shown(export, focus)
+    number = {model["id"]: f"m{i}" for i, model in enumerate(models)}
+    lines = ["flowchart TD"]
+    for model in models:
+        lines.append(f'    {number[model["id"]]}["{_label(model)}"]')
+    for parent, child in _edges(models, export["base"]):
+        lines.append(f"    {number[parent]} --> {number[child]}")
+    return "\n".join(lines)
+
+
+def dot(export: Export, focus: str | None = None) -> str:
+    """A Graphviz digraph, edges from parent to child."""
+    models = _shown(export, focus)
+    lines = ["digraph family {", "    node [shape=box];"]
+    for model in models:
+        lines.append(f'    "{model["id"]}" [label="{_label(model)}"];')
+    for parent, child in _edges(models, export["base"]):
+        lines.append(f'    "{parent}" -> "{child}";')
+    return "\n".join([*lines, "}"])
+
+
+def _shown(export: Export, focus: str | None) -> list[Mapping[str, Any]]:
+    if focus is not None:
+        return ancestry(export, focus)
+    return [m for m in export["models"] if m["status"] in _SHOWN or m["kind"] == "base"]
+
+
+def ancestry(export: Export, focus: str) -> list[Mapping[str, Any]]:
+    """A model, its ancestors and the base, in the export's order."""
+    models = {model["id"]: model for model in export["models"]}
+    wanted: set[str] = set()
+    waiting = [focus]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting += models[name]["parents"]
+    return [m for m in models.values() if m["id"] in wanted or m["kind"] == "base"]
+
+
+def _edges(models: list[Mapping[str, Any]], base: str) -> list[tuple[str, str]]:
+    shown = {model["id"] for model in models}
+    edges = []
+    for model in models:
+        parents = model["parents"] or ([base] if model["id"] != base else [])
+        edges += [(parent, model["id"]) for parent in parents if parent in shown]
+    return edges
+
+
+def _best(models: list[Mapping[str, Any]]) -> str | None:
+    scored = [(value, m["id"]) for m in models if (value := mean(m["selection"])) is not None]
+    return max(scored, key=lambda pair: (pair[0], pair[1]))[1] if scored else None
+
+
+def _leaf(model: Mapping[str, Any], best: bool) -> str:
+    value = mean(model["selection"])
+    made = f" = {' + '.join(model['parents'])}" if model["parents"] else ""
+    score = "" if value is None else f"  {value:.4f}"
+    published = f"  published as {model['published']}" if model["published"] else ""
+    return f"{model['id']}{made}{score}{'  best' if best else ''}{published}"
+
+
+def _label(model: Mapping[str, Any]) -> str:
+    value = mean(model["selection"])
+    return model["id"] if value is None else f"{model['id']} {value:.4f}"

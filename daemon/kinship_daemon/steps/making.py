@@ -1,0 +1,114 @@
+"""How a model of the lineage is made: by algebra over leaves, until bytes are really needed."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import get_args
+
+from kinship_daemon.daemon import Daemon
+from kinship_daemon.errors import ModelError
+from kinship_daemon.weights.kinship import Metric, matrix
+from kinship_daemon.weights.materialise import Assembly, assemble, leaf_assembly
+from kinship_daemon.weights.recipe import Coefficients, Recipe, combine, leaf
+from kinship_storage.records import Model
+
+__all__ = ["ancestors", "assembly", "coefficients", "leaf_models", "record_kinships"]
+
+
+def coefficients(d: Daemon, model: Model) -> Coefficients:
+    """
+    A model as a combination of leaves; no weight is read.
+
+    Raises:
+        ModelError: a leaf that it rests on has no row in the ledger any more.
+    """
+    known = d.combined.get(model.id)
+    if known is None:
+        known = d.combined[model.id] = _combine(d, model)
+    return known
+
+
+def _combine(d: Daemon, model: Model) -> Coefficients:
+    if model.recipe is None:
+        if model.weights not in d.ledger.rows:
+            raise ModelError(f"{model.id} has no row in the ledger")
+        return leaf(d.ledger, model.weights)
+    recipe = Recipe.from_json(model.recipe)
+    parents = [d.lineage.require(name) for name in recipe.parents]
+    try:
+        return combine(d.ledger, recipe, [coefficients(d, parent) for parent in parents])
+    except ModelError as error:
+        raise ModelError(f"{model.id} cannot be made: {error}") from None
+
+
+def assembly(d: Daemon, model: Model) -> Assembly:
+    """How to make a model's weights anywhere: its own file, or one pass over its leaves."""
+    assert model.weights is not None
+    if model.recipe is None:
+        return leaf_assembly(d.leaf_folder(model), model.weights)
+    combination = coefficients(d, model)
+    folders = {row: d.leaf_folder(leaf) for row, leaf in leaf_models(d, combination).items()}
+    return assemble(
+        d.ledger,
+        combination,
+        d.base_folder,
+        folders,
+        model.weights,
+        donor=d.leaf_folder(_first_leaf(d, model)),
+    )
+
+
+def _first_leaf(d: Daemon, model: Model) -> Model:
+    """Whose tokenizer and templates a merge carries on: its first parent's, and so on up."""
+    while model.recipe is not None:
+        model = d.lineage.require(model.parents[0])
+    return model
+
+
+def ancestors(d: Daemon, model: Model) -> list[Model]:
+    """Everyone a model descends from but the base, ordered by generation and name."""
+    found: dict[str, Model] = {}
+    waiting = list(model.parents)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = d.lineage.require(name)
+            waiting += found[name].parents
+    return sorted(found.values(), key=lambda each: (each.generation, each.id))
+
+
+def leaf_models(d: Daemon, combination: Coefficients) -> dict[str, Model]:
+    """The fine-tunes that a combination rests on, by weights identity."""
+    return {weights: d.lineage.by_weights(weights)[0] for weights in combination.rows}
+
+
+def record_kinships(d: Daemon) -> None:
+    """Write down the kinship of every pair, by every metric, that is not written yet."""
+    rows: dict[str, Coefficients] = {}
+    weights: dict[str, str] = {}
+    for model in d.population_models("admitted", "proposed"):
+        assert model.weights is not None
+        try:
+            rows[model.id] = coefficients(d, model)
+            weights[model.id] = model.weights
+        except ModelError as error:
+            d.quarantine(model, str(error), f"kinship:{model.weights}")
+    names = sorted(rows)
+    for metric in get_args(Metric):
+        known = d.lineage.kinships(metric)
+        missing = [
+            pair
+            for pair in combinations(range(len(names)), 2)
+            if (names[pair[0]], names[pair[1]]) not in known
+        ]
+        if missing:
+            values = matrix(d.ledger, [rows[name] for name in names], metric).tolist()
+            d.lineage.add_kinships(
+                metric,
+                [(weights[names[i]], weights[names[j]], _finite(values[i][j])) for i, j in missing],
+            )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

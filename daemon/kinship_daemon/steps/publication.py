@@ -1,0 +1,120 @@
+"""Publishing: a merge that passed the gate becomes a repo: weights, tokenizer, card, recipes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from kinship_daemon.daemon import Daemon
+from kinship_daemon.errors import KinshipError
+from kinship_daemon.hub import records
+from kinship_daemon.hub.card import CardFacts, model_card
+from kinship_daemon.hub.licence import most_restrictive
+from kinship_daemon.steps.carding import card_facts
+from kinship_daemon.steps.making import ancestors, assembly
+from kinship_daemon.weights.materialise import write
+from kinship_storage.records import Model, Publication
+
+__all__ = ["publish_passed", "repo_id"]
+
+
+def publish_passed(d: Daemon) -> None:
+    """Publish every merge that passed the gate and is not published yet, if it may be."""
+    for verdict in d.lineage.gates():
+        model = d.lineage.require(verdict.model)
+        if not verdict.passed or model.status != "admitted" or d.lineage.publication(model.id):
+            continue
+        blocked = _blocked(d, model)
+        if blocked is not None:
+            _say_once(d, model, blocked)
+        elif d.dry_run:
+            _say_once(d, model, f"would be published as {repo_id(d, model)} (dry run)")
+        else:
+            _publish(d, model)
+
+
+def repo_id(d: Daemon, model: Model) -> str:
+    """
+    Where a merge is published.
+
+    Raises:
+        KinshipError: the template names something that it cannot be filled with.
+    """
+    assert model.weights is not None
+    base = (d.base.repo or d.base.id).rpartition("/")[2]
+    facts = {
+        "base": d.config.base if d.config.base == "demo" else base,
+        "model": model.id,
+        "hash": model.weights.rpartition(":")[2][:8],
+    }
+    try:
+        name = d.config.publish.name.format(**facts)
+    except (KeyError, IndexError, ValueError):
+        raise KinshipError(
+            f"publish.name {d.config.publish.name!r} can hold {{base}}, {{model}} and {{hash}} only"
+        ) from None
+    return f"{d.config.publish.namespace}/{name}"
+
+
+def _blocked(d: Daemon, model: Model) -> str | None:
+    """Why a merge may not be published; None if it may."""
+    publish = d.config.publish
+    if publish.namespace is None:
+        return "not published: publish.namespace is not set"
+    family = [d.base, *ancestors(d, model)]
+    licences = {each.id: each.license for each in family if each.recipe is None}
+    terms = most_restrictive(licences, publish.allow_licenses)
+    if terms.blocked is not None:
+        return f"not published: {terms.blocked}"
+    gated = [each.id for each in family if d.lineage.get(f"gated:{each.id}")]
+    if gated and not publish.allow_gated:
+        return f"not published: {gated[0]} is gated; publish.allow_gated allows it"
+    return None
+
+
+def _say_once(d: Daemon, model: Model, reason: str) -> None:
+    key = f"not_published:{model.id}"
+    if d.lineage.get(key) != reason:
+        d.lineage.put(key, reason)
+        d.report.event("unpublished", f"{model.id}: {reason}", model=model.id, reason=reason)
+
+
+def _publish(d: Daemon, model: Model) -> None:
+    target = repo_id(d, model)
+    stage = d.home.staging / model.id
+
+    def work() -> tuple[records.Publication, dict[str, str]]:
+        files = _prepare(d, model, card_facts(d, model, target), stage)
+        message = f"{model.id}: a merge of {' and '.join(model.parents)}"
+        return d.hub.publish(target, stage, message, not d.config.publish.public), files
+
+    def record(done: tuple[records.Publication, dict[str, str]]) -> None:
+        publication, files = done
+        d.lineage.add_publication(
+            Publication(
+                model=model.id,
+                repo=publication.repo,
+                revision=publication.revision,
+                url=publication.url,
+                files=files,
+            )
+        )
+
+    try:
+        d.step("publish", f"publish:{target}", model, work, record)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    if (made := d.lineage.publication(model.id)) is not None:
+        d.report.event("publish", f"{model.id} as {made.repo}", model=model.id, url=made.url)
+
+
+def _prepare(d: Daemon, model: Model, facts: CardFacts, stage: Path) -> dict[str, str]:
+    """The repo's files in the staging folder, made anew: the same facts give the same bytes."""
+    shutil.rmtree(stage, ignore_errors=True)
+    texts = {
+        "README.md": model_card(facts),
+        facts.made_file: facts.made,
+        facts.collapsed_file: facts.collapsed,
+    }
+    with d.report.progress(f"write {model.id}", d.base_checkpoint.nbytes, "bytes") as advance:
+        return write(assembly(d, model), stage, progress=advance, extra=texts)

@@ -1,0 +1,100 @@
+"""Hash again what the lineage claims: leaves, recipes, ledger rows, publications."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinship_daemon.durable import hash_file
+from kinship_daemon.errors import KinshipError
+from kinship_daemon.home import Home
+from kinship_daemon.hub.open import open_hub
+from kinship_daemon.weights.gram import Ledger
+from kinship_daemon.weights.recipe import Recipe
+from kinship_storage.lineage import Lineage
+
+__all__ = ["Findings", "problems"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was looked at, and a line per claim that does not hold."""
+
+    files: int
+    recipes: int
+    publications: int
+    problems: tuple[str, ...]
+
+
+def problems(home: Home, lineage: Lineage) -> Findings:
+    """Look at everything again, reading the files themselves and trusting no cached hash."""
+    files, file_problems = _files(lineage)
+    publications, publication_problems = _publications(lineage)
+    return Findings(
+        files=files,
+        recipes=len(lineage.models(kind="merge")),
+        publications=publications,
+        problems=(
+            *lineage.verify(_identity),
+            *file_problems,
+            *_ledger(home, lineage),
+            *publication_problems,
+        ),
+    )
+
+
+def _identity(recipe: Mapping[str, Any], parents: Sequence[str]) -> str:
+    return Recipe.from_json(recipe).identity(parents)
+
+
+def _files(lineage: Lineage) -> tuple[int, list[str]]:
+    hashed, found = 0, []
+    for model in lineage.models(status="admitted"):
+        folder = lineage.get(f"folder:{model.id}")
+        for file in lineage.files(model.id):
+            path = Path(str(folder)) / file.path
+            if folder is None or not path.is_file():
+                found.append(f"{model.id}: {path} is gone; the next run fetches it again if it can")
+                continue
+            hashed += 1
+            if hash_file(path) != file.sha256:
+                found.append(f"{model.id}: {path} is not what was admitted (sha256 {file.sha256})")
+    return hashed, found
+
+
+def _ledger(home: Home, lineage: Lineage) -> list[str]:
+    if not home.ledger.is_file():
+        return []
+    try:
+        rows = Ledger.load(home.ledger).rows
+    except KinshipError as error:
+        return [str(error)]
+    return [
+        f"{home.ledger} has a row for {row}, which no model of the lineage has"
+        for row in rows
+        if not lineage.by_weights(row)
+    ]
+
+
+def _publications(lineage: Lineage) -> tuple[int, list[str]]:
+    published = lineage.publications()
+    if not published:
+        return 0, []
+    found = []
+    hub = open_hub(str(lineage.get("hub")))
+    for publication in published:
+        try:
+            repo = hub.repo(publication.repo)
+        except KinshipError as error:
+            found.append(f"{publication.model}: {error}")
+            continue
+        there = {file.path: file.sha256 for file in repo.files if file.sha256 is not None}
+        for path, sha256 in sorted(publication.files.items()):
+            if there.get(path, sha256) != sha256 or path not in {f.path for f in repo.files}:
+                found.append(
+                    f"{publication.model}: {path} of {publication.repo} on {hub.name} "
+                    f"is not what was published (sha256 {sha256})"
+                )
+    return len(published), found

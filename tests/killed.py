@@ -1,0 +1,76 @@
+"""
+Runs the daemon again and again on one home, each time killed with SIGKILL at another point.
+
+    python killed.py HOME KIND:MOMENT ... -- kinship-daemon's arguments
+
+MOMENT is `before` (the job is written down as running), `amid` (its work is done, nothing is
+written), or `after` (its result is committed). The imports are done once: every run is a fork of
+this process, which has started no thread.
+"""
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
+from kinship_daemon import opening, scheduler  # noqa: F401 - imported for the forks
+from kinship_daemon.cli import app, run  # noqa: F401
+from kinship_storage.jobs import Jobs
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(kind, moment):
+    """Make this process die at the first such moment."""
+    start, finish = Jobs.start, Jobs.finish
+
+    def mortal_start(self, key, job_kind, model=None):
+        job = start(self, key, job_kind, model)
+        if moment == "before" and job_kind == kind and job.status == "running":
+            die()
+        return job
+
+    @contextmanager
+    def mortal_finish(self, key):
+        if self.job(key).kind != kind:
+            with finish(self, key):
+                yield
+            return
+        if moment == "amid":
+            die()
+        with finish(self, key):
+            yield
+        die()
+
+    Jobs.start, Jobs.finish = mortal_start, mortal_finish
+
+
+def fork(arguments, point=None):
+    """Run once in a child; returns its wait status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if point is not None:
+                arm(*point.split(":"))
+            app.main(args=arguments, standalone_mode=False)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def main():
+    split = sys.argv.index("--")
+    points, arguments = sys.argv[1:split], sys.argv[split + 1 :]
+    for point in points:
+        status = fork(arguments, point)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        print(f"{point} {'killed' if killed else f'not killed: {status}'}", flush=True)
+    sys.exit(os.waitstatus_to_exitcode(fork(arguments)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The configuration: every mistake is one line that names what would work."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kinship_daemon import config, demo
+from kinship_daemon.errors import UsageError
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(text)
+    return file
+
+
+def refused(**arguments: object) -> str:
+    with pytest.raises(UsageError) as error:
+        config.load(**arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    assert error.value.exit_code == 2
+    return message
+
+
+def test_no_file_is_needed():
+    assert config.load().base == "mistral-7b"
+    assert config.load().publish.namespace is None
+
+
+def test_the_default_tasks_are_the_papers():
+    tasks = [task.task for task in config.load().evaluate.selection]
+    assert tasks == ["winogrande", "gsm8k", "truthfulqa_mc2"]
+
+
+def test_set_beats_flag_beats_file(tmp_path):
+    file = write(tmp_path, "base: qwen3-8b\npolicy: {k: 4}\nseed: 3\n")
+    loaded = config.load(file, base="gemma-2-9b", overrides=["policy.k=5"])
+    assert (loaded.base, loaded.policy.settings, loaded.seed) == ("gemma-2-9b", {"k": 5}, 3)
+
+
+def test_set_reaches_keys_of_sections_that_the_file_does_not_have():
+    assert config.load(overrides=["gate.min_gain=0.01"]).gate.min_gain == 0.01
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path):
+    file = write(tmp_path, "evaluate: {bath_size: 4}\n")
+    message = refused(path=file)
+    assert "evaluate.bath_size" in message
+    assert "batch_size" in message
+    assert str(file) in message
+
+
+def test_an_unknown_section_is_refused_with_the_nearest():
+    assert "nearest: 'policy'" in refused(overrides=["polcy.k=3"])
+
+
+def test_an_unknown_key_of_a_task_is_refused_with_the_nearest():
+    message = refused(overrides=["evaluate.selection=[{task: a, numfewshot: 3}]"])
+    assert "num_fewshot" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1", "not YAML"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("gate: {confidence: 1.5}\n", "gate.confidence"),
+        ("gate: 3\n", "gate"),
+        ("limits: {disk_gb: lots}\n", "limits.disk_gb"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(tmp_path, text, said):
+    assert said in refused(path=write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    assert "nowhere.yaml" in refused(path=tmp_path / "nowhere.yaml")
+
+
+def test_set_without_a_value_is_refused():
+    assert "key=value" in refused(overrides=["policy.k"])
+
+
+def test_set_through_something_that_is_no_section_is_refused():
+    assert "seed" in refused(overrides=["seed.x=1"])
+
+
+def test_the_demo_brings_its_own_tasks_and_hub_and_the_file_still_wins():
+    loaded = config.load(base="demo", overrides=["publish.namespace=mine"])
+    assert [task.task for task in loaded.evaluate.selection] == list(demo.SELECTION)
+    assert loaded.hub == "demo"
+    assert loaded.publish.namespace == "mine"
+
+
+def test_a_preset_replaces_the_policy(tmp_path):
+    file = write(tmp_path, "policy: {use: topk-kinship, explore: highest}\n")
+    loaded = config.load(file, policy="topk-greedy")
+    assert loaded.policy.use == "topk-greedy"
+    assert "explore" not in loaded.policy.settings
+
+
+def test_what_is_shown_loads_as_the_same(tmp_path):
+    shown = config.to_yaml(config.load(base="demo"))
+    assert config.load(write(tmp_path, shown)) == config.load(base="demo")
+
+
+def test_the_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        config.load().seed = 4  # type: ignore[misc]
+
+
+def test_the_schema_describes_every_section():
+    properties = config.schema()["properties"]
+    assert set(properties) == set(yaml.safe_load(config.to_yaml(config.load())))
+    assert properties["seed"]["description"]

@@ -1,0 +1,63 @@
+"""What deploy/ promises, checked as far as a machine without an init system or an engine can."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kinship_daemon import config
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+
+
+def test_the_example_config_loads_and_says_the_defaults_of_the_paper():
+    loaded = config.load(DEPLOY / "config.yaml")
+    assert loaded.base == "mistral-7b"
+    assert [t.task for t in loaded.evaluate.selection] == ["winogrande", "gsm8k", "truthfulqa_mc2"]
+    assert loaded.publish.namespace is None
+
+
+def test_the_unit_is_valid(tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "kinship-daemon@demo.service"
+    text = (DEPLOY / "kinship-daemon@.service").read_text()
+    # The program the unit starts is not installed where it says; any program will do.
+    unit.write_text(text.replace("/opt/kinship-daemon/bin/kinship-daemon", "/bin/true"))
+    result = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_unit_calls_commands_and_flags_that_exist():
+    from click.testing import CliRunner
+
+    from kinship_daemon.cli import app
+
+    line = re.search(
+        r"^ExecStart=\S+ (.*)$", (DEPLOY / "kinship-daemon@.service").read_text(), re.M
+    )
+    command, *flags = line.group(1).split()
+    said = CliRunner().invoke(app, [command, "--help"]).output
+    assert all(flag in said for flag in flags if flag.startswith("--"))
+
+
+def test_the_image_installs_what_the_package_needs():
+    text = (DEPLOY / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (.*) \S+$", text, re.M)
+    sources = {name for line in copied for name in line.split()}
+    assert {"daemon", "policies", "storage", "pyproject.toml", "README.md"} <= sources
+    root = DEPLOY.parent
+    assert all((root / name).exists() for name in sources)
+
+
+def test_the_compose_file_mounts_files_that_exist():
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["kinship-daemon"]
+    mounts = [v.split(":")[0] for v in service["volumes"] if v.startswith(".")]
+    assert mounts
+    assert all((DEPLOY / mount).exists() for mount in mounts)
+    assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).exists()

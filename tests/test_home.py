@@ -1,0 +1,84 @@
+"""A home: one daemon at a time, found without being named where there is just one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.home import Home, find_home
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from kinship_daemon.home import Home
+with Home(Path(sys.argv[1])).hold():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "home")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_daemon_is_refused_and_told_who_holds(tmp_path, holder):
+    with pytest.raises(KinshipError, match=f"pid {holder.pid}"), Home(tmp_path / "home").hold():
+        pass
+    assert Home(tmp_path / "home").holder() == holder.pid
+
+
+def test_a_killed_holder_leaves_the_home_free(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    home = Home(tmp_path / "home")
+    assert home.holder() is None
+    with home.hold():
+        assert (home.path / "lock").read_text() == str(os.getpid())
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(KinshipError, match="--home"), Home(tmp_path / "file" / "home").hold():
+        pass
+
+
+def homes(state, *names):
+    for name in names:
+        (state / "kinship-daemon" / name).mkdir(parents=True)
+        (state / "kinship-daemon" / name / "lineage.db").touch()
+
+
+def test_the_only_home_needs_no_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    homes(tmp_path, "mistral-7b")
+    assert find_home(None, None).path.name == "mistral-7b"
+
+
+def test_several_homes_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    homes(tmp_path, "demo", "mistral-7b")
+    with pytest.raises(UsageError, match="demo, mistral-7b"):
+        find_home(None, None)
+    assert find_home(None, "demo").path.name == "demo"
+
+
+def test_no_home_says_how_to_make_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="run --base demo"):
+        find_home(None, None)
+
+
+def test_what_a_home_holds_is_counted_without_links(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "a").write_bytes(b"x" * 1000)
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    assert Home(tmp_path).used_bytes() == 1000

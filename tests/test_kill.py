@@ -1,0 +1,56 @@
+"""Killed at every step, the daemon ends in the same lineage as one that was never disturbed."""
+
+import hashlib
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+import command
+from test_main_job import history
+
+KINDS = ("admit", "ledger", "score", "decide", "merge", "validate", "gate", "publish")
+POINTS = [f"{kind}:{moment}" for kind, moment in product(KINDS, ("before", "amid", "after"))]
+
+# Small enough to be killed 24 times, and the gate opened wide so that something is published.
+ARGUMENTS = [
+    *("run", "--base", "demo", "--until-converged", "--log-json"),
+    *("--set", "evaluate.limit=24", "--set", "gate.min_gain=-1"),
+    *("--set", "policy={use: topk-kinship, k: 2, max_founders: 3}"),
+]
+
+
+def content(hub: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(hub)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(hub.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_killed_at_every_step_it_ends_in_the_same_lineage(tmp_path):
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    undisturbed = command.run([*ARGUMENTS, "--home", calm], tmp_path)
+    assert undisturbed.code == 0, undisturbed.err
+
+    script = Path(__file__).parent / "killed.py"
+    result = subprocess.run(
+        [sys.executable, script, *POINTS, "--", *ARGUMENTS, "--home", killed],
+        env=command.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    deaths = [line for line in result.stdout.splitlines() if not line.startswith("{")]
+    assert deaths == [f"{point} killed" for point in POINTS], result.stderr
+    assert result.returncode == 0, result.stderr
+
+    assert history(killed) == history(calm)
+    assert content(killed / "hub") == content(calm / "hub")
+    assert not list((killed / "staging").glob("*"))
+    checked = command.run(["verify", "--home", killed], tmp_path)
+    assert (checked.code, checked.err) == (0, "")

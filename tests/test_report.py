@@ -1,0 +1,51 @@
+"""What is seen: lines in a log, JSON for machines, bars and tables on a terminal."""
+
+import io
+import json
+
+from rich.console import Console
+
+from kinship_daemon import report
+
+
+def test_json_lines_carry_event_message_and_facts():
+    out = io.StringIO()
+    report.JsonReporter(out).event("merge", "a + b", model="model-1-1", gain=0.5)
+    line = json.loads(out.getvalue())
+    assert (line["event"], line["model"], line["gain"]) == ("merge", "model-1-1", 0.5)
+    assert line["time"].endswith("+00:00")
+
+
+def test_a_log_has_one_line_per_event():
+    out = io.StringIO()
+    report.LineReporter(out).event("merge", "a + b", model="x")
+    assert out.getvalue().endswith("Z merge: a + b\n")
+    assert out.getvalue().count("\n") == 1
+
+
+def test_long_steps_in_a_log_tell_rate_and_time_left(monkeypatch):
+    clock = iter([0.0, 1.0, 20.0])
+    monkeypatch.setattr(report.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    with report.LineReporter(out).progress("fetch x", 100_000_000, "bytes") as advance:
+        advance(1_000_000)  # after one second: too early for a line
+        advance(39_000_000)
+    assert out.getvalue().count("\n") == 1
+    assert "fetch x: 40 %, 2.0 MB/s, 30 s left" in out.getvalue()
+
+
+def test_a_terminal_shows_tables_and_names_with_brackets_as_they_are():
+    out = io.StringIO()
+    rich = report.RichReporter(Console(file=out, width=80, force_terminal=True))
+    rich.event("merge", "a[b] + c")
+    rich.table("generation 1", ["model", "score"], [["model-1-1", "0.5"]])
+    rich.block("family", "demo/base (base)\n└── founders")
+    with rich.progress("fetch [x]", 10, "bytes") as advance:
+        advance(10)
+    for text in ("a[b] + c", "generation 1", "model-1-1", "└── founders", "fetch [x]"):
+        assert text in out.getvalue()
+
+
+def test_where_output_goes_chooses_the_reporter():
+    assert isinstance(report.reporter(log_json=False, stream=io.StringIO()), report.LineReporter)
+    assert isinstance(report.reporter(log_json=True, stream=io.StringIO()), report.JsonReporter)
