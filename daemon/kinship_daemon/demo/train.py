@@ -1,0 +1,164 @@
+"""
+Trains the demo: `python -m kinship_daemon.demo.train [OUT]`, about 3 minutes on 2 cores.
+
+Deterministic: fixed seeds, one thread a model (a sum over several threads may round differently),
+float32 on the CPU. The same machine with the same torch makes the same bits. Another kind of CPU
+may round differently: the skills then come out alike, the hashes do not.
+"""
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor
+
+from kinship_daemon.demo import BASE, HELD_BACK
+from kinship_daemon.demo.build import exam, write_manifest, write_repo, write_tasks
+from kinship_daemon.demo.cards import base_card, finetune_card
+from kinship_daemon.demo.courses import (
+    FINETUNES,
+    FOUNDATION,
+    Course,
+    accuracy,
+    model_of,
+    study,
+    weights_of,
+)
+from kinship_daemon.demo.skills import SKILLS
+
+__all__ = ["main"]
+
+_done: "Synchronized[int]"  # in a worker: the steps done by all of them
+WORKERS = 2  # fine-tunes learn side by side, one thread each
+_REPORT_SECONDS = 5.0
+_PIECES = ("hub", "held_back", "tasks", "MANIFEST.json")
+_EMBEDDED = Path(__file__).parent / "MANIFEST.json"
+
+Weights = Mapping[str, Tensor]
+Accuracies = Mapping[str, float]  # by skill, over the validation documents
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m kinship_daemon.demo.train",
+        description="Train the demo's models; write its hub, held-back model, tasks, manifest.",
+    )
+    parser.add_argument("out", nargs="?", type=Path, default=Path("demo"), metavar="OUT")
+    out: Path = parser.parse_args(arguments).out
+    started = time.monotonic()
+    torch.set_num_threads(1)
+    models = _train()
+    accuracies = {name: _examine(weights) for name, weights in models.items()}
+    _write(out, models, accuracies)
+    print(_table(accuracies))
+    print(f"wrote {out} in {time.monotonic() - started:.0f} s: {_against_embedded(out)}")
+    return 0
+
+
+def _train() -> dict[str, Weights]:
+    """The base, then every fine-tune, by name."""
+    spawn = multiprocessing.get_context("spawn")
+    done = spawn.Value("q", 0)
+    with ProcessPoolExecutor(WORKERS, spawn, initializer=_enter, initargs=(done,)) as pool:
+        base = _await([pool.submit(_learn, FOUNDATION, None)], (FOUNDATION,), done, 1)[0]
+        jobs = [pool.submit(_learn, course, base) for course in FINETUNES]
+        finetunes = _await(jobs, FINETUNES, done, WORKERS)
+    names = [course.name for course in (FOUNDATION, *FINETUNES)]
+    return dict(zip(names, map(safetensors.torch.load, (base, *finetunes)), strict=True))
+
+
+def _enter(done: "Synchronized[int]") -> None:
+    global _done  # noqa: PLW0603 - a pool's initialiser has no other way to hand it to the jobs
+    _done = done
+    torch.set_num_threads(1)
+
+
+def _learn(course: Course, base: bytes | None) -> bytes:
+    """One course in a worker; weights travel as safetensors bytes, not as shared memory."""
+    torch.manual_seed(course.seed)
+    model = model_of(None if base is None else safetensors.torch.load(base))
+    study(model, course, _count)
+    return safetensors.torch.save(weights_of(model))
+
+
+def _count() -> None:
+    with _done.get_lock():
+        _done.value += 1
+
+
+def _await(
+    jobs: list[Future[bytes]], courses: Sequence[Course], done: "Synchronized[int]", workers: int
+) -> list[bytes]:
+    """Waits for the jobs in order, printing how far they are, how fast, and what is left."""
+    names = ", ".join(course.name for course in courses)
+    total = sum(course.steps for course in courses)
+    before, started = done.value, time.monotonic()
+    print(f"training {names}: {total} steps, {workers} at a time", flush=True)
+    while wait(jobs, timeout=_REPORT_SECONDS).not_done:
+        steps, seconds = done.value - before, time.monotonic() - started
+        if steps:
+            left = (total - steps) * seconds / steps
+            print(
+                f"  {steps}/{total} steps, {steps / seconds:.1f} a second, {left:.0f} s left",
+                flush=True,
+            )
+    return [job.result() for job in jobs]
+
+
+def _examine(weights: Weights) -> Accuracies:
+    model = model_of(weights)
+    return {skill: accuracy(model, exam(skill, "validation")) for skill in SKILLS}
+
+
+def _write(out: Path, models: Mapping[str, Weights], accuracies: Mapping[str, Accuracies]) -> None:
+    """All is built aside and takes its place at the end, so that a killed run leaves the old."""
+    aside = out / ".partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    write_repo(
+        aside / "hub" / BASE, models["base"], base_card(accuracies["base"], FOUNDATION.steps)
+    )
+    for course in FINETUNES:
+        repo = f"demo/{course.name}"
+        columns = {"base": accuracies["base"], "this model": accuracies[course.name]}
+        card = finetune_card(course.name, course.own_share, course.steps, BASE, columns)
+        shelf = "held_back" if repo == HELD_BACK else "hub"
+        write_repo(aside / shelf / repo, models[course.name], card)
+    write_tasks(aside / "tasks")
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    write_manifest(aside, versions)
+    for piece in _PIECES:
+        if (out / piece).is_dir():
+            shutil.rmtree(out / piece)
+        (aside / piece).replace(out / piece)
+    aside.rmdir()
+
+
+def _table(accuracies: Mapping[str, Accuracies]) -> str:
+    """Accuracy of each model (rows) at each skill (columns)."""
+    lines = ["".join(f"{cell:>10}" for cell in ("", *SKILLS, "mean"))]
+    for name, row in accuracies.items():
+        numbers = [*(row[skill] for skill in SKILLS), sum(row.values()) / len(row)]
+        lines.append(f"{name:>10}" + "".join(f"{number:>10.3f}" for number in numbers))
+    return "\n".join(lines)
+
+
+def _against_embedded(out: Path) -> str:
+    ours, theirs = (json.loads(p.read_text())["sha256"] for p in (out / "MANIFEST.json", _EMBEDDED))
+    differing = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
+    if not differing:
+        return "bit for bit the embedded demo"
+    return f"{differing} of {len(ours)} files differ from the embedded demo (another CPU or torch?)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
