@@ -69,6 +69,9 @@ def test_an_unknown_key_of_a_task_is_refused_with_the_nearest():
         ("gate: {confidence: 1.5}\n", "gate.confidence"),
         ("gate: 3\n", "gate"),
         ("limits: {disk_gb: lots}\n", "limits.disk_gb"),
+        ("publish: {name: '{oops}'}\n", "{base}, {model} and {hash} only"),
+        ("publish: {name: best}\n", "needs {model} or {hash}"),
+        ("policy: topk-greedy\n", "policy"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path, text, said):
@@ -83,8 +86,17 @@ def test_set_without_a_value_is_refused():
     assert "key=value" in refused(overrides=["policy.k"])
 
 
-def test_set_through_something_that_is_no_section_is_refused():
-    assert "seed" in refused(overrides=["seed.x=1"])
+@pytest.mark.parametrize("override", ["seed.x=1", "base.x=1", "evaluate.selection.0=x"])
+def test_set_through_something_that_is_no_section_is_refused(override, tmp_path):
+    file = write(tmp_path, "seed: 1\nbase: demo\nevaluate: {selection: [a]}\n")
+    assert override.split(".")[0] in refused(path=file, overrides=[override])
+
+
+def test_folders_are_the_same_wherever_the_command_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert config.load(overrides=["home=here"]).home == tmp_path / "here"
+    assert config.load(overrides=["home=~/there"]).home == Path("/home/someone/there")
 
 
 def test_the_demo_brings_its_own_tasks_and_hub_and_the_file_still_wins():

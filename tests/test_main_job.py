@@ -255,12 +255,13 @@ def test_a_released_finetune_takes_part_in_a_new_generation(first, place, home, 
     generations = len(json.loads(_lineage(copy, place))["generations"])
     running = command.start(["run", "--base", "demo", "--log-json", "--home", copy], place)
     try:
-        seen = _await(running, "next poll", lambda e: e["event"] == "check" or True)
-        assert seen
+        # It has looked at the hub, found nothing new and waits.
+        _await(running, "idling", lambda e: e["event"] == "idle")
         released = command.run(["demo", "release", "--home", copy], place)
         assert released.code == 0, released.err
-        event = _await(running, "a merge", lambda e: e["event"] == "merge")
-        assert event
+        noticed = _await(running, "notice", lambda e: e["event"] == "notice")
+        assert noticed["model"] in released.out
+        _await(running, "a merge", lambda e: e["event"] == "merge")
         _await(running, "converged", lambda e: e["event"] == "converged")
     finally:
         running.terminate()

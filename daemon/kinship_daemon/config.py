@@ -9,13 +9,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from kinship_daemon import demo
 from kinship_daemon.errors import UsageError
 from kinship_policies.registry import load_preset
 
 __all__ = ["Config", "load", "reference", "schema", "to_yaml"]
+
+
+UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
 
 class _Section(BaseModel):
@@ -105,7 +116,7 @@ class Evaluate(_Section):
     """A model whose evaluation takes longer is quarantined."""
     apply_chat_template: bool = False
     """Ask in the model's own chat format. It can move a score by half; one setting for all."""
-    include_path: tuple[Path, ...] = ()
+    include_path: tuple[UserPath, ...] = ()
     """Folders with further lm-eval task files."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the evaluation; the machine's cores, at most 8, by default."""
@@ -125,6 +136,18 @@ class Publish(_Section):
     """User or organisation to publish under. Nothing is published unless this is set."""
     name: str = "{base}-{model}-{hash}"
     """Repo name. {base}, {model} and {hash} (of the recipe) are filled in."""
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_filled_in(cls, name: str) -> str:
+        try:
+            one, other = (name.format(base="b", model=m, hash=m) for m in ("m", "n"))
+        except (KeyError, IndexError, ValueError):
+            raise ValueError("can hold {base}, {model} and {hash} only") from None
+        if one == other:
+            raise ValueError("needs {model} or {hash}, or all merges would have one name")
+        return name
+
     public: bool = False
     """Published repos are private unless this is set."""
     allow_licenses: tuple[str, ...] = ()
@@ -147,7 +170,7 @@ class Config(_Section):
     """An alias (`kinship-daemon bases`), org/name[@revision], a local folder, or `demo`."""
     hub: str = "https://huggingface.co"
     """Where models come from and go to: a URL, or a folder of org/name/ repos."""
-    home: Path | None = None
+    home: UserPath | None = None
     """The daemon's own folder; by default one per base under the user's state directory."""
     seed: int = Field(0, ge=0)
     """Seeds the document split, the harness, the bootstrap and policies that draw."""
@@ -264,8 +287,11 @@ def _override(given: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     target = given
     for section in sections:
-        target[section] = inner = dict(target.get(section) or {})
-        target = inner
+        inner = target.get(section) or {}
+        if not isinstance(inner, Mapping):
+            raise UsageError(f"--set {override}: {section} is {inner!r}, which has no keys")
+        target[section] = dict(inner)
+        target = target[section]
     try:
         target[last] = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -292,8 +318,13 @@ def _explain(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0)
         line = f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
     else:
-        line = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
+        line = f"{key}: {_lower(first['msg'])} (got {first['input']!r})"
     return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:

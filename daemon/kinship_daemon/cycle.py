@@ -43,6 +43,8 @@ def evolve(d: Daemon) -> Outcome:
     """
     admission.relate(d)
     making.record_kinships(d)
+    # What passed before waits for nothing that may go wrong below, nor for tomorrow's budget.
+    publication.publish_passed(d)
     evolution.score_everyone(d)
     if not evolution.unfinished(d) and evolution.converged(d) is None:
         evolution.decide(d)

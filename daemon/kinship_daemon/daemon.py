@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +14,7 @@ from typing import TypeVar
 from kinship_daemon.config import Config
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import hash_file
-from kinship_daemon.errors import KinshipError, ModelError, Transient
+from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.evaluate.records import Settings
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.home import Home
@@ -32,13 +31,6 @@ from kinship_storage.records import Model, Status
 _T = TypeVar("_T")
 
 __all__ = ["BudgetReached", "Daemon", "Stopped", "cached_hash"]
-
-_DISK_ERRORS = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some of your quota",
-    errno.EROFS: "make it writable, or use another --home",
-    errno.EACCES: "make it writable, or use another --home",
-}
 
 
 class Stopped(Exception):
@@ -115,7 +107,7 @@ class Daemon:
 
         Raises:
             Stopped: before the step, if the daemon was asked to stop.
-            Transient: from `work`; the job stays to be tried again.
+            KinshipError: from `work`, Transient or not; the job stays to be tried again.
         """
         if self.stop.is_set():
             raise Stopped
@@ -133,16 +125,9 @@ class Daemon:
                 raise
             self.quarantine(model, str(error), key)
             return False
-        except Transient as error:
+        except KinshipError as error:
             self.lineage.fail(key, str(error))
             raise
-        except OSError as error:
-            hint = _DISK_ERRORS.get(error.errno or 0)
-            self.lineage.fail(key, str(error))
-            if hint is None:
-                raise
-            where = error.filename or self.home.path
-            raise KinshipError(f"{where}: {error.strerror}; {hint}, then start again") from None
         with self.lineage.finish(key):
             record(result)
         return True
@@ -158,6 +143,7 @@ class Daemon:
     def quarantine(self, model: Model, reason: str, key: str) -> None:
         """Set a model aside for good, with the reason; the loop goes on without it."""
         with self.lineage.transaction():
+            self.lineage.enqueue(key, "quarantine", model.id)
             self.lineage.fail(key, reason, quarantined=True)
             self.lineage.update_model(model.id, status="quarantined", reason=reason)
         self.report.event("quarantine", f"{model.id}: {reason}", model=model.id, reason=reason)

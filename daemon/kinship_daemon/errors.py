@@ -1,13 +1,37 @@
 """The daemon's errors. The loop retries Transient, quarantines ModelError, lets bugs crash."""
 
+from __future__ import annotations
+
+import errno
+
 from kinship_storage.errors import KinshipError, UsageError
 
-__all__ = ["KinshipError", "ModelError", "Transient", "UsageError"]
+__all__ = ["KinshipError", "ModelError", "Transient", "UsageError", "WorkerDied", "disk_words"]
+
+_DISK = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EROFS: "make it writable, or use another --home",
+    errno.EACCES: "make it readable and writable, or use another --home",
+    errno.EIO: "look at the disk",
+}
 
 
 class ModelError(KinshipError):
     """One model is unusable (bad header, NaN, wrong shapes, harness crash): it is quarantined."""
 
 
+class WorkerDied(ModelError):
+    """The evaluation worker died over a model, perhaps through no fault of that model."""
+
+
 class Transient(KinshipError):
     """The world is away for a while (hub unreachable, 5xx): worth trying again later."""
+
+
+def disk_words(error: OSError) -> str | None:
+    """One line for what a disk can do to us; None for what only a bug can cause."""
+    hint = _DISK.get(error.errno or 0)
+    if hint is None:
+        return None
+    return f"{error.filename or 'the disk'}: {error.strerror}; {hint}, then start again"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from kinship_daemon import demo
 from kinship_daemon.config import Config, Task
@@ -18,24 +18,30 @@ from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
 from kinship_daemon.hub.files import wanted
+from kinship_daemon.hub.front_matter import front_matter
 from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.open import open_hub
-from kinship_daemon.hub.records import Hub
+from kinship_daemon.hub.records import Hub, Repo
 from kinship_daemon.report import Reporter
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
 from kinship_policies.registry import make
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import File, Model
+from kinship_storage.records import File, Model, Status
 
-__all__ = ["evaluation_settings", "home_of", "opened", "the_base"]
+__all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"]
 
 
 @contextmanager
-def opened(config: Config, report: Reporter, *, dry_run: bool = False) -> Iterator[Daemon]:
+def opened(
+    config: Config, report: Reporter, *, check_tasks: bool = False, dry_run: bool = False
+) -> Iterator[Daemon]:
     """
-    Hold the home and open all that the steps share.
+    Hold the home and open all that the steps share. Mistakes show before anything is fetched.
+
+    Args:
+        check_tasks: Load the evaluation tasks, once per settings, which takes seconds.
 
     Raises:
         UsageError: policy, method, task, base or hub do not exist.
@@ -43,37 +49,90 @@ def opened(config: Config, report: Reporter, *, dry_run: bool = False) -> Iterat
         Transient: the hub cannot be reached and the base is not here yet.
     """
     policy = make(config.policy.use, config.policy.settings)
+    recipe = Recipe(config.merge.method, ("a", "b"), config.merge.parameters)
+    check(recipe, ())
     for device in {config.kinship.device, config.evaluate.device}:
         resolve_device(device)
+    if not dry_run:
+        check_token(config)
+    settings = evaluation_settings(config)
     base = the_base(config)
     home = home_of(config)
-    with home.hold(), Lineage.open(home.lineage, now=_utc) as lineage:
+    with (
+        home.hold(),
+        Lineage.open(home.lineage, now=_utc) as lineage,
+        Evaluator(settings, log=home.evaluation_log) as evaluator,
+    ):
         lineage.recover()
         hub = _hub(config, home, lineage)
-        model, folder = _base(base, hub, home, lineage, report)
-        settings = evaluation_settings(config)
-        checkpoint = Checkpoint.open(folder)
-        recipe = Recipe(config.merge.method, ("a", "b"), config.merge.parameters)
-        check(recipe, tuple(checkpoint.tensors))
-        with Evaluator(settings, log=home.evaluation_log) as evaluator:
-            lineage.put(
-                "settings", {split: settings.fingerprint(split) for split in get_args(Split)}
-            )
-            yield Daemon(
-                config=config,
-                home=home,
-                hub=hub,
-                lineage=lineage,
-                policy=policy,
-                settings=settings,
-                evaluator=evaluator,
-                report=report,
-                base=model,
-                base_folder=folder,
-                ledger=_ledger(home, folder, model),
-                now=_utc,
-                dry_run=dry_run,
-            )
+        repo = _base_repo(base, hub, home, lineage)
+        if check_tasks:
+            _check_tasks(evaluator, settings, lineage, report)
+        folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
+        model = _base(base, repo, folder, home, lineage)
+        check(recipe, tuple(Checkpoint.open(folder).tensors))
+        _note_settings(settings, lineage, report)
+        lineage.put("hub", hub.name)
+        yield Daemon(
+            config=config,
+            home=home,
+            hub=hub,
+            lineage=lineage,
+            policy=policy,
+            settings=settings,
+            evaluator=evaluator,
+            report=report,
+            base=model,
+            base_folder=folder,
+            ledger=_ledger(home, folder, model),
+            now=_utc,
+            dry_run=dry_run,
+        )
+
+
+def check_token(config: Config) -> None:
+    """
+    Publishing to the Hub takes a token; better known now than when the first merge has passed.
+
+    Raises:
+        UsageError: publish.namespace is set and there is none.
+    """
+    if config.publish.namespace is None or "://" not in config.hub:
+        return
+    from kinship_daemon.hub.client import machine_token  # noqa: PLC0415 - slow to import
+
+    if machine_token(config.hub) is None:
+        raise UsageError(
+            f"publish.namespace is {config.publish.namespace}, but there is no token for "
+            f"{config.hub}; run `hf auth login`, or set HF_TOKEN"
+        )
+
+
+def _check_tasks(
+    evaluator: Evaluator, settings: Settings, lineage: Lineage, report: Reporter
+) -> None:
+    fingerprints = [settings.fingerprint(split) for split in get_args(Split)]
+    if lineage.get("tasks_checked") != fingerprints:
+        report.event("check", "loading the evaluation tasks")
+        evaluator.check()
+        lineage.put("tasks_checked", fingerprints)
+
+
+def _note_settings(settings: Settings, lineage: Lineage, report: Reporter) -> None:
+    """Under new evaluation settings everyone is scored again, and past failures count no more."""
+    current = {split: settings.fingerprint(split) for split in get_args(Split)}
+    before = lineage.get("settings")
+    lineage.put("settings", current)
+    if before in (None, current):
+        return
+    report.event("warning", "the evaluation settings changed: everyone will be scored again")
+    for job in lineage.jobs(status="quarantined"):
+        if job.kind in {"score", "merge", "validate"} and job.model is not None:
+            model = lineage.require(job.model)
+            if model.status == "quarantined" and not job.key.endswith(tuple(current.values())):
+                status: Status = "proposed" if job.kind == "merge" else "admitted"
+                lineage.update_model(model.id, status=status, reason=None)
+                report.event("retry", f"{model.id}, set aside under other settings")
 
 
 def the_base(config: Config) -> Base:
@@ -119,62 +178,76 @@ def _hub(config: Config, home: Home, lineage: Lineage) -> Hub:
     return open_hub(where, sha256=cached_hash(lineage))
 
 
-def _base(
-    base: Base, hub: Hub, home: Home, lineage: Lineage, report: Reporter
-) -> tuple[Model, Path]:
-    """The base's row and folder; fetched and written down the first time, held to it ever after."""
-    known = lineage.models(kind="base")
-    if known and known[0].id != base.id:
+def _known_base(lineage: Lineage) -> Model | None:
+    return next(iter(lineage.models(kind="base")), None)
+
+
+def _base_repo(base: Base, hub: Hub, home: Home, lineage: Lineage) -> Repo | None:
+    """The repo to fetch the base from; None if its files are here, or are the user's own folder."""
+    known = _known_base(lineage)
+    if known is not None and known.id != base.id:
         raise UsageError(
-            f"home {home.path} is that of base {known[0].id}, not {base.id}; use another --home"
+            f"home {home.path} is that of base {known.id}, not {base.id}; use another --home"
         )
-    folder = base.path or _fetched(known[0] if known else None, base, hub, home, lineage, report)
+    if base.path is not None:
+        return None
+    folder = lineage.get(f"folder:{base.id}")
+    if known is not None and folder is not None:
+        files = [Path(str(folder)) / file.path for file in lineage.files(known.id)]
+        if all(file.is_file() for file in files):
+            return None
+    return hub.repo(base.id, known.revision if known else base.revision)
+
+
+def _base_folder(
+    base: Base, repo: Repo | None, hub: Hub, home: Home, lineage: Lineage, report: Reporter
+) -> Path:
+    if repo is None:
+        return Path(str(lineage.get(f"folder:{base.id}")))
+    size = sum(file.size for file in wanted(repo.files))
+    with report.progress(f"fetch {base.id}", size, "bytes") as advance:
+        return hub.fetch(repo, home.cache, advance)
+
+
+def _base(base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage) -> Model:
+    """The base's row: written down the first time, held to ever after."""
+    known = _known_base(lineage)
     checkpoint = Checkpoint.open(folder)
     sha256 = cached_hash(lineage)
     hashes = {name: sha256(folder / name) for name in checkpoint.files}
     weights = weights_identity(hashes)
-    if known:
-        if known[0].weights != weights:
-            raise KinshipError(
-                f"the base in {folder} has changed since {home.path} was made; "
-                "put the old one back, or use another --home"
-            )
-        return known[0], folder
-    repo = None if base.path else hub.repo(base.id, base.revision)
-    model = Model(
-        id=base.id,
-        kind="base",
-        status="admitted",
-        repo=base.id,
-        revision=repo.revision if repo else weights,
-        weights=weights,
-        parameters=checkpoint.parameters,
-        license=declared(repo.card) if repo else None,
-    )
+    if known is not None and known.weights != weights:
+        raise KinshipError(
+            f"the base in {folder} has changed since {home.path} was made; "
+            "put the old one back, or use another --home"
+        )
+    if known is None:
+        known = Model(
+            id=base.id,
+            kind="base",
+            status="admitted",
+            repo=base.id,
+            revision=repo.revision if repo else weights,
+            weights=weights,
+            parameters=checkpoint.parameters,
+            license=declared(repo.card if repo else _card(folder)),
+        )
     files = [
         File(path=name, size=(folder / name).stat().st_size, sha256=value)
         for name, value in sorted(hashes.items())
     ]
     with lineage.transaction():
-        lineage.put("base", base.id)
-        lineage.put("hub", hub.name)
-        if repo and repo.gated:
-            lineage.put(f"gated:{base.id}", True)
+        lineage.add_model(known, files)
         lineage.put(f"folder:{base.id}", str(folder))
-        lineage.add_model(model, files)
-    return model, folder
+        if repo is not None and repo.gated:
+            lineage.put(f"gated:{base.id}", True)
+    return known
 
 
-def _fetched(
-    known: Model | None, base: Base, hub: Hub, home: Home, lineage: Lineage, report: Reporter
-) -> Path:
-    folder = lineage.get(f"folder:{base.id}")
-    if folder is not None and Path(str(folder)).is_dir():
-        return Path(str(folder))
-    repo = hub.repo(base.id, known.revision if known else base.revision)
-    size = sum(file.size for file in wanted(repo.files))
-    with report.progress(f"fetch {base.id}", size, "bytes") as advance:
-        return hub.fetch(repo, home.cache, advance)
+def _card(folder: Path) -> Mapping[str, Any]:
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    return front_matter(text)[0]
 
 
 def _ledger(home: Home, folder: Path, base: Model) -> gram.Ledger:

@@ -18,7 +18,6 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from kinship_daemon import cycle
 from kinship_daemon.daemon import BudgetReached, Daemon, Stopped
 from kinship_daemon.errors import Transient
-from kinship_daemon.steps import scoring
 
 _T = TypeVar("_T")
 
@@ -44,11 +43,13 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_once(d: Daemon) -> cycle.Outcome:
-    """One cycle: one poll, one generation."""
-    scoring.check_tasks(d)
-    cycle.poll(d)
-    return cycle.evolve(d)
+def run_once(d: Daemon) -> cycle.Outcome | None:
+    """One cycle: one poll, one generation. None if someone stopped it."""
+    try:
+        cycle.poll(d)
+        return cycle.evolve(d)
+    except Stopped:
+        return None
 
 
 def serve(d: Daemon, *, until_converged: bool = False) -> str | None:
@@ -63,7 +64,6 @@ def serve(d: Daemon, *, until_converged: bool = False) -> str | None:
     """
     every = f"{d.config.watch.poll_minutes:g} min"
     d.report.event("start", f"{d.base.id} on {d.hub.name}, every {every}; home {d.home.path}")
-    scoring.check_tasks(d)
     return _Service(d, until_converged).run()
 
 
@@ -74,6 +74,7 @@ class _Service:
         self._outcome: str | None = None
         self._failure: BaseException | None = None
         self._first = True
+        self._idle = False
         # One thread: polls and generations share the lineage and never run at the same time. Two
         # instances, so that a job may ask for its own next run, which waits for the thread.
         self._scheduler = BackgroundScheduler(
@@ -81,8 +82,9 @@ class _Service:
             job_defaults={"coalesce": True, "max_instances": 2, "misfire_grace_time": None},
             timezone=UTC,
         )
-        # A tick that comes while work is going on is dropped, which is what is wanted, not news.
-        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        # Its log is not for users: a tick dropped while work goes on is what is wanted, and what
+        # a job raises comes out of `run`.
+        logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
         self._scheduler.add_listener(self._crash, EVENT_JOB_ERROR)
 
     def run(self) -> str | None:
@@ -115,6 +117,10 @@ class _Service:
         elif self._until_converged:
             self._outcome = outcome.stop
             self._d.stop.set()
+        elif not self._idle:
+            every = f"{self._d.config.watch.poll_minutes:g} min"
+            self._d.report.event("idle", f"waiting for new fine-tunes, a look every {every}")
+        self._idle = outcome.stop is not None
 
     def _patiently(self, work: Callable[[], _T]) -> _T | None:
         """What will pass is said and tried again at the next tick; None for not done."""

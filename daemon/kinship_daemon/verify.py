@@ -85,6 +85,11 @@ def _publications(lineage: Lineage) -> tuple[int, list[str]]:
     found = []
     hub = open_hub(str(lineage.get("hub")))
     for publication in published:
+        if not publication.url.startswith(hub.name):
+            found.append(
+                f"{publication.model}: {publication.url} is not on {hub.name}; not looked at"
+            )
+            continue
         try:
             repo = hub.repo(publication.repo)
         except KinshipError as error:

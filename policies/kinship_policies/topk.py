@@ -40,8 +40,9 @@ class TopKGreedy(BaseModel):
 
     def propose(self, population: Population) -> Decision:
         """The next generation's merges, or why evolution stops here."""
-        # Until there were two to merge, nothing has begun.
-        first = len(population.previous_top or ()) < 2
+        # Until there were two to merge, nothing has begun. Merges without a previous top are those
+        # of another policy, which are gone on from.
+        first = not population.merged and len(population.previous_top or ()) < 2
         founders = self._founders(population) if first else ()
         # The best of those that are paired, so that an unchanged top was surely merged throughout.
         top = population.best(self.k, among=founders if first else None)

@@ -99,6 +99,11 @@ class Results:
         """In the order they were decided."""
         return [record(Generation, r) for r in self._store.rows("generations", order="number")]
 
+    def last_generation(self) -> Generation | None:
+        """The latest decision; None before the first."""
+        found = self._store.query("SELECT * FROM generations ORDER BY number DESC LIMIT 1")
+        return record(Generation, found[0]) if found else None
+
     def add_gate(self, gate: Gate) -> None:
         key = {"model": gate.model}
         add_once(self._store, "gates", key, self._stamped(gate), f"the gate of {gate.model}")
@@ -108,8 +113,8 @@ class Results:
         return None if found is None else _gate(found)
 
     def gates(self) -> list[Gate]:
-        """Sorted by model."""
-        return [_gate(values) for values in self._store.rows("gates", order="model")]
+        """Sorted by generation, then model."""
+        return [_gate(values) for values in self._store.query(_IN_ORDER.format(table="gates"))]
 
     def add_publication(self, publication: Publication) -> None:
         key = {"model": publication.model}
@@ -121,13 +126,18 @@ class Results:
         return None if found is None else record(Publication, found)
 
     def publications(self) -> list[Publication]:
-        """Sorted by model."""
-        return [record(Publication, r) for r in self._store.rows("publications", order="model")]
+        """Sorted by generation, then model."""
+        found = self._store.query(_IN_ORDER.format(table="publications"))
+        return [record(Publication, values) for values in found]
 
     def _stamped(self, item: Generation | Gate | Publication) -> Row:
         return row(item, created=item.created or stamp(self._now()))
 
 
+_IN_ORDER = (
+    "SELECT {table}.* FROM {table} JOIN models ON models.id = {table}.model"
+    " ORDER BY models.generation, models.id"
+)
 _SCORE_KEY = ("weights", "split", "task", "settings")
 
 

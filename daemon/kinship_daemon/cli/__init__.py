@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import click
 
-from kinship_daemon.errors import KinshipError
+from kinship_daemon.errors import KinshipError, disk_words
 
 __all__ = ["app", "main"]
 
@@ -71,6 +71,11 @@ def main() -> None:
         # The reader has seen enough (`| head`); Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        words = disk_words(error)
+        if words is None:
+            raise
+        _fail(words, 3)
 
 
 def _fail(message: str, code: int) -> None:

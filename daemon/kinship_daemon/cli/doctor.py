@@ -17,8 +17,10 @@ from kinship_daemon import demo
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError
+from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
-from kinship_daemon.opening import home_of, the_base
+from kinship_daemon.opening import check_token, home_of, the_base
+from kinship_daemon.report import amount
 from kinship_policies import registry
 
 __all__ = ["doctor_command"]
@@ -77,9 +79,7 @@ def _device(config: Config) -> _Line:
 
 def _home(config: Config) -> _Line:
     home = home_of(config)
-    there = home.path
-    while not there.exists():
-        there = there.parent
+    there = _existing(home.path)
     free = shutil.disk_usage(there).free / 1e9
     if not os.access(there, os.W_OK):
         return False, "home", f"{home.path}: {there} is not writable; choose another with --home"
@@ -101,14 +101,48 @@ def _hub(config: Config) -> Iterator[_Line]:
     where = str(demo.HUB) if config.hub == "demo" else config.hub
     try:
         hub = open_hub(where)
+        yield True, "hub", hub.about()
         if base.path is None:
             repo = hub.repo(base.id, base.revision)
-            yield True, "base", f"{base.id} at {repo.revision[:12]}"
+            size = sum(file.size for file in weight_files(repo.files))
+            yield True, "base", f"{base.id} at {repo.revision[:12]}, {amount(size, 'bytes')}"
+            yield from _room(config, size)
         else:
             yield base.path.is_dir(), "base", str(base.path)
-        yield True, "hub", hub.about()
     except KinshipError as error:
         yield False, "hub", str(error)
+    yield _publishing(config)
+
+
+def _room(config: Config, size: int) -> Iterator[_Line]:
+    """Whether the base and two fine-tunes fit on the disk, and one model in memory."""
+    free = shutil.disk_usage(_existing(home_of(config).path)).free
+    room = min(free, config.limits.disk_gb * 1e9)
+    if room < 3 * size:
+        need = amount(3 * size, "bytes")
+        yield (
+            False,
+            "disk",
+            f"{amount(room, 'bytes')} to use; a base and two fine-tunes need {need}",
+        )
+    if torch.cuda.is_available() and config.evaluate.device != "cpu":
+        memory, of = torch.cuda.mem_get_info()[1], "of the GPU"
+    else:
+        memory, of = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "of the machine"
+    if memory < 1.1 * size:
+        yield False, "memory", f"{amount(memory, 'bytes')} {of} cannot hold a model to evaluate it"
+
+
+def _publishing(config: Config) -> _Line:
+    try:
+        check_token(config)
+    except KinshipError as error:
+        return False, "publish", str(error)
     namespace = config.publish.namespace
-    wanted = f"publishes to {namespace}" if namespace else "publish.namespace is not set"
-    yield True, "publish", wanted
+    return True, "publish", f"to {namespace}" if namespace else "publish.namespace is not set"
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

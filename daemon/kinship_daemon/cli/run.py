@@ -43,12 +43,14 @@ def run_command(
         config_file, base=base, hub=hub, home=home, policy=policy, overrides=overrides
     )
     report = reporter(log_json=log_json)
-    with opened(config, report, dry_run=dry_run) as d, stopping_on_signals(d.stop):
-        if once:
-            run_once(d)
-        else:
-            serve(d, until_converged=until_converged)
+    with (
+        opened(config, report, check_tasks=True, dry_run=dry_run) as d,
+        stopping_on_signals(d.stop),
+    ):
+        finished = run_once(d) if once else serve(d, until_converged=until_converged)
         _farewell(d, report)
+        if finished is None and (once or until_converged):
+            raise click.Abort
 
 
 def _farewell(d: Daemon, report: Reporter) -> None:
@@ -68,6 +70,5 @@ def _farewell(d: Daemon, report: Reporter) -> None:
     report.event(
         "next", f"kinship-daemon status {where}; kinship-daemon lineage {where}", home=d.home.path
     )
-    best = d.lineage.publications()
-    if best:
-        report.event("next", f"kinship-daemon explain {best[-1].model} {where}")
+    if published := d.lineage.publications():
+        report.event("next", f"kinship-daemon explain {published[-1].model} {where}")

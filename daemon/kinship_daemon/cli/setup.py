@@ -38,11 +38,14 @@ def _show(config_file: Path | None, overrides: tuple[str, ...], **flags: str | N
 @click.argument("file", type=click.Path(path_type=Path))
 def _check(file: Path) -> None:
     """Check a file: keys, values, the policy and its settings, the method."""
-    from kinship_daemon.weights.methods.registry import method  # noqa: PLC0415 - imports torch
+    # torch takes seconds to import.
+    from kinship_daemon.opening import evaluation_settings  # noqa: PLC0415
+    from kinship_daemon.weights.recipe import Recipe, check  # noqa: PLC0415
 
     config = configuration.load(file)
     registry.make(config.policy.use, config.policy.settings)
-    method(config.merge.method)
+    check(Recipe(config.merge.method, ("a", "b"), config.merge.parameters), ())
+    evaluation_settings(config)
     click.echo(f"{file}: good")
 
 

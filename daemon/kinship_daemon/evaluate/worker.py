@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.errors import KinshipError, ModelError, WorkerDied
 from kinship_daemon.evaluate.child import ERRORS, SIGNALS, serve
 from kinship_daemon.evaluate.records import Score, Settings, Split
 
@@ -215,7 +215,7 @@ class Evaluator:
         last = f"the last line of {self._log} is: {_last_line(self._log)}"
         if identity is None:
             return KinshipError(f"the evaluation worker could not start ({how}); {last}")
-        return ModelError(f"{identity}: the evaluation worker died ({how}); {last}")
+        return WorkerDied(f"{identity}: the evaluation worker died ({how}); {last}")
 
 
 @contextmanager

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from kinship_daemon.daemon import Daemon
-from kinship_daemon.errors import KinshipError, ModelError
-from kinship_daemon.hub.files import wanted
+from kinship_daemon.errors import KinshipError, ModelError, Transient
+from kinship_daemon.hub.files import wanted, weight_files
 from kinship_daemon.hub.licence import declared
+from kinship_daemon.hub.records import Repo
 from kinship_daemon.hub.triage import Rules, refusal, remarks
+from kinship_daemon.steps.making import ancestors
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, compare, read_json, weights_identity
+from kinship_storage.errors import LineageError
 from kinship_storage.records import File, Model
 
 __all__ = ["admit", "notice", "relate", "without_row"]
@@ -44,15 +48,38 @@ def notice(d: Daemon) -> list[Model]:
 
 
 def admit(d: Daemon) -> None:
-    """Triage, fetch and check everyone noticed; each ends admitted, refused or quarantined."""
-    for model in d.lineage.models(status="seen"):
-        d.step(
-            "admit",
-            _admission_key(model),
-            model,
-            lambda model=model: _examine(d, model),  # type: ignore[misc]
-            lambda found, model=model: _record_admission(d, model, found),  # type: ignore[misc]
-        )
+    """
+    Triage, fetch and check everyone noticed; each ends admitted, refused or quarantined.
+
+    One that the hub will not give now waits for the next poll, and the others go on.
+
+    Raises:
+        Transient: it gave none of them.
+    """
+    waiting, away = d.lineage.models(status="seen"), []
+    for model in waiting:
+        try:
+            _admit_one(d, model)
+        except _NoRoom as error:
+            d.report.event("warning", str(error), model=model.id)
+            return
+        except LineageError:
+            raise
+        except KinshipError as error:
+            away.append(error)
+            d.report.event("warning", f"{model.id} waits: {error}", model=model.id)
+    if away and len(away) == len(waiting) and all(isinstance(e, Transient) for e in away):
+        raise away[-1]
+
+
+def _admit_one(d: Daemon, model: Model) -> None:
+    d.step(
+        "admit",
+        _admission_key(model),
+        model,
+        lambda: _examine(d, model),
+        lambda found: _record_admission(d, model, found),
+    )
 
 
 def relate(d: Daemon) -> None:
@@ -93,17 +120,30 @@ def _examine(d: Daemon, model: Model) -> _Found:
     reason = refusal(repo, d.base.id, rules, architectures=architectures)
     if reason is not None:
         return _Found(refusal=reason, license=declared(repo.card))
+    if twin := _twin(d, model, {f.path: f.sha256 for f in weight_files(repo.files)}):
+        # The hub has told every hash: nothing needs to be fetched to know it.
+        return _Found(refusal=f"the same weights as {twin}", license=declared(repo.card))
     size = sum(file.size for file in wanted(repo.files))
     _check_disk(d, model, size)
     with d.fetching(model.id, size) as advance:
         folder = d.hub.fetch(repo, d.home.cache, advance)
+    try:
+        return _inspect(d, model, repo, folder)
+    except ModelError:
+        _discard(d, folder)
+        raise
+
+
+def _inspect(d: Daemon, model: Model, repo: Repo, folder: Path) -> _Found:
+    """What the fetched files themselves say."""
     checkpoint = Checkpoint.open(folder)
     compare(d.base_checkpoint, checkpoint)
     hashes = {name: d.sha256(folder / name) for name in checkpoint.files}
     weights = weights_identity(hashes)
-    twins = [twin.id for twin in d.lineage.by_weights(weights) if twin.id != model.id]
+    if twin := _twin(d, model, hashes):
+        _discard(d, folder)
+        return _Found(refusal=f"the same weights as {twin}", license=declared(repo.card))
     return _Found(
-        refusal=f"the same weights as {twins[0]}" if twins else None,
         folder=folder,
         weights=weights,
         parameters=checkpoint.parameters,
@@ -117,12 +157,33 @@ def _examine(d: Daemon, model: Model) -> _Found:
     )
 
 
+def _twin(d: Daemon, model: Model, hashes: Mapping[str, str | None]) -> str | None:
+    """Another model in use with the very same weight files; None also where hashes are unknown."""
+    known = {path: sha256 for path, sha256 in hashes.items() if sha256 is not None}
+    if not known or len(known) < len(hashes):
+        return None
+    for twin in d.lineage.by_weights(weights_identity(known)):
+        if twin.id != model.id and twin.status == "admitted":
+            return twin.id
+    return None
+
+
+def _discard(d: Daemon, folder: Path) -> None:
+    """Free what was fetched for nothing; a folder hub's own files are not ours to remove."""
+    if folder.resolve().is_relative_to(d.home.cache.resolve()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _NoRoom(KinshipError):
+    """limits.disk_gb is reached; who was noticed waits."""
+
+
 def _check_disk(d: Daemon, model: Model, size: int) -> None:
     budget = d.config.limits.disk_gb * 1e9
     if d.home.used_bytes() + size > budget:
-        raise KinshipError(
+        raise _NoRoom(
             f"no room for {model.id} ({size / 1e9:.1f} GB) within limits.disk_gb "
-            f"{d.config.limits.disk_gb:g}; raise it, or clear {d.home.cache}"
+            f"{d.config.limits.disk_gb:g}; it and those after it wait; raise the limit"
         )
 
 
@@ -133,11 +194,9 @@ def _record_admission(d: Daemon, model: Model, found: _Found) -> None:
         )
         d.report.event("refused", f"{model.id}: {found.refusal}", model=model.id)
         return
-    generations = d.lineage.generations()
     d.lineage.update_model(
         model.id,
         status="admitted",
-        joined=generations[-1].number + 1 if generations else 1,
         weights=found.weights,
         parameters=found.parameters,
         license=found.license,
@@ -152,22 +211,34 @@ def _record_admission(d: Daemon, model: Model, found: _Found) -> None:
 
 
 def _leaves(d: Daemon) -> dict[str, Model]:
-    """Admitted fine-tunes by weights identity, ordered by name."""
-    leaves = d.lineage.models(kind="finetune", status="admitted")
-    return {leaf.weights: leaf for leaf in leaves if leaf.weights is not None}
+    """Fine-tunes that are admitted, or that a living merge rests on, by weights identity."""
+    merges = d.lineage.models(kind="merge", status="admitted")
+    merges += d.lineage.models(kind="merge", status="proposed")
+    needed = {leaf.id for merge in merges for leaf in ancestors(d, merge)}
+    return {
+        leaf.weights: leaf
+        for leaf in d.lineage.models(kind="finetune")
+        if leaf.weights is not None and (leaf.status == "admitted" or leaf.id in needed)
+    }
 
 
 def without_row(d: Daemon) -> dict[str, Model]:
-    return {weights: leaf for weights, leaf in _leaves(d).items() if weights not in d.ledger.rows}
+    """Fine-tunes that the ledger does not know, by weights identity."""
+    leaves = _leaves(d)
+    return {weights: leaf for weights, leaf in leaves.items() if weights not in d.ledger.rows}
 
 
 def _drop_changed(d: Daemon) -> None:
-    """Quarantine fine-tunes whose bytes are no longer those that the ledger speaks of."""
+    """Quarantine fine-tunes whose bytes are gone or changed, and all merges that rest on them."""
     for leaf in _leaves(d).values():
         try:
             d.leaf_folder(leaf)
         except ModelError as error:
-            d.quarantine(leaf, str(error), _admission_key(leaf))
+            d.quarantine(leaf, str(error), f"keep:{leaf.weights}")
+            for merge in d.population_models("admitted", "proposed"):
+                if leaf.id in {ancestor.id for ancestor in ancestors(d, merge)}:
+                    reason = f"cannot be made any more: {leaf.id}: {error}"
+                    d.quarantine(merge, reason, f"keep:{merge.weights}")
 
 
 def _extend(d: Daemon, new: Mapping[str, Model]) -> None:

@@ -25,7 +25,7 @@ def card_facts(d: Daemon, model: Model, repo: str) -> CardFacts:
     """
     Everything the card says about a merge that passed the gate.
 
-    The lineage is the only source, so that preparing the card again gives the same text.
+    Under the same settings and versions the same merge has the same card.
     """
     family = ancestors(d, model)
     leaves = [each for each in family if each.recipe is None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 
 from kinship_daemon.daemon import BudgetReached, Daemon
 from kinship_daemon.errors import KinshipError, Transient
-from kinship_daemon.steps.scoring import finished_today, mean_score, score, score_key, scores
+from kinship_daemon.steps.scoring import finished_today, mean_score, score, scores
 from kinship_daemon.weights.recipe import Recipe, check
 from kinship_policies.policy import Decision, Member, Population, Proposal
 from kinship_storage.records import Generation, Model
@@ -38,7 +39,9 @@ def grow(d: Daemon) -> list[Model]:
     for model in proposed:
         made = len(finished_today(d, "merge"))
         if made >= d.config.limits.merges_per_day:
-            raise BudgetReached(f"limits.merges_per_day {made} reached; goes on tomorrow (UTC)")
+            raise BudgetReached(
+                f"limits.merges_per_day {made} reached; the next day (UTC) has its own"
+            )
         if score(d, model, "selection", "merge"):
             d.lineage.update_model(model.id, status="admitted")
             _announce_child(d, model)
@@ -62,7 +65,9 @@ def population(d: Daemon) -> Population:
     names = [member.name for member in members]
     last = _last(d)
     before = set() if last is None else {m["name"] for m in last.facts["members"]}
-    decision = None if last is None else Decision.from_json(last.decision)
+    # What another policy, or this one otherwise set, thought of the top is nothing to go by.
+    same = last is not None and (last.policy, last.settings) == _policy_identity(d)
+    decision = Decision.from_json(last.decision) if last is not None and same else None
     return Population(
         generation=1 if last is None else last.number + 1,
         members=members,
@@ -82,13 +87,11 @@ def population(d: Daemon) -> Population:
 def converged(d: Daemon) -> str | None:
     """Why there is nothing to decide: the last decision was to stop, and nothing changed since."""
     last = _last(d)
-    if last is None or last.stop is None:
+    if last is None or last.stop is None or (last.policy, last.settings) != _policy_identity(d):
         return None
-    today = {m.name for m in population(d).members}
-    same_policy = (last.policy, dict(last.settings)) == _policy_identity(d)
-    return (
-        last.stop if same_policy and today == {m["name"] for m in last.facts["members"]} else None
-    )
+    # With their scores: other evaluation settings are a change too.
+    then = Population.from_json(last.facts)
+    return last.stop if population(d).members == then.members else None
 
 
 def unfinished(d: Daemon) -> bool:
@@ -105,7 +108,9 @@ def decide(d: Daemon) -> Decision:
             "`kinship-daemon status` says why"
         )
     decision = d.policy.propose(facts)
-    children = [_child(d, facts, i, p) for i, p in enumerate(decision.merges, 1)]
+    children = _children(d, facts, decision)
+    if not children and decision.stop is None:
+        decision = replace(decision, merges=(), stop="the policy proposed nothing new")
     policy, settings = _policy_identity(d)
     row = Generation(
         number=facts.generation,
@@ -121,14 +126,33 @@ def decide(d: Daemon) -> Decision:
         d.lineage.add_generation(row)
         for child in children:
             d.lineage.add_model(child)
-            d.lineage.enqueue(score_key(d, child, "selection"), "merge", child.id)
 
     d.step("decide", f"decide:{facts.generation}", None, lambda: None, record)
     _announce(d, facts, decision)
     return decision
 
 
-def _child(d: Daemon, facts: Population, index: int, proposal: Proposal) -> Model:
+def _children(d: Daemon, facts: Population, decision: Decision) -> list[Model]:
+    """The merges that a decision asks for; those that were made before are said and left out."""
+    children: list[Model] = []
+    explorations = 0
+    for index, proposal in enumerate(decision.merges, 1):
+        explorations += proposal.role == "exploration"
+        name = str(index)
+        if proposal.role == "exploration":
+            name = "exp" if explorations == 1 else f"exp{explorations}"
+        child = _child(d, facts, f"model-{facts.generation}-{name}", proposal)
+        assert child.weights is not None
+        known = [*d.lineage.by_weights(child.weights), *children]
+        twins = [model.id for model in known if model.weights == child.weights]
+        if twins:
+            d.report.event("warning", f"{' + '.join(child.parents)} was made before: {twins[0]}")
+        else:
+            children.append(child)
+    return children
+
+
+def _child(d: Daemon, facts: Population, name: str, proposal: Proposal) -> Model:
     """The merge that a proposal asks for, as a row of the lineage."""
     known = {member.name for member in facts.members}
     if unknown := [name for name in proposal.parents if name not in known]:
@@ -144,7 +168,7 @@ def _child(d: Daemon, facts: Population, index: int, proposal: Proposal) -> Mode
     check(recipe, d.ledger.names)
     parents = [d.lineage.require(name) for name in proposal.parents]
     return Model(
-        id=f"model-{facts.generation}-{'exp' if proposal.role == 'exploration' else index}",
+        id=name,
         kind="merge",
         status="proposed",
         generation=facts.generation,
@@ -154,7 +178,6 @@ def _child(d: Daemon, facts: Population, index: int, proposal: Proposal) -> Mode
         why=proposal.reason,
         recipe=recipe.to_json(),
         parents=proposal.parents,
-        joined=facts.generation + 1,
     )
 
 
@@ -215,8 +238,7 @@ def _announce_child(d: Daemon, child: Model) -> None:
 
 
 def _last(d: Daemon) -> Generation | None:
-    generations = d.lineage.generations()
-    return generations[-1] if generations else None
+    return d.lineage.last_generation()
 
 
 def _policy_identity(d: Daemon) -> tuple[str, dict[str, Any]]:

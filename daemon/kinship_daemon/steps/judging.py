@@ -62,7 +62,11 @@ def _judge(d: Daemon, child: Model) -> None:
                 high=verdict.high,
                 n=verdict.n,
                 reason=verdict.reason,
-                settings={**rules.model_dump(), "seed": d.config.seed},
+                settings={
+                    **rules.model_dump(),
+                    "seed": d.config.seed,
+                    "evaluation": d.settings.fingerprint("validation"),
+                },
             )
         )
         outcome = "passed" if verdict.passed else "not passed"

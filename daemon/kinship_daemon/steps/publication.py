@@ -6,13 +6,15 @@ import shutil
 from pathlib import Path
 
 from kinship_daemon.daemon import Daemon
-from kinship_daemon.errors import KinshipError
+from kinship_daemon.durable import hash_file
+from kinship_daemon.errors import KinshipError, ModelError, Transient
 from kinship_daemon.hub import records
 from kinship_daemon.hub.card import CardFacts, model_card
 from kinship_daemon.hub.licence import most_restrictive
 from kinship_daemon.steps.carding import card_facts
 from kinship_daemon.steps.making import ancestors, assembly
 from kinship_daemon.weights.materialise import write
+from kinship_storage.errors import LineageError
 from kinship_storage.records import Model, Publication
 
 __all__ = ["publish_passed", "repo_id"]
@@ -25,21 +27,22 @@ def publish_passed(d: Daemon) -> None:
         if not verdict.passed or model.status != "admitted" or d.lineage.publication(model.id):
             continue
         blocked = _blocked(d, model)
+        if blocked is None and d.dry_run:
+            blocked = f"a dry run; it would be published as {repo_id(d, model)}"
         if blocked is not None:
             _say_once(d, model, blocked)
-        elif d.dry_run:
-            _say_once(d, model, f"would be published as {repo_id(d, model)} (dry run)")
-        else:
+            continue
+        try:
             _publish(d, model)
+        except (LineageError, Transient):
+            raise
+        except KinshipError as error:
+            # A repo that is not ours, say. The evolution goes on; the next turn tries again.
+            _say_once(d, model, str(error))
 
 
 def repo_id(d: Daemon, model: Model) -> str:
-    """
-    Where a merge is published.
-
-    Raises:
-        KinshipError: the template names something that it cannot be filled with.
-    """
+    """Where a merge is published."""
     assert model.weights is not None
     base = (d.base.repo or d.base.id).rpartition("/")[2]
     facts = {
@@ -47,28 +50,22 @@ def repo_id(d: Daemon, model: Model) -> str:
         "model": model.id,
         "hash": model.weights.rpartition(":")[2][:8],
     }
-    try:
-        name = d.config.publish.name.format(**facts)
-    except (KeyError, IndexError, ValueError):
-        raise KinshipError(
-            f"publish.name {d.config.publish.name!r} can hold {{base}}, {{model}} and {{hash}} only"
-        ) from None
-    return f"{d.config.publish.namespace}/{name}"
+    return f"{d.config.publish.namespace}/{d.config.publish.name.format(**facts)}"
 
 
 def _blocked(d: Daemon, model: Model) -> str | None:
     """Why a merge may not be published; None if it may."""
     publish = d.config.publish
     if publish.namespace is None:
-        return "not published: publish.namespace is not set"
+        return "publish.namespace is not set"
     family = [d.base, *ancestors(d, model)]
     licences = {each.id: each.license for each in family if each.recipe is None}
     terms = most_restrictive(licences, publish.allow_licenses)
     if terms.blocked is not None:
-        return f"not published: {terms.blocked}"
+        return terms.blocked
     gated = [each.id for each in family if d.lineage.get(f"gated:{each.id}")]
     if gated and not publish.allow_gated:
-        return f"not published: {gated[0]} is gated; publish.allow_gated allows it"
+        return f"{gated[0]} is gated; publish.allow_gated allows it"
     return None
 
 
@@ -76,17 +73,24 @@ def _say_once(d: Daemon, model: Model, reason: str) -> None:
     key = f"not_published:{model.id}"
     if d.lineage.get(key) != reason:
         d.lineage.put(key, reason)
-        d.report.event("unpublished", f"{model.id}: {reason}", model=model.id, reason=reason)
+        d.report.event("unpublished", f"{model.id}: {reason}", model=model.id)
 
 
 def _publish(d: Daemon, model: Model) -> None:
     target = repo_id(d, model)
-    stage = d.home.staging / model.id
+    stage = d.home.staging / target
 
     def work() -> tuple[records.Publication, dict[str, str]]:
-        files = _prepare(d, model, card_facts(d, model, target), stage)
+        # A stage that is there was left whole by a killed process, and the hub may have its files
+        # already: the same bytes again are no second publication.
+        if not stage.exists():
+            _prepare(d, model, card_facts(d, model, target), stage)
+        files = {path.name: hash_file(path) for path in sorted(stage.iterdir())}
         message = f"{model.id}: a merge of {' and '.join(model.parents)}"
-        return d.hub.publish(target, stage, message, not d.config.publish.public), files
+        try:
+            return d.hub.publish(target, stage, message, not d.config.publish.public), files
+        except (ModelError, records.UnknownRepo) as error:
+            raise KinshipError(f"cannot publish to {target}: {error}") from None
 
     def record(done: tuple[records.Publication, dict[str, str]]) -> None:
         publication, files = done
@@ -100,21 +104,18 @@ def _publish(d: Daemon, model: Model) -> None:
             )
         )
 
-    try:
-        d.step("publish", f"publish:{target}", model, work, record)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    d.step("publish", f"publish:{model.id}:{target}", model, work, record)
+    shutil.rmtree(d.home.staging, ignore_errors=True)
     if (made := d.lineage.publication(model.id)) is not None:
         d.report.event("publish", f"{model.id} as {made.repo}", model=model.id, url=made.url)
 
 
-def _prepare(d: Daemon, model: Model, facts: CardFacts, stage: Path) -> dict[str, str]:
-    """The repo's files in the staging folder, made anew: the same facts give the same bytes."""
-    shutil.rmtree(stage, ignore_errors=True)
+def _prepare(d: Daemon, model: Model, facts: CardFacts, stage: Path) -> None:
+    """The repo's files in the staging folder, which appears when it is whole."""
     texts = {
         "README.md": model_card(facts),
         facts.made_file: facts.made,
         facts.collapsed_file: facts.collapsed,
     }
     with d.report.progress(f"write {model.id}", d.base_checkpoint.nbytes, "bytes") as advance:
-        return write(assembly(d, model), stage, progress=advance, extra=texts)
+        write(assembly(d, model), stage, progress=advance, extra=texts)

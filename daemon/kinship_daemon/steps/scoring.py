@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import get_args
 
 from kinship_daemon.daemon import BudgetReached, Daemon
+from kinship_daemon.errors import WorkerDied
 from kinship_daemon.evaluate.records import Score, Split, harness_versions
 from kinship_daemon.report import absolute
 from kinship_daemon.steps.making import assembly
 from kinship_storage.records import Job, Model, ScoreRow
 
-__all__ = ["check_tasks", "finished_today", "mean_score", "score", "score_key", "scores"]
+__all__ = ["finished_today", "mean_score", "score", "score_key", "scores"]
 
 
 def scores(d: Daemon, model: Model, split: Split) -> tuple[Score, ...]:
@@ -40,24 +40,21 @@ def mean_score(rows: Sequence[Score]) -> float:
     return sum(row.score for row in rows) / len(rows) if rows else math.nan
 
 
-def check_tasks(d: Daemon) -> None:
-    """Load the tasks once before anything is fetched: a wrong name should not cost a download."""
-    fingerprints = [d.settings.fingerprint(split) for split in get_args(Split)]
-    if d.lineage.get("tasks_checked") != fingerprints:
-        d.report.event("check", "loading the evaluation tasks")
-        d.evaluator.check()
-        d.lineage.put("tasks_checked", fingerprints)
-
-
 def score(d: Daemon, model: Model, split: Split, kind: str) -> bool:
     """Evaluate one model on one list of tasks, unless it is known. Returns whether it is now."""
     key = score_key(d, model, split)
     if scores(d, model, split):
         return True
 
+    _check_hours(d)
+
     def work() -> tuple[Score, ...]:
-        _check_hours(d)
-        return _evaluate(d, model, split)
+        try:
+            return _evaluate(d, model, split)
+        except WorkerDied as error:
+            # Someone else's memory on the device, say: once may be bad luck, twice is the model.
+            d.report.event("warning", f"{error}; once more", model=model.id)
+            return _evaluate(d, model, split)
 
     def record(found: tuple[Score, ...]) -> None:
         assert model.weights is not None
@@ -92,14 +89,15 @@ def score_key(d: Daemon, model: Model, split: Split) -> str:
 
 
 def finished_today(d: Daemon, *kinds: str) -> list[Job]:
-    """Jobs done since midnight UTC."""
+    """Jobs that ended since midnight UTC, well or badly."""
     today = d.now().strftime("%Y-%m-%d")
     return [
-        job
-        for kind in kinds
-        for job in d.lineage.jobs(status="done", kind=kind)
-        if (job.finished or "").startswith(today)
+        job for kind in kinds for job in d.lineage.jobs(kind=kind) if _day(job.finished) == today
     ]
+
+
+def _day(moment: str | None) -> str:
+    return (moment or "")[:10]
 
 
 def _evaluate(d: Daemon, model: Model, split: Split) -> tuple[Score, ...]:
@@ -111,11 +109,16 @@ def _check_hours(d: Daemon) -> None:
     limit = d.config.limits.eval_hours_per_day
     spent = sum(_hours(job) for job in finished_today(d, "score", "merge", "validate"))
     if spent >= limit:
-        raise BudgetReached(f"limits.eval_hours_per_day {limit:g} used up; goes on tomorrow (UTC)")
+        raise BudgetReached(
+            f"limits.eval_hours_per_day {limit:g} used up; the next day (UTC) has its own"
+        )
 
 
 def _hours(job: Job) -> float:
+    """Hours that a job took on the day it ended."""
     if job.started is None or job.finished is None:
         return 0.0
-    start, end = datetime.fromisoformat(job.started), datetime.fromisoformat(job.finished)
+    end = datetime.fromisoformat(job.finished)
+    midnight = end.replace(hour=0, minute=0, second=0)
+    start = max(datetime.fromisoformat(job.started), midnight)
     return (end - start).total_seconds() / 3600

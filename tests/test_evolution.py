@@ -1,0 +1,234 @@
+"""Generation after generation on the demo's models: changes around a home, and odd policies."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import command
+import tiny
+from kinship_daemon import config, cycle, opening
+from kinship_daemon.daemon import BudgetReached
+from kinship_daemon.errors import WorkerDied
+from kinship_daemon.hub.records import UnknownRepo
+from kinship_daemon.report import JsonReporter
+from kinship_daemon.steps import carding
+from kinship_policies.policy import Decision, Proposal
+
+# Few documents, few founders: what is tried here does not depend on how well models do.
+SMALL = {
+    "evaluate.limit": "16",
+    "policy": "{use: topk-greedy, k: 2, max_founders: 2}",
+    "gate.min_gain": "-1",
+}
+
+# Enough of both that some merge does better than its parents.
+PUBLISHING = {"evaluate.limit": "100", "policy": "{use: topk-kinship, k: 2, max_founders: 4}"}
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+def opened(home, **overrides):
+    settings = {**SMALL, **overrides}
+    loaded = config.load(
+        base="demo", home=home, overrides=[f"{key}={value}" for key, value in settings.items()]
+    )
+    return opening.opened(loaded, JsonReporter(open(os.devnull, "w")))  # noqa: PTH123
+
+
+def evolve(d, turns=12):
+    """Turn the loop until it converges; returns why it did."""
+    for _ in range(turns):
+        cycle.poll(d)
+        outcome = cycle.evolve(d)
+        if outcome.stop is not None:
+            return outcome.stop
+    raise AssertionError(f"still going on after {turns} turns")
+
+
+def statuses(d):
+    return {model.id: model.status for model in d.lineage.models()}
+
+
+def test_a_leaf_that_changes_takes_its_merges_with_it_and_the_evolution_goes_on(home):
+    with opened(home) as d:
+        evolve(d)
+        first = d.lineage.models(kind="merge")[0]
+        parents = first.parents
+    changed = home / "hub" / parents[0]
+    norm = load_file(changed / "model.safetensors")["model.norm.weight"]
+    tiny.edit(changed, {"model.norm.weight": norm + 0.01})
+    with opened(home) as d:
+        evolve(d)
+        found = statuses(d)
+        assert found[parents[0]] == "quarantined"
+        assert found[parents[1]] == "admitted"
+        assert found[first.id] == "quarantined"
+        assert parents[0] in d.lineage.require(first.id).reason
+        renewed = [name for name in found if name.startswith(f"{parents[0]}@")]
+        assert [found[name] for name in renewed] == ["admitted"]
+        later = [m for m in d.lineage.models(kind="merge") if renewed[0] in m.parents]
+        assert later
+        assert all(model.status == "admitted" for model in later)
+    with opened(home) as d:
+        assert evolve(d, turns=1)
+
+
+def test_other_evaluation_settings_are_other_scores_and_another_decision(home):
+    with opened(home) as d:
+        evolve(d)
+        decisions = len(d.lineage.generations())
+        assert evolve(d, turns=1)
+        assert len(d.lineage.generations()) == decisions
+    with opened(home, **{"evaluate.limit": "24"}) as d:
+        evolve(d)
+        assert len(d.lineage.generations()) > decisions
+        members = d.lineage.last_generation().facts["members"]
+        fingerprint = d.settings.fingerprint("selection")
+        assert members
+        for member in members:
+            weights = d.lineage.require(member["name"]).weights
+            assert all(row.n == 24 for row in d.lineage.scores(weights, settings=fingerprint))
+
+
+def test_another_policy_goes_on_from_what_the_last_one_made(home):
+    with opened(home) as d:
+        evolve(d)
+        assert "exploration" not in {m.role for m in d.lineage.models(kind="merge")}
+    with opened(home, policy="{use: topk-kinship, k: 2, max_founders: 2}") as d:
+        evolve(d)
+        assert "exploration" in {m.role for m in d.lineage.models(kind="merge")}
+
+
+class Scripted:
+    """Answers with these proposals, generation after generation, then with nothing at all."""
+
+    def __init__(self, *generations):
+        self.generations = list(generations)
+
+    def propose(self, population):
+        merges = self.generations.pop(0) if self.generations else ()
+        return Decision(tuple(merges), population.best(2), None)
+
+
+def pair(a, b, role="pair"):
+    return Proposal((f"demo/{a}", f"demo/{b}"), role, "as written")
+
+
+def test_a_policy_may_explore_twice_repeat_itself_and_fall_silent(home):
+    policy = Scripted(
+        [pair("add", "max", "exploration"), pair("add", "sort", "exploration")],
+        [pair("add", "max"), pair("max", "sort"), pair("max", "sort")],
+    )
+    with opened(home) as d:
+        d.policy = policy
+        stop = evolve(d)
+        merges = {m.id: m.parents for m in d.lineage.models(kind="merge", status="admitted")}
+    assert "nothing new" in stop
+    assert merges == {
+        "model-1-exp": ("demo/add", "demo/max"),
+        "model-1-exp2": ("demo/add", "demo/sort"),
+        "model-2-2": ("demo/max", "demo/sort"),
+    }
+
+
+def test_a_worker_that_dies_once_is_bad_luck_and_twice_is_the_model(home, monkeypatch):
+    with opened(home) as d:
+        real = d.evaluator.evaluate
+        deaths = {"demo/add": 1, "demo/max": 2}
+
+        def mortal(assembly, split, progress=None):
+            name = f"demo/{assembly.base.name}"
+            if not assembly.leaves and deaths.get(name, 0) > 0:
+                deaths[name] -= 1
+                raise WorkerDied(f"{name}: the evaluation worker died")
+            return real(assembly, split, progress)
+
+        monkeypatch.setattr(d.evaluator, "evaluate", mortal)
+        evolve(d)
+        assert statuses(d)["demo/add"] == "admitted"
+        assert statuses(d)["demo/max"] == "quarantined"
+    # What failed under other settings, say a larger batch, gets another chance.
+    with opened(home, **{"evaluate.batch_size": "8"}) as d:
+        evolve(d)
+        assert statuses(d)["demo/max"] == "admitted"
+
+
+def test_the_days_merges_are_counted_and_what_passed_does_not_wait_for_them(home):
+    with opened(home, **{"limits.merges_per_day": "1", "policy": "{max_founders: 3}"}) as d:
+        cycle.poll(d)
+        with pytest.raises(BudgetReached, match="merges_per_day"):
+            cycle.evolve(d)
+        made = [m for m in d.lineage.models(kind="merge") if m.status == "admitted"]
+        assert len(made) == 1
+        assert not d.lineage.jobs(status="running")
+        tomorrow = d.now().replace(year=d.now().year + 1)
+        d.now = lambda: tomorrow
+        cycle.evolve(d)
+        assert {m.status for m in d.lineage.models(kind="merge")} == {"admitted"}
+
+
+def test_trouble_with_publishing_is_not_the_models_fault(home, monkeypatch):
+    with opened(home, **PUBLISHING) as d:
+        real = d.hub.publish
+
+        def away(*_):
+            raise UnknownRepo("no such namespace")
+
+        monkeypatch.setattr(d.hub, "publish", away)
+        evolve(d)
+        passed = [gate.model for gate in d.lineage.gates() if gate.passed]
+        assert passed
+        assert all(statuses(d)[name] == "admitted" for name in passed)
+        assert not d.lineage.publications()
+        monkeypatch.setattr(d.hub, "publish", real)
+        cycle.evolve(d)
+        assert [p.model for p in d.lineage.publications()] == passed
+        assert not d.home.staging.exists()
+
+
+def test_a_stage_that_a_killed_process_left_is_published_as_it_is(home, monkeypatch):
+    """Killed after the hub had the files: the card, made again, might say something else."""
+    with opened(home, **PUBLISHING) as d:
+        real = d.hub.publish
+
+        def killed(*arguments):
+            real(*arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(d.hub, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evolve(d)
+    with opened(home, **PUBLISHING) as d:
+        monkeypatch.setattr(
+            "kinship_daemon.steps.publication.card_facts",
+            lambda *arguments: replace(carding.card_facts(*arguments), version="9.9.9"),
+        )
+        cycle.evolve(d)
+        assert d.lineage.publications()
+
+
+def test_a_limit_reached_ends_a_run_that_is_to_end_with_one_line(tmp_path):
+    arguments = ["run", "--base", "demo", "--until-converged", "--home", tmp_path / "home"]
+    limits = ["--set", "limits.merges_per_day=1", "--set", "evaluate.limit=8"]
+    result = command.run([*arguments, *limits], tmp_path)
+    assert result.code == 3
+    assert "limits.merges_per_day" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_newcomers_between_generations_are_told_to_the_policy(home):
+    with opened(home) as d:
+        evolve(d)
+        opening.demo.release(home / "hub")
+        evolve(d)
+        facts = [generation.facts for generation in d.lineage.generations()]
+        assert [f["newcomers"] for f in facts if f["newcomers"]] == [["demo/sequence"]]
+        assert json.dumps(facts)
+        assert torch.equal(d.ledger.gram, d.ledger.gram.transpose(1, 2))
