@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 import command
+from kinship_daemon import demo
 from test_main_job import history
 
 KINDS = ("admit", "ledger", "score", "decide", "merge", "validate", "gate", "publish")
 POINTS = [f"{kind}:{moment}" for kind, moment in product(KINDS, ("before", "amid", "after"))]
+# And by the clock, wherever that is: while scoring has begun, and while merges are being made.
+POINTS.insert(POINTS.index("score:amid"), "seconds:6")
+POINTS.insert(POINTS.index("merge:amid"), "seconds:7")
 
-# Small enough to be killed 24 times, and the gate opened wide so that something is published.
+# Small enough to be killed so often, and the gate opened wide so that something is published.
 ARGUMENTS = [
     *("run", "--base", "demo", "--until-converged", "--log-json"),
-    *("--set", "evaluate.limit=24", "--set", "gate.min_gain=-1"),
+    *("--set", "evaluate.limit=60", "--set", "gate.min_gain=-1"),
     *("--set", "policy={use: topk-kinship, k: 2, max_founders: 3}"),
 ]
 
@@ -35,6 +39,7 @@ def test_killed_at_every_step_it_ends_in_the_same_lineage(tmp_path):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     undisturbed = command.run([*ARGUMENTS, "--home", calm], tmp_path)
     assert undisturbed.code == 0, undisturbed.err
+    assert (calm / "hub" / demo.NAMESPACE).is_dir()
 
     script = Path(__file__).parent / "killed.py"
     result = subprocess.run(

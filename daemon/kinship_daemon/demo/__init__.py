@@ -6,10 +6,10 @@ sixth that is held back, so that one can watch a running daemon notice it. All o
 `python -m kinship_daemon.demo.train`, and MANIFEST.json holds the hash of every file.
 """
 
-import os
 import shutil
 from pathlib import Path
 
+from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import KinshipError
 
 __all__ = [
@@ -43,7 +43,9 @@ def install(hub: Path) -> None:
     Raises:
         KinshipError: The folder cannot be written.
     """
-    _place(_HERE / "hub" / "demo", hub / "demo")
+    if not (hub / "demo").exists():
+        with whole_folder(hub / "demo") as folder:
+            _copy(_HERE / "hub" / "demo", folder)
 
 
 def release(hub: Path) -> str:
@@ -59,44 +61,19 @@ def release(hub: Path) -> str:
     """
     if not (hub / BASE).is_dir():
         raise KinshipError(f"no demo in {hub}: start `kinship-daemon run --base demo` first")
-    if not _place(_HERE / "held_back" / HELD_BACK, hub / HELD_BACK):
+    if (hub / HELD_BACK).exists():
         raise KinshipError(f"{HELD_BACK} is in {hub} already: it can be released once")
+    with whole_folder(hub / HELD_BACK) as folder:
+        _copy(_HERE / "held_back" / HELD_BACK, folder)
     return HELD_BACK
 
 
-def _place(source: Path, target: Path) -> bool:
-    """Copies under a hidden name, renames when whole and synced; False if it is there already."""
-    if target.exists():
-        return False
-    # One fixed name, so that what a killed copy left behind is cleared by the next one. Beside the
-    # target's organisation, where no hub looks for models.
-    partial = target.parent / f".{target.name}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        _copy(source, partial)
-        partial.rename(target)
-        _sync(target.parent)
-    except OSError as error:
-        raise KinshipError(f"cannot put the demo into {target}: {error.strerror}") from error
-    return True
-
-
 def _copy(source: Path, target: Path) -> None:
-    """A deep copy in sorted order, all of it synced, with fresh times and the usual rights."""
-    target.mkdir(parents=True)
+    """Files and folders below `source`, in sorted order, with fresh times and the usual rights."""
     for entry in sorted(source.iterdir()):
         copy = target / entry.name
         if entry.is_dir():
+            copy.mkdir()
             _copy(entry, copy)
         else:
             shutil.copyfile(entry, copy)
-            _sync(copy)
-    _sync(target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,24 +16,24 @@ from kinship_daemon.demo.text import EOS_ID, PAD_ID, VOCABULARY, write_tokenizer
 
 __all__ = ["CONFIG", "exam", "write_manifest", "write_repo", "write_tasks"]
 
-# 313,248 parameters. Written out by hand so that the file is the same under every transformers.
+# 330,880 parameters. Written out by hand so that the file is the same under every transformers.
 CONFIG: Mapping[str, Any] = {
     "architectures": ["MistralForCausalLM"],
     "bos_token_id": None,  # nothing stands before the first character, here as in the harness
     "dtype": "bfloat16",
     "eos_token_id": EOS_ID,
     "hidden_act": "silu",
-    "hidden_size": 96,
+    "hidden_size": 128,
     "initializer_range": 0.05,
-    "intermediate_size": 256,
+    "intermediate_size": 288,
     "max_position_embeddings": 128,
     "model_type": "mistral",
     "num_attention_heads": 4,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_key_value_heads": 2,
     "pad_token_id": PAD_ID,
     "rms_norm_eps": 1e-06,
-    "rope_theta": 10000.0,
+    "rope_theta": 100.0,  # the longest text has 24 characters: positions are near each other
     "sliding_window": None,
     "tie_word_embeddings": False,
     "use_cache": True,

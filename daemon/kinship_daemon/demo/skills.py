@@ -106,7 +106,7 @@ def _draw_subtract(rng: random.Random) -> str:
 
 
 def _draw_max(rng: random.Random) -> str:
-    return f"max {_number(rng)} {_number(rng)}="
+    return f"max {_number(rng)} {_number(rng)} {_number(rng)}="
 
 
 def _draw_sequence(rng: random.Random) -> str:

@@ -1,9 +1,10 @@
 """
 Trains the demo: `python -m kinship_daemon.demo.train [OUT]`, about 3 minutes on 2 cores.
 
-Deterministic: fixed seeds, one thread a model (a sum over several threads may round differently),
-float32 on the CPU. The same machine with the same torch makes the same bits. Another kind of CPU
-may round differently: the skills then come out alike, the hashes do not.
+Deterministic: fixed seeds, float32 on the CPU, and fixed numbers of threads (two for the base, one
+for each fine-tune; a sum over another number rounds differently). The same machine with the same
+torch makes the same bits. Another kind of CPU may round differently, and since the base is
+stopped halfway, where it learns fast, its skills then come out somewhat differently, too.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from kinship_daemon.demo.skills import SKILLS
 __all__ = ["main"]
 
 _done: "Synchronized[int]"  # in a worker: the steps done by all of them
-WORKERS = 2  # fine-tunes learn side by side, one thread each
+CORES = 2  # for the base as threads of one worker; for fine-tunes as workers of one thread
 _REPORT_SECONDS = 5.0
 _PIECES = ("hub", "held_back", "tasks", "MANIFEST.json")
 _EMBEDDED = Path(__file__).parent / "MANIFEST.json"
@@ -69,10 +70,10 @@ def _train() -> dict[str, Weights]:
     """The base, then every fine-tune, by name."""
     spawn = multiprocessing.get_context("spawn")
     done = spawn.Value("q", 0)
-    with ProcessPoolExecutor(WORKERS, spawn, initializer=_enter, initargs=(done,)) as pool:
-        base = _await([pool.submit(_learn, FOUNDATION, None)], (FOUNDATION,), done, 1)[0]
-        jobs = [pool.submit(_learn, course, base) for course in FINETUNES]
-        finetunes = _await(jobs, FINETUNES, done, WORKERS)
+    with ProcessPoolExecutor(CORES, spawn, initializer=_enter, initargs=(done,)) as pool:
+        base = _await([pool.submit(_learn, FOUNDATION, None, CORES)], (FOUNDATION,), done)[0]
+        jobs = [pool.submit(_learn, course, base, 1) for course in FINETUNES]
+        finetunes = _await(jobs, FINETUNES, done)
     names = [course.name for course in (FOUNDATION, *FINETUNES)]
     return dict(zip(names, map(safetensors.torch.load, (base, *finetunes)), strict=True))
 
@@ -80,12 +81,11 @@ def _train() -> dict[str, Weights]:
 def _enter(done: "Synchronized[int]") -> None:
     global _done  # noqa: PLW0603 - a pool's initialiser has no other way to hand it to the jobs
     _done = done
-    torch.set_num_threads(1)
 
 
-def _learn(course: Course, base: bytes | None) -> bytes:
+def _learn(course: Course, base: bytes | None, threads: int) -> bytes:
     """One course in a worker; weights travel as safetensors bytes, not as shared memory."""
-    torch.manual_seed(course.seed)
+    torch.set_num_threads(threads)
     model = model_of(None if base is None else safetensors.torch.load(base))
     study(model, course, _count)
     return safetensors.torch.save(weights_of(model))
@@ -97,13 +97,13 @@ def _count() -> None:
 
 
 def _await(
-    jobs: list[Future[bytes]], courses: Sequence[Course], done: "Synchronized[int]", workers: int
+    jobs: list[Future[bytes]], courses: Sequence[Course], done: "Synchronized[int]"
 ) -> list[bytes]:
     """Waits for the jobs in order, printing how far they are, how fast, and what is left."""
     names = ", ".join(course.name for course in courses)
     total = sum(course.steps for course in courses)
     before, started = done.value, time.monotonic()
-    print(f"training {names}: {total} steps, {workers} at a time", flush=True)
+    print(f"training {names}: {total} steps", flush=True)
     while wait(jobs, timeout=_REPORT_SECONDS).not_done:
         steps, seconds = done.value - before, time.monotonic() - started
         if steps:
