@@ -101,7 +101,7 @@ def test_another_policy_goes_on_from_what_the_last_one_made(home):
     with opened(home) as d:
         evolve(d)
         assert "exploration" not in {m.role for m in d.lineage.models(kind="merge")}
-    with opened(home, policy="{use: topk-kinship, k: 2, max_founders: 2}") as d:
+    with opened(home, policy="{use: topk-kinship, k: 2, early_stop: null}") as d:
         evolve(d)
         assert "exploration" in {m.role for m in d.lineage.models(kind="merge")}
 
