@@ -43,7 +43,6 @@ _done: "Synchronized[int]"  # in a worker: the steps done by all of them
 CORES = 2  # for the base as threads of one worker; for fine-tunes as workers of one thread
 _REPORT_SECONDS = 5.0
 _PIECES = ("hub", "held_back", "tasks", "MANIFEST.json")
-_EMBEDDED = Path(__file__).parent / "MANIFEST.json"
 
 Weights = Mapping[str, Tensor]
 Accuracies = Mapping[str, float]  # by skill, over the validation documents
@@ -57,12 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", nargs="?", type=Path, default=Path("demo"), metavar="OUT")
     out: Path = parser.parse_args(arguments).out
     started = time.monotonic()
+    embedded = _hashes(
+        Path(__file__).parent
+    )  # before OUT, which may be that very folder, is written
     torch.set_num_threads(1)
     models = _train()
     accuracies = {name: _examine(weights) for name, weights in models.items()}
     _write(out, models, accuracies)
     print(_table(accuracies))
-    print(f"wrote {out} in {time.monotonic() - started:.0f} s: {_against_embedded(out)}")
+    print(f"wrote {out} in {time.monotonic() - started:.0f} s: {_against(embedded, _hashes(out))}")
     return 0
 
 
@@ -152,9 +154,13 @@ def _table(accuracies: Mapping[str, Accuracies]) -> str:
     return "\n".join(lines)
 
 
-def _against_embedded(out: Path) -> str:
-    ours, theirs = (json.loads(p.read_text())["sha256"] for p in (out / "MANIFEST.json", _EMBEDDED))
-    differing = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
+def _hashes(folder: Path) -> Mapping[str, str]:
+    manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+    return dict(manifest["sha256"])
+
+
+def _against(embedded: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    differing = sum(ours.get(name) != embedded.get(name) for name in ours.keys() | embedded.keys())
     if not differing:
         return "bit for bit the embedded demo"
     return f"{differing} of {len(ours)} files differ from the embedded demo (another CPU or torch?)"
