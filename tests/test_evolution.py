@@ -15,7 +15,7 @@ from kinship_daemon.daemon import BudgetReached
 from kinship_daemon.errors import WorkerDied
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
-from kinship_daemon.steps import carding
+from kinship_daemon.steps import carding, publication
 from kinship_policies.policy import Decision, Proposal
 
 # Few documents, few founders: what is tried here does not depend on how well models do.
@@ -188,6 +188,10 @@ def test_trouble_with_publishing_is_not_the_models_fault(home, monkeypatch):
         assert all(statuses(d)[name] == "admitted" for name in passed)
         assert not d.lineage.publications()
         monkeypatch.setattr(d.hub, "publish", real)
+        settings, d.settings = d.settings, replace(d.settings, limit=99)
+        publication.publish_passed(d)
+        assert not d.lineage.publications()
+        d.settings = settings
         cycle.evolve(d)
         assert [p.model for p in d.lineage.publications()] == passed
         assert not d.home.staging.exists()

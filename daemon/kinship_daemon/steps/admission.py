@@ -22,10 +22,9 @@ from kinship_storage.records import File, Model
 __all__ = ["admit", "notice", "relate", "without_row"]
 
 
-def notice(d: Daemon) -> list[Model]:
+def notice(d: Daemon) -> None:
     """Ask the hub who descends from the base, and write down whoever is new."""
     ours = {publication.repo for publication in d.lineage.publications()}
-    new = []
     for listing in d.hub.descendants(d.base.id):
         if listing.id in ours or d.lineage.find(listing.id, listing.revision) is not None:
             continue
@@ -43,8 +42,6 @@ def notice(d: Daemon) -> list[Model]:
             d.lineage.add_model(model)
             d.lineage.enqueue(_admission_key(model), "admit", name)
         d.report.event("notice", f"{name} descends from {d.base.id}", model=name)
-        new.append(model)
-    return new
 
 
 def admit(d: Daemon) -> None:

@@ -27,6 +27,9 @@ def publish_passed(d: Daemon) -> None:
         if not verdict.passed or model.status != "admitted" or d.lineage.publication(model.id):
             continue
         blocked = _blocked(d, model)
+        if verdict.settings.get("evaluation") != d.settings.fingerprint("validation"):
+            # The card would tell today's scores, of which there may be none.
+            blocked = "it passed the gate under other evaluation settings; run it with those"
         if blocked is None and d.dry_run:
             blocked = f"a dry run; it would be published as {repo_id(d, model)}"
         if blocked is not None:
