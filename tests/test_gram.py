@@ -10,6 +10,7 @@ import tiny
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.descendant import descend
 
 NAMES = ("scalar", "empty", "run", "odd", "block", "blocks")
 SHAPES = {"scalar": (), "empty": (0, 3), "run": (512,), "odd": (3, 7, 11)}
@@ -50,7 +51,8 @@ class Family:
         self.base_weights, self.leaf_weights = base, list(leaves.values())
         self.base = Checkpoint.open(tiny.bare(folder / "base", base))
         self.leaves = {
-            name: Checkpoint.open(tiny.bare(folder / name, leaf)) for name, leaf in leaves.items()
+            name: descend(self.base, tiny.bare(folder / name, leaf))
+            for name, leaf in leaves.items()
         }
 
     def ledger(self, **options) -> gram.Ledger:
@@ -201,7 +203,7 @@ def test_a_broken_model_is_named_with_its_tensor(tmp_path, family, value, said):
     broken = {name: t.clone() for name, t in family.leaf_weights[0].items()}
     broken["blocks"][-1] = value
     folder = tiny.bare(tmp_path / "broken", broken)
-    new = {"leaf1": family.leaves["leaf1"], "bad": Checkpoint.open(folder)}
+    new = {"leaf1": family.leaves["leaf1"], "bad": descend(family.base, folder)}
     start = gram.start(family.base, "b")
     message = re.escape(f"{folder}: tensor blocks holds {said}")
     with pytest.raises(gram.BadTensor, match=message) as got:
@@ -220,7 +222,8 @@ def test_a_broken_base_is_named(tmp_path, family):
 
 
 def test_a_leaf_with_the_bytes_of_its_base_is_a_row_of_zeros(family):
-    ledger = gram.extend(gram.start(family.base, "b"), family.base, {}, {"b": family.base})
+    twin = descend(family.base, family.base.path)
+    ledger = gram.extend(gram.start(family.base, "b"), family.base, {}, {"b": twin})
     assert ledger.rows == ("b",)
     assert not bool(ledger.gram[:, 2].any())
 

@@ -3,21 +3,15 @@
 import pytest
 import torch
 
+import ledgers
 import reference
 import tiny
-from kinship_daemon.weights import gram, materialise
-from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights import materialise
 from kinship_daemon.weights.kinship import METRICS, by_tensor, matrix, mean_pairwise
 from kinship_daemon.weights.recipe import Recipe, base_itself, combine, leaf
 
 # Sums of float32 products, see weights/inner.py.
 LEDGER = 1e-6
-
-
-def ledger_of(base, leaves) -> gram.Ledger:
-    checkpoint = Checkpoint.open(base)
-    opened = {name: Checkpoint.open(folder) for name, folder in leaves.items()}
-    return gram.extend(gram.start(checkpoint, "base"), checkpoint, {}, opened)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +21,7 @@ def family(tiny_base, tiny_finetunes):
 
 @pytest.fixture(scope="module")
 def ledger(family):
-    return ledger_of(*family)
+    return ledgers.of(*family)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +63,7 @@ def test_the_sign_is_kept(tmp_path):
     tiny.bare(tmp_path / "base", base)
     tiny.bare(tmp_path / "up", up)
     tiny.bare(tmp_path / "down", {"w": -up["w"]})
-    ledger = ledger_of(tmp_path / "base", {n: tmp_path / n for n in ("up", "down")})
+    ledger = ledgers.of(tmp_path / "base", {n: tmp_path / n for n in ("up", "down")})
     rows = [leaf(ledger, name) for name in ("up", "down")]
     assert float(matrix(ledger, rows, "cosine")[0, 1]) == pytest.approx(-1)
     assert float(matrix(ledger, rows, "pcc")[0, 1]) == pytest.approx(-1)
@@ -81,7 +75,7 @@ def test_a_shift_of_every_weight_changes_cosine_but_not_pcc(tmp_path):
     tiny.bare(tmp_path / "base", {"w": torch.zeros(5000)})
     tiny.bare(tmp_path / "one", {"w": one + 2})
     tiny.bare(tmp_path / "two", {"w": two + 2})
-    ledger = ledger_of(tmp_path / "base", {n: tmp_path / n for n in ("one", "two")})
+    ledger = ledgers.of(tmp_path / "base", {n: tmp_path / n for n in ("one", "two")})
     rows = [leaf(ledger, name) for name in ("one", "two")]
     correlation = float(torch.corrcoef(torch.stack([one, two]).double())[0, 1])
     assert float(matrix(ledger, rows, "pcc")[0, 1]) == pytest.approx(correlation, abs=3e-6)
@@ -96,7 +90,7 @@ def test_undefined_kinships_are_nan_and_spare_the_others(tmp_path):
     deltas |= {n: torch.randn(3000, generator=noise) for n in ("x", "y")}
     for name, delta in deltas.items():
         tiny.bare(tmp_path / name, {"w": base + delta})
-    ledger = ledger_of(tmp_path / "base", {name: tmp_path / name for name in deltas})
+    ledger = ledgers.of(tmp_path / "base", {name: tmp_path / name for name in deltas})
     rows = [*(leaf(ledger, name) for name in deltas), base_itself(ledger)]
     defined = {
         "cosine": [False, True, True, True, False],
@@ -147,7 +141,7 @@ def test_a_published_child_measures_slightly_lower(tmp_path, family, ledger, sle
             read = reference.kinship(metric, child, tiny.tensors(leaves[name]), tiny.tensors(base))
             # The noise of this very rounding is not quite orthogonal to the deltas.
             assert read == pytest.approx(float(predicted[0, j]), abs=2 * tolerance)
-    known = ledger_of(base, {**leaves, "child": tmp_path / "child"})
+    known = ledgers.of(base, {**leaves, "child": tmp_path / "child"})
     again = matrix(known, [leaf(known, "child"), leaf(known, "c")], "pcc")[0, 1]
     unborn = matrix(ledger, rows, "pcc")[0, 3]
     assert float(again) == pytest.approx(float(unborn), abs=2 * tolerance)
@@ -156,8 +150,8 @@ def test_a_published_child_measures_slightly_lower(tmp_path, family, ledger, sle
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_kinship_depends_on_its_two_models_alone(metric, family, ledger, slerp_child):
     base, leaves = family
-    shuffled = ledger_of(base, {name: leaves[name] for name in "cab"})
-    few = ledger_of(base, {name: leaves[name] for name in "ab"})
+    shuffled = ledgers.of(base, {name: leaves[name] for name in "cab"})
+    few = ledgers.of(base, {name: leaves[name] for name in "ab"})
     a, b = leaf(ledger, "a"), leaf(ledger, "b")
     value = matrix(ledger, [a, b], metric)[0, 1]
     everyone = [slerp_child, b, leaf(ledger, "c"), a, base_itself(ledger)]

@@ -14,12 +14,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import ledgers
 import reference
 import tiny
 from kinship_daemon import durable
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.weights import gram, materialise, shard
+from kinship_daemon.weights import materialise, shard
 from kinship_daemon.weights.checkpoint import Checkpoint, compare
 from kinship_daemon.weights.materialise import (
     Assembly,
@@ -36,9 +37,7 @@ TOKENS = torch.tensor([[4, 9, 23, 40, 31, 7]])
 
 def merged(base: Path, leaves: list[Path], method="slerp", **parameters) -> Assembly:
     """The assembly of a merge of two leaves."""
-    checkpoint = Checkpoint.open(base)
-    opened = {folder.name: Checkpoint.open(folder) for folder in leaves}
-    ledger = gram.extend(gram.start(checkpoint, "base"), checkpoint, {}, opened)
+    ledger = ledgers.of(base, {folder.name: folder for folder in leaves})
     names = tuple(folder.name for folder in leaves)
     recipe = Recipe(method, names, parameters or {"t": 0.4})
     child = combine(ledger, recipe, [leaf(ledger, name) for name in names])
@@ -123,9 +122,7 @@ def test_the_same_child_has_the_same_bytes(tmp_path, child, tiny_base, tiny_fine
     assert write(child, tmp_path / "two") == files
     assert write(pickle.loads(pickle.dumps(child)), tmp_path / "three") == files
     reverse = Recipe("slerp", ("a", "b"), {"t": 0.4})
-    checkpoint = Checkpoint.open(tiny_base)
-    opened = {folder.name: Checkpoint.open(folder) for folder in tiny_finetunes[::-1]}
-    ledger = gram.extend(gram.start(checkpoint, "base"), checkpoint, {}, opened)
+    ledger = ledgers.of(tiny_base, {folder.name: folder for folder in tiny_finetunes[::-1]})
     again = combine(ledger, reverse, [leaf(ledger, "a"), leaf(ledger, "b")])
     folders = {folder.name: folder for folder in tiny_finetunes}
     other = assemble(ledger, again, tiny_base, folders, "recipe:child", donor=tiny_finetunes[0])
@@ -345,9 +342,7 @@ def test_the_folder_of_a_writer_at_work_is_left_alone(tmp_path, child):
 
 
 def test_a_missing_leaf_is_named(tiny_base, tiny_finetunes):
-    checkpoint = Checkpoint.open(tiny_base)
-    opened = {"a": Checkpoint.open(tiny_finetunes[0])}
-    ledger = gram.extend(gram.start(checkpoint, "base"), checkpoint, {}, opened)
+    ledger = ledgers.of(tiny_base, {"a": tiny_finetunes[0]})
     with pytest.raises(UsageError, match="no folder is known for the leaf a"):
         assemble(ledger, leaf(ledger, "a"), tiny_base, {}, "x", donor=tiny_base)
 

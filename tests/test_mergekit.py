@@ -4,11 +4,10 @@ import pytest
 import torch
 import yaml
 
+import ledgers
 import tiny
 from kinship_daemon.errors import UsageError
-from kinship_daemon.weights import gram
 from kinship_daemon.weights.assembly import weights_over
-from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.mergekit import collapsed_yaml, read_yaml, to_yaml
 from kinship_daemon.weights.parameters import per_tensor
 from kinship_daemon.weights.recipe import Recipe, combine, leaf
@@ -245,9 +244,8 @@ def same_after_reading(ledger, child, names, base) -> str:
 
 @pytest.fixture(scope="module")
 def ledger(tiny_base, tiny_finetunes):
-    checkpoint = Checkpoint.open(tiny_base)
-    opened = {f"sha256:{folder.name}": Checkpoint.open(folder) for folder in tiny_finetunes}
-    return gram.extend(gram.start(checkpoint, "sha256:base"), checkpoint, {}, opened)
+    leaves = {f"sha256:{folder.name}": folder for folder in tiny_finetunes}
+    return ledgers.of(tiny_base, leaves, "sha256:base")
 
 
 REPOS = {f"sha256:{name}": f"org/{name}" for name in "abc"}
@@ -299,9 +297,7 @@ def test_a_filter_that_is_part_of_another_name_is_no_trap(tmp_path):
         tiny.bare(
             tmp_path / name, {n: t + torch.randn(20, generator=noise) for n, t in base.items()}
         )
-    opened = {name: Checkpoint.open(tmp_path / name) for name in "xy"}
-    checkpoint = Checkpoint.open(tmp_path / "base")
-    ledger = gram.extend(gram.start(checkpoint, "b"), checkpoint, {}, opened)
+    ledger = ledgers.of(tmp_path / "base", {name: tmp_path / name for name in "xy"})
     pair = [leaf(ledger, "x"), leaf(ledger, "y")]
     # `w` differs, while names that contain it share the others' weight.
     two = [("w.more", 1), ("a.w", 1), ("w", 2), ("*", 1)]

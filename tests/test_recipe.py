@@ -8,11 +8,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import ledgers
 import reference
 import tiny
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights import gram
-from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.recipe import Recipe, base_itself, check, combine, leaf
 
 HALF = Recipe("slerp", ("x", "y"), {"t": 0.5})
@@ -156,9 +156,7 @@ def test_a_collapsed_tree_is_the_tree_merged_step_by_step(seed, scale, tree):
 
 @pytest.fixture(scope="module")
 def real(tiny_base, tiny_finetunes):
-    checkpoint = Checkpoint.open(tiny_base)
-    opened = {folder.name: Checkpoint.open(folder) for folder in tiny_finetunes}
-    return gram.extend(gram.start(checkpoint, "base"), checkpoint, {}, opened)
+    return ledgers.of(tiny_base, {folder.name: folder for folder in tiny_finetunes})
 
 
 def test_the_measured_ledger_merges_as_well_as_its_products(real, tiny_base, tiny_finetunes):
@@ -192,18 +190,14 @@ def test_collapsing_reads_no_weights(tmp_path, tiny_base, tiny_finetunes):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     child = shutil.copytree(tiny_finetunes[0], tmp_path / "a")
     other = shutil.copytree(tiny_finetunes[2], tmp_path / "c")
-    checkpoint = Checkpoint.open(base)
-    opened = {name: Checkpoint.open(f) for name, f in (("a", child), ("c", other))}
-    ledger = gram.extend(gram.start(checkpoint, "base"), checkpoint, {}, opened)
+    ledger = ledgers.of(base, {"a": child, "c": other})
     for folder in (base, child, other):
         shutil.rmtree(folder)
     assert combine(ledger, HALF, [leaf(ledger, "a"), leaf(ledger, "c")]).rows == ("a", "c")
 
 
 def test_a_merge_depends_on_its_leaves_alone(real, tiny_base, tiny_finetunes):
-    checkpoint = Checkpoint.open(tiny_base)
-    few = {f.name: Checkpoint.open(f) for f in (tiny_finetunes[1], tiny_finetunes[0])}
-    other = gram.extend(gram.start(checkpoint, "base"), checkpoint, {}, few)
+    other = ledgers.of(tiny_base, {f.name: f for f in (tiny_finetunes[1], tiny_finetunes[0])})
     one, two = (combine(x, HALF, [leaf(x, "b"), leaf(x, "a")]) for x in (real, other))
     assert one.rows == two.rows == ("a", "b")
     assert torch.equal(one.base, two.base)

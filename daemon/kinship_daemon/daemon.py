@@ -22,6 +22,7 @@ from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.records import Hub, UnknownRepo
 from kinship_daemon.report import Advance, Reporter
 from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.descendant import Descendant, descend
 from kinship_daemon.weights.gram import Ledger
 from kinship_daemon.weights.recipe import Coefficients
 from kinship_policies.policy import Policy
@@ -176,10 +177,11 @@ class Daemon:
     def fetching(self, name: str, size: int) -> AbstractContextManager[Advance]:
         return self.report.progress(f"fetch {name}", size, "bytes")
 
-    def checkpoints(self, leaves: Mapping[str, Model]) -> dict[str, Checkpoint]:
-        """Open checkpoints by weights identity."""
+    def descendants(self, leaves: Mapping[str, Model]) -> dict[str, Descendant]:
+        """Open fine-tunes by weights identity."""
         return {
-            weights: Checkpoint.open(self.leaf_folder(leaf)) for weights, leaf in leaves.items()
+            weights: descend(self.base_checkpoint, self.leaf_folder(leaf))
+            for weights, leaf in leaves.items()
         }
 
     def _unchanged(self, leaf: Model, folder: Path) -> bool:

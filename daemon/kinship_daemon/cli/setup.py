@@ -71,7 +71,7 @@ def methods_command() -> None:
     from kinship_daemon.weights.methods.registry import methods  # noqa: PLC0415 - imports torch
 
     for name, found in methods().items():
-        purpose = (found.factors.__doc__ or "").strip().partition("\n")[0]
+        purpose = (found.__doc__ or "").strip().partition("\n")[0]
         click.echo(f"{name}: {purpose}")
         for parameter in found.parameters:
             default = "required" if parameter.default is None else f"default {parameter.default}"

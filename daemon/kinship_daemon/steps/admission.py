@@ -243,7 +243,7 @@ def _extend(d: Daemon, new: Mapping[str, Model]) -> None:
         # A quarantined leaf keeps its row for as long as its bytes are there: merges rest on it.
         known = {row: leaf for row in d.ledger.rows if (leaf := _on_disk(d, row)) is not None}
         base = d.base_checkpoint
-        old, young = d.checkpoints(known), d.checkpoints(new)
+        old, young = d.descendants(known), d.descendants(new)
         total = base.nbytes + sum(c.nbytes for c in (*old.values(), *young.values()))
         label = f"kinship of {len(old) + len(young)} models"
         with d.report.progress(label, total, "bytes") as advance:

@@ -18,6 +18,7 @@ from torch import Tensor
 from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.descendant import Descendant
 from kinship_daemon.weights.inner import Kernel, doubtful_products, exact_fp32, remeasure
 
 __all__ = ["BadTensor", "Ledger", "extend", "start"]
@@ -117,8 +118,8 @@ def start(base: Checkpoint, identity: str) -> Ledger:
 def extend(
     ledger: Ledger,
     base: Checkpoint,
-    known: Mapping[str, Checkpoint],
-    new: Mapping[str, Checkpoint],
+    known: Mapping[str, Descendant],
+    new: Mapping[str, Descendant],
     *,
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
@@ -126,8 +127,8 @@ def extend(
     """
     Add rows, reading the base and every resident checkpoint once.
 
-    `known` are the checkpoints of all the ledger's rows and `new` those that join, already compared
-    with the base, by weights identity. `progress` is called with the bytes just read.
+    `known` are the models of all the ledger's rows and `new` those that join, by weights identity.
+    `progress` is called with the bytes just read.
 
     Raises:
         BadTensor: A checkpoint holds NaN or infinity; the ledger given is still good.
@@ -143,14 +144,14 @@ def extend(
 def _measure(
     ledger: Ledger,
     base: Checkpoint,
-    leaves: Mapping[str, Checkpoint],
+    leaves: Mapping[str, Descendant],
     *,
     first: int,
     device: str,
     progress: Callable[[int], None] | None,
 ) -> Ledger:
     """The ledger with every inner product that touches a row at or after `first` measured."""
-    models = [(ledger.base, base), *leaves.items()]
+    models = [(ledger.base, base.path), *((row, leaf.path) for row, leaf in leaves.items())]
     count = len(leaves) + 2
     gram = torch.zeros(len(ledger.names), count, count, dtype=torch.float64)
     old = ledger.gram.shape[1]
@@ -158,7 +159,9 @@ def _measure(
     kernel = Kernel(count, first, device, progress or (lambda _bytes: None))
     with exact_fp32():
         for index, name in enumerate(ledger.names):
-            tensors = [model.tensor(name).reshape(-1) for _, model in models]
+            own = base.tensor(name)
+            contents = [leaf.content(name) for leaf in leaves.values()]
+            tensors = [t.reshape(-1) for t in (own, *contents) if isinstance(t, Tensor)]
             measured = kernel.products(tensors)
             doubtful = doubtful_products(measured, tensors, first)
             if bool(doubtful.any()):
@@ -169,10 +172,8 @@ def _measure(
     return replace(ledger, rows=tuple(leaves), gram=gram)
 
 
-def _refuse_bad(
-    name: str, models: Sequence[tuple[str, Checkpoint]], tensors: Sequence[Tensor]
-) -> None:
-    for (identity, model), tensor in zip(models, tensors, strict=True):
+def _refuse_bad(name: str, models: Sequence[tuple[str, Path]], tensors: Sequence[Tensor]) -> None:
+    for (identity, path), tensor in zip(models, tensors, strict=True):
         if not bool(tensor.isfinite().all()):
             value = "NaN" if bool(tensor.isnan().any()) else "infinity"
-            raise BadTensor(identity, model.path, name, value)
+            raise BadTensor(identity, path, name, value)

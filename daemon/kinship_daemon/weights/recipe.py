@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.gram import Ledger
-from kinship_daemon.weights.methods.method import Parameter, SpanMethod
+from kinship_daemon.weights.methods.method import MergeMethod, Parameter
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.parameters import per_tensor
 
@@ -146,6 +146,8 @@ def combine(ledger: Ledger, recipe: Recipe, parents: Sequence[Coefficients]) -> 
         UsageError: The method, a parameter or the number of parents is wrong.
     """
     merge, parameters = _resolve(recipe, ledger.names)
+    if merge.kind != "span":
+        raise UsageError(f"{recipe.method} looks at every element: its child has to be made first")
     if len(parents) != len(recipe.parents):
         raise UsageError(f"a recipe of {len(recipe.parents)} parents was given {len(parents)}")
     rows = tuple(sorted({row for parent in parents for row in parent.rows}))
@@ -173,7 +175,7 @@ def _over(rows: tuple[str, ...], parents: Sequence[Coefficients]) -> Tensor:
     return models
 
 
-def _resolve(recipe: Recipe, names: Sequence[str]) -> tuple[SpanMethod, dict[str, Tensor]]:
+def _resolve(recipe: Recipe, names: Sequence[str]) -> tuple[MergeMethod, dict[str, Tensor]]:
     """The method, and all its parameters as (T,), or (T, parents) where they are per model."""
     merge = method(recipe.method)
     fewest, most = merge.parents

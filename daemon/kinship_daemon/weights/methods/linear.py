@@ -12,7 +12,10 @@ __all__ = ["linear"]
 
 
 @span_method(
-    Parameter("weight", per_model=True), Parameter("normalize", default=True), parents=(1, None)
+    Parameter("weight", per_model=True),
+    Parameter("normalize", default=True),
+    parents=(1, None),
+    uses_dots=False,
 )
 def linear(dots: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
     """

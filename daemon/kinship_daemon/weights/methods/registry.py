@@ -4,19 +4,19 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
 from kinship_daemon.errors import UsageError
-from kinship_daemon.weights.methods.method import SpanMethod
+from kinship_daemon.weights.methods.method import MergeMethod
 
 __all__ = ["GROUP", "method", "methods"]
 
 GROUP = "kinship_daemon.methods"
 
 
-def methods() -> dict[str, SpanMethod]:
+def methods() -> dict[str, MergeMethod]:
     """Every installed method by name, sorted."""
     return {name: method(name) for name in _names()}
 
 
-def method(name: str) -> SpanMethod:
+def method(name: str) -> MergeMethod:
     """
     The merge method called `name`.
 
@@ -33,7 +33,7 @@ def method(name: str) -> SpanMethod:
         shown = " and ".join(_provider(providers[value]) for value in sorted(providers))
         raise UsageError(f"two merge methods are called {name!r}: {shown}; uninstall one")
     (point,) = providers.values()
-    found: SpanMethod = point.load()
+    found: MergeMethod = point.load()
     return found
 
 

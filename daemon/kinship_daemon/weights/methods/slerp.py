@@ -14,7 +14,7 @@ _EPS = 1e-8
 _NEARLY_PARALLEL = 0.9995
 
 
-@span_method(Parameter("t"), parents=(2, 2))
+@span_method(Parameter("t", doc="0 for the first model, 1 for the second"), parents=(2, 2))
 def slerp(dots: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
     """
     sin((1-t)θ)/sinθ w_1 + sin(tθ)/sinθ w_2, θ the angle between the full weights of a tensor.

@@ -1,0 +1,79 @@
+"""`evaluate`: scores of a model as the daemon would take them, without a home."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kinship_daemon import config as configuration
+from kinship_daemon.cli.options import config_options
+from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.home import state_directory
+from kinship_daemon.models import find_models
+from kinship_daemon.opening import evaluation_settings
+from kinship_daemon.report import absolute, reporter
+from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.materialise import leaf_assembly
+
+__all__ = ["evaluate_command"]
+
+
+@click.command("evaluate")
+@click.argument("model")
+@config_options
+@click.option(
+    "--split",
+    type=click.Choice(["selection", "validation"]),
+    default="selection",
+    show_default=True,
+)
+@click.option(
+    "form", "--format", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+def evaluate_command(
+    model: str,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+    split: Any,
+    form: str,
+    **flags: Any,
+) -> None:
+    """Score MODEL, a folder or hub id, on the tasks that the daemon would use."""
+    config = configuration.load(config_file, overrides=overrides, **flags)
+    settings = evaluation_settings(config)
+    found = find_models([model], config.base, config.hub)[0]
+    Checkpoint.open(found.folder)
+    report = reporter(log_json=False, stream=sys.stderr)
+    log = state_directory() / "evaluate.log"
+    with Evaluator(settings, log=log) as evaluator:
+        evaluator.check()
+        with report.progress(f"{split} of {model}", None, "documents") as advance:
+            scores = evaluator.evaluate(
+                leaf_assembly(found.folder, model), split, absolute(advance)
+            )
+    rows = [
+        {
+            "task": s.task,
+            "metric": s.metric,
+            "score": s.score,
+            "stderr": s.stderr,
+            "n": len(s.samples),
+        }
+        for s in scores
+    ]
+    mean = sum(s.score for s in scores) / len(scores)
+    if form == "json":
+        click.echo(
+            json.dumps({"model": model, "split": split, "tasks": rows, "mean": mean}, indent=2)
+        )
+        return
+    for row in rows:
+        click.echo(
+            f"{row['task']}: {row['metric']} {row['score']:.4f}"
+            f" ± {row['stderr']:.4f} (n {row['n']})"
+        )
+    click.echo(f"mean {mean:.4f}")
