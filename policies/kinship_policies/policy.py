@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
-__all__ = ["Decision", "Member", "Policy", "Population", "Proposal", "Role"]
+__all__ = ["Decision", "Fact", "Member", "Past", "Policy", "Population", "Proposal", "Role"]
 
 Role = Literal["pair", "exploration"]
+# Facts that cost something to gather and to record: a policy that wants them names them in `uses`.
+Fact = Literal["samples", "layers"]
+Matrix = tuple[tuple[float | None, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Member:
         tasks: Score per selection task.
         generation: 0 for a fine-tune, otherwise the generation that made it.
         parents: Names of the merged models; empty for a fine-tune.
+        method: The merge method; None for a fine-tune.
+        parameters: The merge method's parameters.
+        length: Of the delta, in the geometry of the kinship's metric (for pcc, of the delta less
+            its mean); None where it is not known.
+        samples: Per selection task, the score of every document, in the same order for every
+            member; empty unless the policy uses `samples`.
     """
 
     name: str
@@ -31,6 +40,25 @@ class Member:
     tasks: Mapping[str, float] = field(default_factory=dict)
     generation: int = 0
     parents: tuple[str, ...] = ()
+    method: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    length: float | None = None
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Past:
+    """
+    An earlier decision of the same policy.
+
+    Attributes:
+        merges: Names of the children it led to.
+    """
+
+    generation: int
+    top: tuple[str, ...]
+    top_mean_kinship: float | None
+    merges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,16 +78,22 @@ class Population:
         saturated: For how many decisions in a row, up to the previous one, the policy found
             the top k saturated.
         seed: For policies that draw; the same population and seed give the same decision.
+        history: Earlier decisions of this policy, the oldest first.
+        budget: How many merges may still be evaluated now; None for no limit.
+        layers: Kinship per layer, the first layer first; empty unless the policy uses `layers`.
     """
 
     generation: int
     members: tuple[Member, ...]
-    kinship: tuple[tuple[float | None, ...], ...]
+    kinship: Matrix
     merged: frozenset[tuple[str, str]] = frozenset()
     newcomers: tuple[str, ...] = ()
     previous_top: tuple[str, ...] | None = None
     saturated: int = 0
     seed: int = 0
+    history: tuple[Past, ...] = ()
+    budget: int | None = None
+    layers: tuple[Matrix, ...] = ()
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -71,6 +105,45 @@ class Population:
     def kin(self, a: str, b: str) -> float | None:
         """Kinship of two members; None where it is undefined (a delta without variance)."""
         return self.kinship[self._index[a]][self._index[b]]
+
+    def layer_kin(self, a: str, b: str) -> tuple[float | None, ...]:
+        """Kinship of two members within each layer; empty where `layers` was not asked for."""
+        return tuple(layer[self._index[a]][self._index[b]] for layer in self.layers)
+
+    def predicted(self, parents: Mapping[str, float]) -> tuple[float | None, ...]:
+        """
+        Kinship to every member, in their order, of a merge that is not made yet.
+
+        A merge's delta is taken as the sum of its parents' deltas times the shares given, which is
+        what linear and task arithmetic merges are, and slerp nearly is (design section 3). None
+        where a length or a kinship that it takes is not known.
+        """
+        shares = [(name, share) for name, share in sorted(parents.items()) if share]
+        square = _sum(
+            p * q * inner if inner is not None else None
+            for a, p in shares
+            for b, q in shares
+            for inner in (self._inner(a, b),)
+        )
+        return tuple(self._predicted(shares, square, member) for member in self.members)
+
+    def _predicted(
+        self, shares: list[tuple[str, float]], square: float | None, member: Member
+    ) -> float | None:
+        dot = _sum(
+            share * inner if inner is not None else None
+            for name, share in shares
+            for inner in (self._inner(name, member.name),)
+        )
+        if square is None or dot is None or not member.length or square <= 0:
+            return None
+        return max(-1.0, min(1.0, dot / (math.sqrt(square) * member.length)))
+
+    def _inner(self, a: str, b: str) -> float | None:
+        """Inner product of two members' deltas."""
+        kin = 1.0 if a == b else self.kin(a, b)
+        one, other = self[a].length, self[b].length
+        return None if kin is None or one is None or other is None else kin * one * other
 
     def mean_kinship(self, names: Iterable[str]) -> float | None:
         """Mean over all pairs, the kinship of more than two models; None if no pair has one."""
@@ -98,6 +171,9 @@ class Population:
         for member in facts["members"]:
             member["score"] = _or_null(member["score"])
             member["tasks"] = {task: _or_null(x) for task, x in member["tasks"].items()}
+            member["samples"] = {
+                task: [_or_null(x) for x in scores] for task, scores in member["samples"].items()
+            }
         return facts
 
     @classmethod
@@ -107,12 +183,16 @@ class Population:
         return cls(
             generation=facts["generation"],
             members=members,
-            kinship=tuple(tuple(row) for row in facts["kinship"]),
+            kinship=_matrix(facts["kinship"]),
             merged=frozenset((a, b) for a, b in facts["merged"]),
             newcomers=tuple(facts["newcomers"]),
             previous_top=None if top is None else tuple(top),
             saturated=facts["saturated"],
             seed=facts["seed"],
+            # Facts that were recorded before these were known have none of them.
+            history=tuple(_past(past) for past in facts.get("history", ())),
+            budget=facts.get("budget"),
+            layers=tuple(_matrix(layer) for layer in facts.get("layers", ())),
         )
 
 
@@ -121,15 +201,40 @@ def _best_first(member: Member) -> tuple[bool, float, str]:
     return unknown, 0.0 if unknown else -member.score, member.name
 
 
+def _sum(terms: Iterable[float | None]) -> float | None:
+    """None as soon as one term is not known."""
+    total = 0.0
+    for term in terms:
+        if term is None:
+            return None
+        total += term
+    return total
+
+
+def _matrix(rows: Iterable[Iterable[float | None]]) -> Matrix:
+    return tuple(tuple(row) for row in rows)
+
+
+def _past(facts: Mapping[str, Any]) -> Past:
+    lists = {"top": tuple(facts["top"]), "merges": tuple(facts["merges"])}
+    return Past(**{**facts, **lists})
+
+
 def _or_null(score: float) -> float | None:
     return None if math.isnan(score) else score
 
 
 def _member(facts: Mapping[str, Any]) -> Member:
-    tasks = {task: math.nan if x is None else x for task, x in facts["tasks"].items()}
-    score = math.nan if facts["score"] is None else facts["score"]
-    parents = tuple(facts["parents"])
-    return Member(**{**facts, "score": score, "tasks": tasks, "parents": parents})
+    tasks = {task: _or_nan(x) for task, x in facts["tasks"].items()}
+    samples = {
+        task: tuple(_or_nan(x) for x in scores) for task, scores in facts.get("samples", {}).items()
+    }
+    changed = {"score": _or_nan(facts["score"]), "tasks": tasks, "samples": samples}
+    return Member(**{**facts, **changed, "parents": tuple(facts["parents"])})
+
+
+def _or_nan(score: float | None) -> float:
+    return math.nan if score is None else score
 
 
 @dataclass(frozen=True)
@@ -143,6 +248,7 @@ class Proposal:
         reason: Why, in words, with the facts it rests on.
         method: A merge method, or None for the configured one.
         parameters: Overrides of the configured method's parameters.
+        sweep: A coefficient sweep: further overrides, one child for each; empty for one child.
     """
 
     parents: tuple[str, ...]
@@ -150,6 +256,11 @@ class Proposal:
     reason: str
     method: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    sweep: tuple[Mapping[str, Any], ...] = ()
+
+    def variants(self) -> tuple[Mapping[str, Any], ...]:
+        """The parameters of every child that it asks for."""
+        return tuple({**self.parameters, **step} for step in self.sweep or ({},))
 
 
 @dataclass(frozen=True)
@@ -176,7 +287,7 @@ class Decision:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        merges = tuple(Proposal(**{**m, "parents": tuple(m["parents"])}) for m in data["merges"])
+        merges = tuple(_proposal(merge) for merge in data["merges"])
         return cls(
             merges=merges,
             top=tuple(data["top"]),
@@ -186,8 +297,18 @@ class Decision:
         )
 
 
+def _proposal(data: Mapping[str, Any]) -> Proposal:
+    lists = {"parents": tuple(data["parents"]), "sweep": tuple(data.get("sweep", ()))}
+    return Proposal(**{**data, **lists})
+
+
 @runtime_checkable
 class Policy(Protocol):
-    """A pure function of frozen data, deterministic given the population's seed."""
+    """
+    A pure function of frozen data, deterministic given the population's seed.
+
+    A class attribute `uses: ClassVar[frozenset[Fact]]` names the costlier facts that it wants to be
+    given; without it there are none of them.
+    """
 
     def propose(self, population: Population) -> Decision: ...
