@@ -47,7 +47,8 @@ def base(
         "num_key_value_heads": 2,
         "head_dim": hidden // 4,
         "max_position_embeddings": 128,
-        "sliding_window": None,
+        # Every second layer of Gemma2 has one.
+        "sliding_window": 64 if architecture == "Gemma2ForCausalLM" else None,
         "tie_word_embeddings": architecture in _TIED if tied is None else tied,
         "pad_token_id": 0,
         "bos_token_id": 1,

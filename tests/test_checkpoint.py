@@ -212,6 +212,59 @@ def test_computed_and_doubled_tensors_are_left_out(tmp_path):
     assert list(Checkpoint.open(tiny.edit(tmp_path / "m", extra)).tensors) == list(plain.tensors)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4)),
+        ("model.rotary_emb.original_inv_freq", torch.ones(4)),
+        ("model.layers.0.self_attn.rotary_emb.cos_cached", torch.ones(1, 1, 8, 4)),
+        ("model.layers.0.self_attn.rotary_emb.sin_cached", torch.ones(1, 1, 8, 4)),
+        ("transformer.h.0.attn.bias", torch.ones(1, 1, 8, 8)),
+        ("transformer.h.0.attn.bias", torch.ones(8, 8, dtype=torch.bool)),
+        ("gpt_neox.layers.0.attention.bias", torch.ones(1, 1, 8, 8, dtype=torch.uint8)),
+        ("transformer.h.0.attn.masked_bias", torch.tensor(-1e9)),
+        ("model.embeddings.position_ids", torch.arange(8)[None]),
+    ],
+)
+def test_buffers_that_follow_from_the_config_count_on_neither_side(tmp_path, name, tensor):
+    plain, doubled = tiny.bare(tmp_path / "a", FEW), tiny.bare(tmp_path / "b", FEW | {name: tensor})
+    base, other = Checkpoint.open(plain), Checkpoint.open(doubled)
+    assert list(other.tensors) == ["a", "b"]
+    compare(base, other)
+    compare(other, base)
+
+
+@pytest.mark.parametrize("name", ["layers.0.attn.bias", "layers.0.attn.q_proj.bias", "attn.scale"])
+def test_what_was_learnt_is_no_buffer(tmp_path, name):
+    folder = tiny.bare(tmp_path, FEW | {name: torch.ones(8)})
+    assert name in Checkpoint.open(folder).tensors
+
+
+def test_embeddings_tied_on_one_side_only_are_refused(tmp_path):
+    tied = Checkpoint.open(tiny.base(tmp_path / "tied", tied=True))
+    untied = Checkpoint.open(tiny.base(tmp_path / "untied"))
+    with pytest.raises(ModelError, match=r"untied: has an lm_head\.weight of its own, the base's"):
+        compare(tied, untied)
+    with pytest.raises(ModelError, match=r"tied: has no lm_head\.weight \(tied embeddings\)"):
+        compare(untied, tied)
+
+
+def test_a_missing_head_is_not_taken_for_a_tied_one(tmp_path, tiny_base):
+    other = shutil.copytree(tiny_base, tmp_path / "other")
+    tiny.edit(other, {"lm_head.weight": None})
+    with pytest.raises(ModelError, match=r"lm_head\.weight is missing"):
+        compare(Checkpoint.open(tiny_base), Checkpoint.open(other))
+
+
+def test_rows_may_differ_where_that_is_allowed(tmp_path):
+    base = Checkpoint.open(tiny.bare(tmp_path / "a", FEW))
+    longer = tiny.bare(tmp_path / "b", FEW | {"a": torch.ones(5, 3)})
+    compare(base, Checkpoint.open(longer), resizable=["a"])
+    wider = tiny.bare(tmp_path / "c", FEW | {"a": torch.ones(2, 4)})
+    with pytest.raises(ModelError, match="a is 2x4, the base's is 2x3"):
+        compare(base, Checkpoint.open(wider), resizable=["a"])
+
+
 def test_a_descendant_fits_its_base_whatever_its_shards(tiny_base, tiny_finetunes):
     for folder in tiny_finetunes:
         compare(Checkpoint.open(tiny_base), Checkpoint.open(folder))

@@ -110,10 +110,10 @@ class Scripted:
     """Answers with these proposals, generation after generation, then with nothing at all."""
 
     def __init__(self, *generations):
-        self.generations = list(generations)
+        self.generations = generations
 
     def propose(self, population):
-        merges = self.generations.pop(0) if self.generations else ()
+        merges = dict(enumerate(self.generations, 1)).get(population.generation, ())
         return Decision(tuple(merges), population.best(2), None)
 
 
@@ -136,6 +136,39 @@ def test_a_policy_may_explore_twice_repeat_itself_and_fall_silent(home):
         "model-1-exp2": ("demo/add", "demo/sort"),
         "model-2-2": ("demo/max", "demo/sort"),
     }
+
+
+class Broken:
+    def propose(self, _population):
+        raise RuntimeError("no idea")
+
+
+def test_a_policy_that_fails_is_written_down_and_the_daemon_idles(home):
+    with opened(home) as d:
+        d.policy = Broken()
+        assert "the policy failed: RuntimeError: no idea" in evolve(d)
+        assert evolve(d, turns=1)
+        assert len(d.lineage.generations()) == 1  # not asked again on the same facts
+    with opened(home) as d:
+        evolve(d)  # another policy goes on
+        assert {m.status for m in d.lineage.models(kind="merge")} == {"admitted"}
+
+
+def test_a_merge_with_somebody_unknown_is_the_policys_failure(home):
+    with opened(home) as d:
+        d.policy = Scripted([pair("add", "nobody")])
+        assert "it proposed to merge demo/nobody" in evolve(d)
+        assert not d.lineage.models(kind="merge")
+
+
+def test_a_coefficient_sweep_makes_a_child_for_every_step(home):
+    sweep = tuple({"t": t} for t in (0.25, 0.5, 0.75))
+    with opened(home) as d:
+        d.policy = Scripted([replace(pair("add", "max"), sweep=sweep)])
+        evolve(d)
+        children = d.lineage.models(kind="merge", status="admitted")
+    assert [child.id for child in children] == [f"model-1-1-{step}" for step in (1, 2, 3)]
+    assert [child.recipe["parameters"]["t"] for child in children] == [0.25, 0.5, 0.75]
 
 
 def test_a_worker_that_dies_once_is_bad_luck_and_twice_is_the_model(home, monkeypatch):

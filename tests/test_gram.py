@@ -10,7 +10,7 @@ import tiny
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint
-from kinship_daemon.weights.descendant import descend
+from kinship_daemon.weights.descendant import Descendant, LowRank, descend
 
 NAMES = ("scalar", "empty", "run", "odd", "block", "blocks")
 SHAPES = {"scalar": (), "empty": (0, 3), "run": (512,), "odd": (3, 7, 11)}
@@ -273,3 +273,67 @@ def test_weights_are_never_whole_in_private_memory(tmp_path):
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_products(family):
     assert_close(family.ledger(device="cuda").gram, family.exact(), 1e-6)
+
+
+def low_rank(rows: int, columns: int, rank: int, seed: int) -> LowRank:
+    noise = torch.Generator().manual_seed(seed)
+    up, down = (torch.randn(n, generator=noise) for n in ((rows, rank), (rank, columns)))
+    return LowRank(up * 0.1, down)
+
+
+def adapter(folder: Path, deltas: dict[str, LowRank]) -> Descendant:
+    return Descendant(folder, 0, 0, {name: (lambda d=delta: d) for name, delta in deltas.items()})
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A full fine-tune, one that keeps a tensor, and adapters of different ranks and tensors."""
+    base = random_weights(0)
+    family = Family(
+        tmp_path, {n: t.bfloat16() for n, t in base.items()}, {"full": nearby(base, 1, 0.02)}
+    )
+    wide, narrow = low_rank(256, 512, 8, 2), low_rank(256, 512, 3, 3)
+    family.leaves["wide"] = adapter(tmp_path / "wide", {"block": wide})
+    family.leaves["narrow"] = adapter(tmp_path / "narrow", {"block": narrow})
+    family.leaves["idle"] = adapter(tmp_path / "idle", {})
+    for delta in (wide, narrow, None):
+        weights = {n: t.double() for n, t in family.base_weights.items()}
+        if delta is not None:
+            weights["block"] = weights["block"] + delta.up.double() @ delta.down.double()
+        family.leaf_weights.append(weights)
+    return family
+
+
+def test_adapters_are_measured_without_being_multiplied_out(mixed):
+    assert_close(mixed.ledger().gram, mixed.exact(), 1e-6)
+
+
+def test_adapters_join_in_any_company(mixed):
+    ledger = gram.start(mixed.base, "b")
+    for name in mixed.leaves:
+        known = {row: mixed.leaves[row] for row in ledger.rows}
+        ledger = gram.extend(ledger, mixed.base, known, {name: mixed.leaves[name]})
+    assert_close(ledger.gram, mixed.exact(), 1e-6)
+
+
+def test_an_adapter_with_nan_is_named(mixed, tmp_path):
+    broken = low_rank(256, 512, 2, 4)
+    broken.down[1, 5] = torch.nan
+    mixed.leaves["broken"] = adapter(tmp_path / "broken", {"block": broken})
+    with pytest.raises(gram.BadTensor, match="tensor block holds NaN") as got:
+        mixed.ledger()
+    assert got.value.identity == "broken"
+
+
+def test_a_model_joins_while_it_is_made(family):
+    names = list(family.leaves)
+    last = names.pop()
+    few = {name: family.leaves[name] for name in names}
+    ledger = gram.extend(gram.start(family.base, "b"), family.base, {}, few)
+    made = family.leaves[last]
+    with gram.Joining(ledger, family.base, few, {last: made.path}) as rows:
+        for name in reversed(ledger.names):  # in whatever order they are made
+            rows.add(name, [made.content(name)])
+        joined = rows.ledger()
+    assert joined.rows == family.ledger().rows
+    assert torch.equal(joined.gram, family.ledger().gram)

@@ -22,12 +22,11 @@ from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.weights import materialise, shard
 from kinship_daemon.weights.checkpoint import Checkpoint, compare
+from kinship_daemon.weights.live_model import live_model, load_into
 from kinship_daemon.weights.materialise import (
     Assembly,
     assemble,
     leaf_assembly,
-    live_model,
-    load_into,
     write,
 )
 from kinship_daemon.weights.recipe import Recipe, combine, leaf
@@ -237,6 +236,10 @@ def test_extra_files_come_with_the_folder(tmp_path, child):
 # What goes wrong
 
 
+def visible(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+
+
 def test_a_value_that_does_not_fit_leaves_nothing(tmp_path, tiny_base, tiny_finetunes):
     assembly = merged(tiny_base, tiny_finetunes[:2], "linear", weight=[1e6, 1e6], normalize=False)
     with pytest.raises(ModelError, match=r"does not fit torch\.float16"):
@@ -279,7 +282,7 @@ def test_a_folder_that_appears_meanwhile_is_kept(tmp_path, child):
 
     with pytest.raises(KinshipError, match="exists and is not empty"):
         write(child, out, progress=another)
-    assert [path.name for path in tmp_path.iterdir()] == ["child"]
+    assert visible(tmp_path) == ["child"]
     assert [path.name for path in out.iterdir()] == ["theirs"]
 
 
@@ -301,7 +304,7 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, child, monkeypatch, code, 
     monkeypatch.setattr(shard, "encode_header", refuse)
     with pytest.raises(KinshipError, match=said):
         write(child, tmp_path / "child")
-    assert list(tmp_path.iterdir()) == []
+    assert visible(tmp_path) == []  # what is finished waits, hidden, for the next try
 
 
 KILLED = """
@@ -327,9 +330,34 @@ def test_a_killed_write_leaves_nothing_under_the_name_and_is_cleaned_up(tmp_path
     assert done.returncode == -signal.SIGKILL
     (leftover,) = room.iterdir()
     assert leftover.name.startswith(".child.partial-")
-    assert len(list(leftover.iterdir())) > 1
+    finished = {path.name: path.stat().st_ino for path in leftover.glob("model*")}
+    assert len(finished) > 1
     write(child, room / "child")
     assert [path.name for path in room.iterdir()] == ["child"]
+
+
+def test_shards_that_a_killed_write_had_finished_are_kept(tmp_path, child):
+    (tmp_path / "assembly").write_bytes(pickle.dumps(child))
+    room = tmp_path / "room"
+    room.mkdir()
+    arguments = [str(tmp_path / "assembly"), str(room / "child"), "10"]
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    (leftover,) = room.iterdir()
+    finished = {path.name: path.stat().st_ino for path in leftover.glob("model*")}
+    assert len(finished) > 1
+    files = write(child, room / "child", shard_bytes=9000)
+    kept = {name: (room / "child" / name).stat().st_ino for name in finished}
+    assert kept == finished
+    assert files == write(child, tmp_path / "fresh", shard_bytes=9000)
+    assert files == {path.name: hash_file(path) for path in sorted((room / "child").iterdir())}
+
+
+def test_what_was_made_is_told_tensor_by_tensor(tmp_path, child):
+    told = {}
+    write(child, tmp_path / "out", made=lambda name, tensor: told.update({name: tensor.clone()}))
+    written = tiny.tensors(tmp_path / "out")
+    assert told.keys() == written.keys()
+    assert all(torch.equal(told[name], written[name]) for name in told)
 
 
 def test_the_folder_of_a_writer_at_work_is_left_alone(tmp_path, child):

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from kinship_policies.policy import Decision, Member, Policy, Population, Proposal
+from kinship_policies.policy import Decision, Member, Past, Policy, Population, Proposal
 
 POPULATION = Population(
     generation=3,
@@ -108,3 +108,117 @@ def test_whatever_proposes_is_a_policy():
 
     assert isinstance(Mine(), Policy)
     assert not isinstance(object(), Policy)
+
+
+# Three in a plane: a along x, b along y, c at 45 degrees.
+PLANE = Population(
+    generation=2,
+    members=(
+        Member("a", 0.5, length=2.0),
+        Member("b", 0.4, length=1.0),
+        Member("c", 0.3, length=1.0),
+    ),
+    kinship=((1.0, 0.0, 0.5**0.5), (0.0, 1.0, 0.5**0.5), (0.5**0.5, 0.5**0.5, 1.0)),
+    merged=frozenset({("a", "c")}),
+    seed=3,
+)
+
+
+def test_the_kinship_of_a_child_is_known_before_it_is_made():
+    half = PLANE.predicted({"a": 0.5, "b": 0.5})  # (1, 0.5)
+    assert half == pytest.approx((2 / 5**0.5, 1 / 5**0.5, 1.5 / 2.5**0.5))
+    assert PLANE.predicted({"a": 1.0, "b": 0.0})[2] == PLANE.kin("a", "c")
+    away = PLANE.predicted({"a": 1.5, "c": -0.5})
+    assert away[1] < 0 < away[0]
+
+
+def test_a_prediction_that_rests_on_an_unknown_length_is_unknown():
+    members = (PLANE.members[0], Member("b", 0.4), PLANE.members[2])
+    partly = Population(2, members, PLANE.kinship)
+    assert partly.predicted({"a": 1.0, "b": 1.0}) == (None, None, None)
+    known = partly.predicted({"a": 1.0, "c": 1.0})
+    assert known[1] is None
+    assert None not in (known[0], known[2])
+    assert partly.predicted({}) == (None, None, None)
+
+
+def test_pairs_left_to_merge_come_as_places():
+    assert PLANE.unmerged().tolist() == [[0, 1], [1, 2]]
+    assert PLANE.unmerged(["c", "a"]).tolist() == []
+    assert PLANE.unmerged(["c", "b"]).tolist() == [[1, 2]]
+    assert Population(1, (), ()).unmerged().shape == (0, 2)
+
+
+def test_facts_as_arrays_have_nan_where_nothing_is_known():
+    assert POPULATION.kinships.shape == (3, 3)
+    assert math.isnan(POPULATION.kinships[0, 1])
+    assert POPULATION.kinships[2, 0] == -0.25
+    assert POPULATION.scores.tolist() == [0.5, math.inf, 0.1]
+    assert Population(1, (), ()).kinships.shape == (0, 0)
+
+
+def test_chance_is_of_the_seed_and_the_generation():
+    def draw(*more, **facts):
+        return Population(**{**vars(FINITE), **facts}).chance(*more).random()
+
+    assert draw() == draw()
+    assert len({draw(), draw(seed=8), draw(generation=4), draw(1)}) == 4
+
+
+def test_an_unknown_score_is_below_all_others():
+    people = Population(1, (Member("a", 1.0), Member("b", math.nan), Member("c", math.nan)), ())
+    assert people.scores_above("a", "b")
+    assert not people.scores_above("b", "a")
+    assert not people.scores_above("b", "c")
+    assert not people.scores_above("a", "a")
+
+
+def test_a_sweep_is_a_child_for_each_step():
+    sweep = Proposal(("a", "b"), "pair", "why", "slerp", {"x": 1}, ({"t": 0.1}, {"t": 0.2, "x": 2}))
+    assert sweep.variants() == ({"x": 1, "t": 0.1}, {"x": 2, "t": 0.2})
+    assert Proposal(("a", "b"), "pair", "why").variants() == ({},)
+    decision = Decision((sweep,), ("a",), None)
+    assert Decision.from_json(through_json(decision.to_json())) == decision
+
+
+def test_a_budget_takes_the_first_merges_and_cuts_a_sweep():
+    plain = Proposal(("a", "c"), "pair", "why")
+    sweep = Proposal(("a", "b"), "pair", "why", sweep=({"t": 0.1}, {"t": 0.2}, {"t": 0.3}))
+
+    def afford(budget):
+        allowed = Population(1, FINITE.members, (), budget=budget).affordable([plain, sweep, plain])
+        return [len(merge.variants()) for merge in allowed]
+
+    assert afford(None) == [1, 3, 1]
+    assert afford(5) == [1, 3, 1]
+    assert afford(4) == [1, 3]
+    assert afford(2) == [1, 1]
+    assert afford(0) == []
+
+
+def test_facts_recorded_before_there_were_more_are_still_read():
+    old = {
+        key: value
+        for key, value in through_json(FINITE.to_json()).items()
+        if key not in ("history", "budget", "layers")
+    }
+    for member in old["members"]:
+        for key in ("method", "parameters", "length", "samples"):
+            del member[key]
+    assert Population.from_json(old) == FINITE
+
+
+def test_costlier_facts_survive_json():
+    rich = Population(
+        generation=3,
+        members=(Member("a", 0.5, length=1.5, samples={"t": (1.0, math.nan)}, method="slerp"),),
+        kinship=((1.0,),),
+        history=(Past(1, ("a",), None, ("b", "c")), Past(2, (), 0.5)),
+        budget=4,
+        layers=(((None,),), ((0.5,),)),
+    )
+    again = Population.from_json(through_json(rich.to_json()))
+    assert (again.history, again.budget, again.layers) == (rich.history, 4, rich.layers)
+    assert again["a"].samples["t"][0] == 1.0
+    assert math.isnan(again["a"].samples["t"][1])
+    assert again.layer_kin("a", "a") == (None, 0.5)

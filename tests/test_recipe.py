@@ -13,6 +13,7 @@ import reference
 import tiny
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights import gram
+from kinship_daemon.weights import recipe as recipe_module
 from kinship_daemon.weights.recipe import Recipe, base_itself, check, combine, leaf
 
 HALF = Recipe("slerp", ("x", "y"), {"t": 0.5})
@@ -288,3 +289,23 @@ def test_a_leaf_must_have_a_row(real):
 def test_parents_are_counted(real):
     with pytest.raises(UsageError, match="2 parents was given 1"):
         combine(real, HALF, [leaf(real, "a")])
+
+
+def test_one_recipe_leaves_no_trace_in_the_next():
+    """Settings are remembered: 1, true, and a list of choices must not be taken for each other."""
+    assert shares(LAYERS, [0, 1]) == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 0.0]
+    assert shares(LAYERS, [False, True]) == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    assert shares(LAYERS, [0.0, 1.0]) == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 0.0]
+    assert shares(LAYERS[:4], [0, 1]) == [0.0, 0.0, 0.5, 1.0]
+    assert shares(LAYERS, True) == shares(LAYERS, 1) == [1.0] * 7
+
+
+def test_a_method_may_overwrite_its_parameters(real):
+    gradient = Recipe("linear", ("a", "b"), {"weight": [[0.2, 0.4], 1], "normalize": [True, False]})
+    parents = [leaf(real, "a"), leaf(real, "b")]
+    first = combine(real, gradient, parents)
+    for values in recipe_module.resolve(gradient, real.names)[1].values():
+        values.zero_()
+    again = combine(real, gradient, parents)
+    assert torch.equal(first.deltas, again.deltas)
+    assert torch.equal(first.base, again.base)

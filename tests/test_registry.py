@@ -7,9 +7,21 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kinship_policies.presets import preset_text
 from kinship_policies.registry import find, installed, list_presets, load_preset, make
 from kinship_policies.topk import TopKGreedy, TopKKinship
 from kinship_storage.errors import UsageError
+
+OURS = [
+    "cma-es",
+    "evolver",
+    "kinship-gain",
+    "m2n2",
+    "model-glue",
+    "random",
+    "topk-greedy",
+    "topk-kinship",
+]
 
 SOURCE = '''
 from dataclasses import dataclass
@@ -71,7 +83,7 @@ def test_the_built_in_policies_are_found_like_everybody_elses():
     assert find("topk-greedy") is TopKGreedy
     assert find("topk-kinship") is TopKKinship
     ours = [policy for policy in installed() if policy.provider.startswith("kinship-daemon ")]
-    assert [policy.name for policy in ours] == ["topk-greedy", "topk-kinship"]
+    assert [policy.name for policy in ours] == OURS
 
 
 def test_another_packages_policy_is_found_and_made(packages):
@@ -91,8 +103,10 @@ def test_an_unknown_name_is_told_with_the_nearest():
     with pytest.raises(UsageError) as error:
         make("topk-kinshp")
     assert str(error.value) == (
-        "no policy 'topk-kinshp'; installed: topk-greedy, topk-kinship; nearest: topk-kinship"
+        f"no policy 'topk-kinshp'; installed: {', '.join(OURS)}; nearest: topk-kinship"
     )
+    with pytest.raises(UsageError, match=r"; nearest: kinship-gain$"):
+        make("kinship_gain")
     with pytest.raises(UsageError, match=r"topk-kinship$"):
         make("zzzz")
 
@@ -108,7 +122,10 @@ def test_a_name_that_two_provide_is_an_error_naming_both(packages):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"K": 3}, "has no setting 'K'; known: early_stop, explore, k, max_founders, patience"),
+        (
+            {"K": 3},
+            "has no setting 'K'; known: early_stop, explore, extrapolate, k, max_founders, patie",
+        ),
         ({"max_founder": 3}, "no setting 'max_founder'.*nearest: max_founders$"),
         ({"k": 1}, "k is 1; it must be an integer of at least 2$"),
         ({"k": "3"}, "k is '3'; it must be an integer of at least 2$"),
@@ -121,11 +138,37 @@ def test_a_name_that_two_provide_is_an_error_naming_both(packages):
             "k is 0; .*; patience is 0; it must be .* at least 1$",
         ),
         ({"explore": "low"}, "explore is 'low'; it must be one of lowest, highest, none$"),
+        ({"extrapolate": 0}, "extrapolate is 0; it must be a number above 0 and of at most 2 or n"),
     ],
 )
 def test_a_wrong_setting_is_told_with_what_would_do(settings, words):
     with pytest.raises(UsageError, match=f"^policy topk-kinship:? ?.*{words}") as error:
         make("topk-kinship", settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "words"),
+    [
+        ("random", {"pair": 3}, "has no setting 'pair'; known: .*; nearest: pairs$"),
+        ("random", {"pairs": 0}, "pairs is 0; it must be an integer of at least 1$"),
+        ("m2n2", {"alpha": 11.0}, "alpha is 11.0; it must be a number from 0 to 10$"),
+        ("m2n2", {"uses": []}, "has no setting 'uses'; known: alpha, children, generations"),
+        ("m2n2", {"layers": 0}, "layers is 0; it must be an integer of at least 1 or null$"),
+        ("evolver", {"rate": 0}, "rate is 0; it must be a number above 0 and of at most 1$"),
+        ("evolver", {"mate": "bset"}, "mate is 'bset'; it must be one of random, best$"),
+        ("evolver", {"groups": 65}, "groups is 65; it must be an integer from 1 to 64$"),
+        ("model-glue", {"treshold": 1}, "no setting 'treshold'; .*; nearest: threshold$"),
+        ("model-glue", {"threshold": -2}, "threshold is -2; it must be a number from -1 to 1$"),
+        ("cma-es", {"popsize": 3}, "popsize is 3; it must be an integer of at least 4 or null$"),
+        ("cma-es", {"method": "slerp"}, "method is 'slerp'; .* one of linear, task_arithmetic$"),
+        ("kinship-gain", {"warmup": 1}, "warmup is 1; it must be an integer of at least 2$"),
+        ("kinship-gain", {"min_improvement": -1}, "min_improvement is -1; .* of at least 0$"),
+    ],
+)
+def test_every_policys_settings_are_checked(policy, settings, words):
+    with pytest.raises(UsageError, match=f"^policy {policy}:? ?.*{words}") as error:
+        make(policy, settings)
     assert "\n" not in str(error.value)
 
 
@@ -163,12 +206,20 @@ def test_policies_are_values_that_cannot_be_changed():
 
 
 def test_every_preset_is_the_policy_with_its_defaults_and_names_all_its_settings():
-    assert list_presets() == ("topk-greedy", "topk-kinship")
+    assert list_presets() == tuple(OURS)
     for name in list_presets():
         settings = dict(load_preset(name))
         policy = make(settings.pop("use"), settings)
         assert policy == make(name)
         assert settings == policy.model_dump()
+
+
+def test_every_preset_says_what_its_settings_do():
+    for name in list_presets():
+        lines = preset_text(name).splitlines()
+        settings = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
+        assert all(lines[i - 1].startswith("#") for i in settings)
+        assert max(map(len, lines)) <= 100
 
 
 def test_a_preset_of_ones_own_is_a_file(tmp_path):
@@ -195,7 +246,7 @@ def test_a_file_that_is_no_preset_is_told(tmp_path, text, words):
 
 
 def test_an_unknown_preset_is_told():
-    with pytest.raises(UsageError, match="topk-greedy, topk-kinship; nearest: topk-greedy"):
+    with pytest.raises(UsageError, match="random, topk-greedy, topk-kinship; nearest: topk-greedy"):
         load_preset("topk-gredy")
     with pytest.raises(UsageError, match=r"cannot read the preset .*nowhere.yaml"):
         load_preset("nowhere.yaml")

@@ -9,7 +9,7 @@ import pytest
 
 from kinship_policies.policy import Decision, Member, Population
 from kinship_policies.registry import make
-from kinship_policies.testing import CHECKS
+from kinship_policies.testing import Landscape, evolve
 from kinship_policies.topk import TopKGreedy, TopKKinship
 
 TABLE = json.loads((Path(__file__).parent / "assets" / "table2.json").read_text())
@@ -227,6 +227,137 @@ def test_the_first_generation_does_not_explore():
     assert [merge.role for merge in decision.merges] == ["pair"] * 3
 
 
+# In every world the partner that v1's "highest" and a reading "within the top k" would take is
+# someone else.
+WORLDS = [
+    {"a": (1.0, 0.1), "b": (0.9, 0.3), "c": (-0.5, 0.2), "d": (0.1, 1.0), "e": (0.6, -0.8)},
+    {"a": (0.2, 1.0), "b": (0.4, 0.7), "c": (0.9, -0.4), "d": (-1.0, -0.1), "e": (0.5, 0.5)},
+]
+
+
+@pytest.mark.parametrize("founders", WORLDS)
+def test_exploration_is_with_the_lowest_kinship_generation_after_generation(founders):
+    policy = TopKKinship(early_stop=None, max_founders=3)
+    told_apart = 0
+    for population, decision in evolve(policy, Landscape(founders, optimum=(0.3, 0.4)), 6):
+        exploration = [m.parents for m in decision.merges if m.role == "exploration"]
+        if population.generation == 1 or decision.stop is not None:
+            assert exploration == []
+            continue
+        (best, partner) = exploration[0]
+        assert best == decision.top[0]
+        others = {m.name for m in population.members} - {best}
+        taken = pairs(decision)
+        free = [
+            o for o in others if not population.was_merged(best, o) and key(best, o) not in taken
+        ]
+        kin = {other: population.kin(best, other) for other in free}
+        assert kin[partner] == min(kin.values())
+        within = min(decision.top[1:], key=lambda name: population.kin(best, name))
+        told_apart += kin[partner] < max(kin.values()) and partner != within
+    assert told_apart >= 2
+
+
+# Extrapolation
+
+
+def converged(*members, **facts):
+    """A population whose top is the same as before, all merged with each other."""
+    names = sorted(member.name for member in members)
+    top = tuple(m.name for m in sorted(members, key=lambda m: -m.score)[:3])
+    return Population(
+        generation=4,
+        members=tuple(sorted(members, key=lambda member: member.name)),
+        kinship=tuple(tuple(1.0 if a == b else 0.5 for b in names) for a in names),
+        merged=frozenset(combinations(names, 2)),
+        previous_top=top,
+        **facts,
+    )
+
+
+A, B = Member("a", 0.5), Member("b", 0.4)
+CHILD = Member("c", 0.6, {}, 1, ("b", "a"), "slerp", {"t": 0.5})
+
+
+def test_where_it_would_stop_it_goes_on_past_the_best_away_from_its_worse_parent():
+    decision = TopKGreedy(extrapolate=0.3).propose(converged(A, B, CHILD))
+    (step,) = decision.merges
+    assert decision.stop is None
+    assert (step.parents, step.method, step.parameters) == (
+        ("c", "b"),
+        "extrapolation",
+        {"lambda": 0.3},
+    )
+    assert step.reason.startswith(
+        "extrapolates: on from c (0.6), away from its worse parent b (0.4)"
+    )
+    assert "otherwise converged" in step.reason
+    assert TopKGreedy().propose(converged(A, B, CHILD)).merges == ()
+
+
+def test_a_step_is_made_once_and_then_it_stops():
+    policy = TopKGreedy(extrapolate=0.3)
+    beyond = Member("d", 0.55, {}, 3, ("c", "b"), "extrapolation", {"lambda": 0.3})
+    decision = policy.propose(converged(A, B, CHILD, beyond))
+    assert decision.merges == ()
+    assert "converged" in decision.stop
+    # One that pays is gone on from in its turn.
+    paid = Member("d", 0.65, {}, 3, ("c", "b"), "extrapolation", {"lambda": 0.3})
+    assert policy.propose(converged(A, B, CHILD, paid)).merges[0].parents == ("d", "b")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        (Member("a", 0.9), B, CHILD),  # the best is a fine-tune
+        (A, B, Member("c", 0.6, {}, 1, ("x", "y"))),  # its parents are gone
+        (Member("c", 0.5, {}, 1, ("a", "b")), Member("d", 0.5), Member("e", 0.5)),
+        (Member("a", 0.5), Member("b", math.nan), Member("c", math.nan, {}, 1, ("a", "b"))),
+    ],
+)
+def test_where_nothing_was_improved_there_is_nothing_to_go_on_from(members):
+    assert "converged" in TopKGreedy(extrapolate=0.3).propose(converged(*members)).stop
+
+
+def test_a_saturated_top_is_extrapolated_as_well():
+    population = converged(A, B, CHILD, saturated=2)
+    alike = tuple(tuple(0.95 for _ in row) for row in population.kinship)
+    facts = {**vars(population), "kinship": alike, "previous_top": ("x", "y", "z")}
+    decision = TopKKinship(extrapolate=0.3).propose(Population(**facts))
+    assert decision.merges[0].method == "extrapolation"
+    assert "otherwise early stop" in decision.merges[0].reason
+    assert decision.saturated == 3
+
+
+# The budget
+
+
+def test_what_the_budget_does_not_allow_comes_later_and_exploration_first():
+    facts = {"previous_top": ("x", "y")}
+    two = TopKKinship().propose(world(SCORES, KIN, budget=2, **facts))
+    assert [(m.parents, m.role) for m in two.merges] == [
+        (("a", "d"), "exploration"),
+        (("a", "b"), "pair"),
+    ]
+    # The top is the same, but not all merged: not converged.
+    merged = [("a", "d"), ("a", "b")]
+    later = TopKKinship().propose(world(SCORES, KIN, merged=merged, previous_top=two.top))
+    assert later.stop is None
+    assert pairs(later) == {("a", "c"), ("b", "c")}
+
+
+def test_without_budget_it_waits_and_goes_on_where_it_was():
+    first = world(FOUR, generation=1, budget=0)
+    waiting = TopKKinship().propose(first)
+    assert waiting.merges == ()
+    assert "budget is spent" in waiting.stop
+    again = TopKKinship().propose(world(FOUR, generation=2, previous_top=waiting.top))
+    assert len(pairs(again)) == 6  # still the founders' generation
+    later = world(FOUR, merged=ABC, previous_top=("b", "c", "d"), saturated=1, budget=0)
+    decision = TopKKinship().propose(later)
+    assert (decision.top, decision.saturated) == (("b", "c", "d"), 1)
+
+
 # The first generation
 
 
@@ -379,9 +510,3 @@ def test_reasons_are_words_with_the_facts_they_rest_on():
     assert exploration.reason == (
         "explores: of the 3 left to merge with the best, a (9), d (1) has the lowest kinship -0.200"
     )
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["topk-kinship", "topk-greedy"])
-def test_both_conform(check, name):
-    check(make(name))

@@ -45,6 +45,8 @@ class Triage(_Section):
     """Admit gated repos; publishing their descendants needs publish.allow_gated too."""
     allow_merges: bool = False
     """Admit other people's merges; their own parents are rarely all declared."""
+    allow_adapters: bool = True
+    """Admit LoRA adapters: their weight changes count as those of a fine-tune."""
 
 
 class Kinship(_Section):
@@ -163,6 +165,10 @@ class Limits(_Section):
     """Hours of evaluation per UTC day."""
     merges_per_day: int = Field(100, ge=1)
     """Merges made per UTC day."""
+    merges_total: int | None = Field(None, ge=1)
+    """Merges made in all; policies are told how many are left. None for no limit."""
+    decision_seconds: float = Field(60.0, gt=0)
+    """A policy that takes longer over one decision is stopped; the daemon watches on."""
 
 
 class Config(_Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kinship_daemon.daemon import Daemon
-from kinship_daemon.steps import admission, evolution, judging, making, publication
+from kinship_daemon.steps import admission, elementwise, evolution, judging, making, publication
 
 __all__ = ["Outcome", "evolve", "poll"]
 
@@ -42,12 +42,14 @@ def evolve(d: Daemon) -> Outcome:
     a kill goes on in the middle.
     """
     admission.relate(d)
+    elementwise.make_children(d)
     making.record_kinships(d)
     # What passed before waits for nothing that may go wrong below, nor for tomorrow's budget.
     publication.publish_passed(d)
     evolution.score_everyone(d)
     if not evolution.unfinished(d) and evolution.converged(d) is None:
         evolution.decide(d)
+        elementwise.make_children(d)
         making.record_kinships(d)
     grown = evolution.grow(d)
     judging.judge_children(d)

@@ -154,7 +154,7 @@ class Daemon:
 
     def leaf_folder(self, leaf: Model) -> Path:
         """
-        Where an admitted fine-tune's files lie, fetched again if they are gone.
+        Where a leaf's files lie; those of a fine-tune are fetched again if they are gone.
 
         Raises:
             ModelError: the bytes there are not those that were admitted.
@@ -162,7 +162,8 @@ class Daemon:
         known = self.lineage.get(f"folder:{leaf.id}")
         if known is not None and self._unchanged(leaf, Path(str(known))):
             return Path(str(known))
-        assert leaf.repo is not None
+        if leaf.repo is None:
+            raise ModelError(f"the weights of {leaf.id} are gone")
         try:
             repo = self.hub.repo(leaf.repo, leaf.revision)
         except UnknownRepo as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kinship_daemon.errors import KinshipError
+from kinship_daemon.errors import KinshipError, ModelError
 
 __all__ = ["hash_file", "sync", "whole_file", "whole_folder"]
 
@@ -43,21 +43,26 @@ def whole_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, resume: str | None = None) -> Iterator[Path]:
     """
-    A folder to fill, renamed to `path` when the block ends well and removed when it does not.
+    A folder to fill, renamed to `path` when the block ends well.
 
-    What a killed process left beside `path` is removed first.
+    When the block fails the folder is removed, and what a killed process left is removed by the
+    next call. With `resume`, a name for the content, whatever was filled in before an interruption
+    or a full disk is found again by the next call with the same name.
 
     Raises:
-        KinshipError: `path` exists and is not empty, or the disk refuses (full, read-only).
+        KinshipError: `path` exists and is not empty, is being written, or the disk refuses (full,
+            read-only).
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise KinshipError(f"{path} exists and is not empty; choose another folder or remove it")
+    label = secrets.token_hex(4) if resume is None else hashlib.sha256(resume.encode()).hexdigest()
+    partial = path.with_name(f".{path.name}.partial-{label[:16]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clean(path)
-        partial, lock = _claim(path)
+        _clean(path, keep=partial)
+        lock = _claim(partial, path)
         try:
             yield partial
             for entry in sorted(partial.rglob("*")):
@@ -66,30 +71,39 @@ def whole_folder(path: Path) -> Iterator[Path]:
             # Fails, as it should, where another process made `path` in the meantime.
             partial.rename(path)
             sync(path.parent)
+        except ModelError:
+            shutil.rmtree(partial, ignore_errors=True)  # the next try would fail as this one did
+            raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if resume is None:
+                shutil.rmtree(partial, ignore_errors=True)
+            elif partial.exists() and not any(partial.iterdir()):
+                partial.rmdir()
             os.close(lock)
     except OSError as error:
         raise KinshipError(_why(path, error)) from error
 
 
-def _claim(path: Path) -> tuple[Path, int]:
-    """A new hidden sibling, locked so that others see whether we live; the lock ends with us."""
+def _claim(partial: Path, path: Path) -> int:
+    """Make the folder and lock it, so that others see whether we live; the lock ends with us."""
     while True:
-        partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-        partial.mkdir()
+        partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise KinshipError(f"{path} is being written by another process") from None
         if partial.exists():
-            return partial, lock
+            return lock
         # Another process cleaned it between mkdir and lock.
         os.close(lock)
 
 
-def _clean(path: Path) -> None:
+def _clean(path: Path, keep: Path) -> None:
     prefix = f".{path.name}.partial-"
     for partial in sorted(path.parent.iterdir()):
-        if partial.name.startswith(prefix) and not _owner_lives(partial):
+        if partial.name.startswith(prefix) and partial != keep and not _owner_lives(partial):
             shutil.rmtree(partial, ignore_errors=True)
 
 

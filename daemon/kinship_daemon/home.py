@@ -35,6 +35,11 @@ class Home:
         return self.path / "cache"
 
     @property
+    def made(self) -> Path:
+        """Merges that are leaves; may be deleted, what is needed is made again."""
+        return self.path / "made"
+
+    @property
     def staging(self) -> Path:
         """Merges on their way to a hub; nothing in it outlives a publication."""
         return self.path / "staging"

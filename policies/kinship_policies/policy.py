@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Decision", "Fact", "Member", "Past", "Policy", "Population", "Proposal", "Role"]
 
@@ -99,8 +102,26 @@ class Population:
     def _index(self) -> dict[str, int]:
         return {member.name: i for i, member in enumerate(self.members)}
 
+    @cached_property
+    def kinships(self) -> NDArray[np.float64]:
+        """`kinship` as an array, (members, members); NaN where it is undefined."""
+        n = len(self.members)
+        return np.array(self.kinship, dtype=np.float64).reshape(n, n)
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """Every member's score, (members,), in their order; NaN where it is not known."""
+        return np.array([member.score for member in self.members], dtype=np.float64)
+
     def __getitem__(self, name: str) -> Member:
         return self.members[self._index[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def chance(self, *more: int) -> np.random.Generator:
+        """The only chance there is: of this seed and generation, and `more` to tell draws apart."""
+        return np.random.default_rng([self.seed, self.generation, *more])
 
     def kin(self, a: str, b: str) -> float | None:
         """Kinship of two members; None where it is undefined (a delta without variance)."""
@@ -158,6 +179,39 @@ class Population:
 
     def was_merged(self, a: str, b: str) -> bool:
         return (min(a, b), max(a, b)) in self.merged
+
+    def scores_above(self, a: str, b: str) -> bool:
+        """Whether a's score is known and higher than b's; an unknown one is below all others."""
+        one, other = self[a].score, self[b].score
+        return one > other or (math.isnan(other) and not math.isnan(one))
+
+    def unmerged(self, among: Iterable[str] | None = None) -> NDArray[np.intp]:
+        """Pairs not merged before, (pairs, 2) places in `members`, in the order of the places."""
+        n = len(self.members)
+        there = np.ones(n, dtype=bool)
+        if among is not None:
+            there[:] = False
+            there[[self._index[name] for name in among]] = True
+        free = np.triu(there[:, None] & there, 1)
+        for pair in self.merged:
+            if pair[0] in self._index and pair[1] in self._index:
+                low, high = sorted(self._index[name] for name in pair)
+                free[low, high] = False
+        return np.argwhere(free)
+
+    def affordable(self, merges: Iterable[Proposal]) -> tuple[Proposal, ...]:
+        """The first of these merges, as many as the budget allows; a sweep may be cut short."""
+        kept: list[Proposal] = []
+        left = math.inf if self.budget is None else self.budget
+        for merge in merges:
+            if left <= 0:
+                break
+            children = len(merge.variants())
+            kept.append(
+                merge if children <= left else replace(merge, sweep=merge.sweep[: int(left)])
+            )
+            left -= children
+        return tuple(kept)
 
     def best(self, k: int, among: Iterable[str] | None = None) -> tuple[str, ...]:
         """Names of the k best by score, best first, ties by name; a NaN score ranks last."""

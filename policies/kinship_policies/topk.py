@@ -12,6 +12,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinship_policies.policy import Decision, Population, Proposal
+from kinship_policies.reasons import (
+    hindrance,
+    kinship_in_words,
+    nothing_left,
+    one,
+    scored,
+    spent,
+)
 
 __all__ = ["TopKGreedy", "TopKKinship"]
 
@@ -29,6 +37,12 @@ class TopKGreedy(BaseModel):
         early_stop: Stop when the mean pairwise kinship of the k best exceeds this (pcc or cosine,
             in [-1, 1]); None never does. It never forbids a single pair.
         patience: For how many decisions in a row it must.
+        extrapolate: Where evolution would stop, first propose a + extrapolate * (a - b): a is the
+            best, if it is a merge, and b its worse parent, if a is better (ExPO, arXiv 2404.16792,
+            where b is what a was trained from). Once for each such pair; None never does.
+
+    Where the budget does not allow all merges of a generation, exploration comes first: the pairs
+    that are left open keep the generations after it from being taken for converged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,9 +51,12 @@ class TopKGreedy(BaseModel):
     max_founders: int = Field(default=4, ge=2)
     early_stop: float | None = Field(default=None, ge=-1, le=1)
     patience: int = Field(default=1, ge=1)
+    extrapolate: float | None = Field(default=None, gt=0, le=2)
 
     def propose(self, population: Population) -> Decision:
         """The next generation's merges, or why evolution stops here."""
+        if len(population.members) > 1 and spent(population):
+            return self._wait(population)
         # Until there were two to merge, nothing has begun. Merges without a previous top are those
         # of another policy, which are gone on from.
         first = not population.merged and len(population.previous_top or ()) < 2
@@ -49,15 +66,43 @@ class TopKGreedy(BaseModel):
         mean = population.mean_kinship(top)
         saturated = 0 if first else self._saturated(population, mean)
         stop = None if first else self._stop(population, top, mean, saturated)
+        merges: list[Proposal] = []
         if stop is None:
-            pairs = (
-                _pairs(population, founders, "founders") if first else self._later(population, top)
+            merges = (
+                list(_pairs(population, founders, "founders"))
+                if first
+                else self._later(population, top)
             )
-            merges = tuple(pairs)
-            if merges:
-                return Decision(merges, top, mean, saturated=saturated)
-            stop = _exhausted(population, top)
-        return Decision((), top, mean, stop=stop, saturated=saturated)
+            stop = None if merges else nothing_left(population, top)
+        if stop is not None:
+            merges = self._beyond(population, stop)
+        kept = _within_budget(population, merges)
+        return Decision(kept, top, mean, None if kept else stop, saturated)
+
+    def _wait(self, population: Population) -> Decision:
+        """Nothing can be decided: what was chosen before stands."""
+        top = _present(population, population.previous_top or ())
+        mean, stop = population.mean_kinship(top), hindrance(population)
+        return Decision((), top, mean, stop, population.saturated)
+
+    def _beyond(self, population: Population, stop: str) -> list[Proposal]:
+        """The step past the best and away from its worse parent, if there is one not yet made."""
+        if self.extrapolate is None or not population.members:
+            return []
+        best = population[population.best(1)[0]]
+        parents = population.best(len(best.parents), among=_present(population, best.parents))
+        if not parents or not best.score > population[parents[-1]].score:
+            return []
+        pair = (best.name, parents[-1])
+        made = (m.parents for m in population.members if m.method == "extrapolation")
+        if pair in made:
+            return []
+        reason = (
+            f"extrapolates: on from {one(population, pair[0])}, away from its worse parent "
+            f"{one(population, pair[1])}, by {self.extrapolate:g} of the way; otherwise {stop}"
+        )
+        parameters = {"lambda": self.extrapolate}
+        return [Proposal(pair, "exploration", reason, "extrapolation", parameters)]
 
     def _founders(self, population: Population) -> tuple[str, ...]:
         """The best, then always the one that is farthest from those chosen (lowest kinship)."""
@@ -80,14 +125,15 @@ class TopKGreedy(BaseModel):
     ) -> str | None:
         if population.newcomers:
             return None
-        if set(top) == set(population.previous_top or ()):
+        same_top = set(top) == set(population.previous_top or ())
+        if same_top and not any(_pairs(population, top, "best")):
             same = f"converged: the {len(top)} best are the same as before"
-            return f"{same} ({_scored(population, top)})"
+            return f"{same} ({scored(population, top)})"
         if mean is not None and saturated >= self.patience:
             times = "" if saturated == 1 else f" for {saturated} decisions in a row"
             return (
                 f"early stop: the mean kinship of the {len(top)} best is {mean:.3f}, "
-                f"above {self.early_stop:g}{times} ({_scored(population, top)})"
+                f"above {self.early_stop:g}{times} ({scored(population, top)})"
             )
         return None
 
@@ -139,9 +185,10 @@ class TopKKinship(TopKGreedy):
             return None
         sign = -1.0 if self.explore == "highest" else 1.0
         partner = min(free, key=lambda name: (*_distance(population.kin(best, name), sign), name))
+        kin = kinship_in_words(population, best, partner)
         reason = (
-            f"explores: of the {len(free)} left to merge with the best, {_one(population, best)}, "
-            f"{_one(population, partner)} has the {self.explore} {_kin(population, best, partner)}"
+            f"explores: of the {len(free)} left to merge with the best, {one(population, best)}, "
+            f"{one(population, partner)} has the {self.explore} {kin}"
         )
         return Proposal((best, partner), "exploration", reason)
 
@@ -151,26 +198,30 @@ def _pairs(population: Population, names: Iterable[str], group: str) -> Iterator
     for a, b in combinations(names, 2):
         if not population.was_merged(a, b):
             reason = (
-                f"{_one(population, a)} and {_one(population, b)} are among the {group} "
-                f"and were not merged before; {_kin(population, a, b)}"
+                f"{one(population, a)} and {one(population, b)} are among the {group} "
+                f"and were not merged before; {kinship_in_words(population, a, b)}"
             )
             yield Proposal((a, b), "pair", reason)
 
 
+def _within_budget(population: Population, merges: list[Proposal]) -> tuple[Proposal, ...]:
+    kept = population.affordable(merges)
+    if len(kept) == len(merges):
+        return kept
+    return population.affordable(sorted(merges, key=lambda merge: merge.role == "pair"))
+
+
+def _present(population: Population, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in population)
+
+
 def _welcome(population: Population, newcomer: str, other: str, k: int) -> Proposal:
     reason = (
-        f"newcomer {_one(population, newcomer)} with {_one(population, other)}, "
-        f"one of the {k} best; {_kin(population, newcomer, other)}"
+        f"newcomer {one(population, newcomer)} with {one(population, other)}, "
+        f"one of the {k} best; {kinship_in_words(population, newcomer, other)}"
     )
     better, worse = population.best(2, among=(newcomer, other))
     return Proposal((better, worse), "pair", reason)
-
-
-def _exhausted(population: Population, top: tuple[str, ...]) -> str:
-    if len(population.members) < 2:
-        admitted = ", ".join(member.name for member in population.members) or "nobody"
-        return f"nothing to merge: it takes two models and {admitted} is admitted"
-    return f"nothing left to merge: every pair was merged before ({_scored(population, top)})"
 
 
 def _nearness(population: Population, name: str, chosen: Iterable[str]) -> tuple[bool, float]:
@@ -186,16 +237,3 @@ def _distance(kin: float | None, sign: float) -> tuple[bool, float]:
 
 def _key(a: str, b: str) -> Pair:
     return min(a, b), max(a, b)
-
-
-def _one(population: Population, name: str) -> str:
-    return f"{name} ({population[name].score:.4g})"
-
-
-def _scored(population: Population, names: Iterable[str]) -> str:
-    return ", ".join(f"{name} {population[name].score:.4g}" for name in names)
-
-
-def _kin(population: Population, a: str, b: str) -> str:
-    kin = population.kin(a, b)
-    return "kinship (undefined)" if kin is None else f"kinship {kin:.3f}"

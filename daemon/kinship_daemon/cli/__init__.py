@@ -19,6 +19,8 @@ _COMMANDS = {
     "lineage": ("lookup", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("lookup", "Why a model was made, how it did, why it was published or not."),
     "verify": ("lookup", "Hash again what the lineage claims."),
+    "analyze": ("analyze", "Kinship against gain over a lineage's merges; its stages."),
+    "replay": ("replay", "Decide again on recorded facts: does history repeat itself?"),
     "kinship": ("kinship", "Kinship of models: folders or hub ids."),
     "merge": ("merge", "Make a model from a mergekit recipe."),
     "evaluate": ("evaluate", "Score a model as the daemon would."),
@@ -26,6 +28,7 @@ _COMMANDS = {
     "config": ("setup", "Show, check or describe the configuration."),
     "bases": ("setup", "Short names of bases."),
     "policies": ("setup", "Installed policies, their settings, and presets."),
+    "simulate": ("simulate", "Policies against each other on a landscape, compared honestly."),
     "methods": ("setup", "Installed merge methods."),
     "demo": ("setup", "The embedded demo."),
 }

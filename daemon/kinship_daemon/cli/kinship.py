@@ -7,31 +7,53 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
 from kinship_daemon.cli.ledger import device_option, hub_option, ledger_of
+from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import UsageError
 from kinship_daemon.models import find_base, find_models
 from kinship_daemon.report import amount
-from kinship_daemon.weights.kinship import by_tensor, matrix, mean_pairwise
-from kinship_daemon.weights.recipe import leaf
+from kinship_daemon.weights.gram import Ledger
+from kinship_daemon.weights.kinship import (
+    METRICS,
+    Metric,
+    by_kind,
+    by_layer,
+    by_tensor,
+    kind_of,
+    matrix,
+    mean_pairwise,
+)
+from kinship_daemon.weights.parameters import layer_of
+from kinship_daemon.weights.recipe import Coefficients, leaf
 
 __all__ = ["kinship_command"]
+
+_OUTSIDE = "outside"  # the layers
 
 
 @click.command("kinship")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--base", required=True, help="Alias, org/name[@revision], folder, or demo.")
+@click.option("--metric", type=click.Choice(METRICS), default="pcc", show_default=True)
 @click.option(
-    "--metric",
-    type=click.Choice(["pcc", "cosine", "euclidean"]),
-    default="pcc",
+    "--by",
+    type=click.Choice(["model", "tensor", "layer", "kind"]),
+    default="model",
     show_default=True,
+    help="Kind: attention, mlp, embeddings, norms.",
 )
-@click.option("--by", type=click.Choice(["model", "tensor"]), default="model", show_default=True)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png|svg",
+    help="Also draw a clustered heat map; with --by layer, lines over depth.",
+)
 @device_option
 @click.option(
     "form",
@@ -44,8 +66,9 @@ __all__ = ["kinship_command"]
 def kinship_command(
     models: tuple[str, ...],
     base: str,
-    metric: Any,
+    metric: Metric,
     by: str,
+    plot: Path | None,
     device: str,
     form: str,
     hub: str | None,
@@ -53,33 +76,93 @@ def kinship_command(
     """Kinship of two or more MODELS: folders or hub ids."""
     if len(models) < 2:
         raise UsageError("kinship takes two models or more")
+    picture = None if plot is None else _format(plot)
     start = time.monotonic()
     found_base = find_base(base, hub)
     found = find_models(models, base, hub)
     ledger, read = ledger_of(found_base, found, device)
     rows = [leaf(ledger, name) for name in models]
+    whole = matrix(ledger, rows, metric)
     result: dict[str, Any] = {
         "base": base,
         "metric": metric,
         "models": list(models),
-        "matrix": _plain(matrix(ledger, rows, metric)),
+        **_values(whole),
         "parameters": sum(ledger.sizes),
         "bytes_read": read,
         "seconds": 0.0,
     }
-    if by == "tensor":
-        per_tensor = by_tensor(ledger, rows, metric)
-        result["tensors"] = [
-            {"name": name, "parameters": size, "matrix": _plain(values)}
-            for name, size, values in zip(ledger.names, ledger.sizes, per_tensor, strict=True)
-        ]
+    if by != "model":
+        result[f"{by}s"] = _parts(ledger, rows, metric, by)
     result["seconds"] = round(time.monotonic() - start, 3)
+    if plot and picture:
+        whole_file(plot, _picture(result, picture))
     {"table": _table, "json": _json, "csv": _csv}[form](result)
 
 
-def _plain(values: torch.Tensor) -> list[list[float | None]]:
-    """NaN is no JSON: null."""
-    return [[None if x != x else x for x in row] for row in values.tolist()]  # noqa: PLR0124
+def _format(plot: Path) -> str:
+    """The picture's format, before hours of reading are spent on what cannot be written."""
+    # Slow to import, and seldom asked for.
+    from kinship_daemon.draw.picture import format_of  # noqa: PLC0415
+
+    if not plot.absolute().parent.is_dir():
+        raise UsageError(f"{plot}: no folder {plot.parent}")
+    return format_of(plot)
+
+
+def _parts(
+    ledger: Ledger, rows: Sequence[Coefficients], metric: Metric, by: str
+) -> list[dict[str, Any]]:
+    """What --by asks for: each tensor, layer or kind with its parameters and its kinships."""
+    views: Mapping[Any, torch.Tensor]
+    groups: Sequence[Any]
+    if by == "tensor":
+        key, groups = "name", ledger.names
+        views = dict(zip(ledger.names, by_tensor(ledger, rows, metric), strict=True))
+    elif by == "layer":
+        key, groups = "layer", [layer_of(name) for name in ledger.names]
+        views = by_layer(ledger, rows, metric)
+    else:
+        key, groups = "kind", [kind_of(name) for name in ledger.names]
+        views = by_kind(ledger, rows, metric)
+    sizes = dict.fromkeys(views, 0)
+    for group, size in zip(groups, ledger.sizes, strict=True):
+        sizes[group] += size
+    return [{key: label, "parameters": sizes[label], **_values(v)} for label, v in views.items()]
+
+
+def _values(kinships: torch.Tensor) -> dict[str, Any]:
+    """A matrix and the mean over its pairs; NaN is no JSON: null."""
+    rows = kinships.tolist()
+    mean = mean_pairwise(kinships)
+    return {
+        "matrix": [[None if x != x else x for x in row] for row in rows],  # noqa: PLR0124
+        "mean": None if mean != mean else mean,  # noqa: PLR0124
+    }
+
+
+def _picture(result: Mapping[str, Any], form: str) -> bytes:
+    names = _short(result["models"])
+    (base,) = _short([result["base"]])
+    if "layers" in result:
+        from kinship_daemon.draw.layers import layer_lines  # noqa: PLC0415 - slow to import
+
+        layers = {part["layer"]: _numbers(part["matrix"]) for part in result["layers"]}
+        return layer_lines(layers, names, result["metric"], base, form)
+    from kinship_daemon.draw.heat_map import heat_map  # noqa: PLC0415 - slow to import
+
+    return heat_map(_numbers(result["matrix"]), names, result["metric"], base, form)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Folders by their last part, unless two would be called the same."""
+    last = [_last(name) for name in names]
+    return [cut if last.count(cut) == 1 else name for cut, name in zip(last, names, strict=True)]
+
+
+def _last(name: str) -> str:
+    folder = Path(name).expanduser()
+    return folder.resolve().name or name if folder.is_dir() else name
 
 
 def _json(result: Mapping[str, Any]) -> None:
@@ -89,33 +172,50 @@ def _json(result: Mapping[str, Any]) -> None:
 def _csv(result: Mapping[str, Any]) -> None:
     out = csv.writer(sys.stdout)
     models = result["models"]
-    if "tensors" not in result:
+    parts = _parts_of(result)
+    if parts is None:
         out.writerow(["model", *models])
         for name, row in zip(models, result["matrix"], strict=True):
             out.writerow([name, *row])
         return
-    out.writerow(["tensor", "parameters", "a", "b", "kinship"])
-    for tensor in result["tensors"]:
+    heading, listed = parts
+    out.writerow([heading, "parameters", "a", "b", "kinship"])
+    for label, part in listed:
         for i, a in enumerate(models):
             for j, b in enumerate(models[:i]):
-                out.writerow([tensor["name"], tensor["parameters"], b, a, tensor["matrix"][i][j]])
+                out.writerow([label, part["parameters"], b, a, part["matrix"][i][j]])
 
 
 def _table(result: Mapping[str, Any]) -> None:
-    models, values = result["models"], result["matrix"]
-    width = max(map(len, models))
-    click.echo(f"{result['metric']} of deltas from {result['base']}")
-    for i, (name, row) in enumerate(zip(models, values, strict=True)):
+    names, values = _short(result["models"]), result["matrix"]
+    (base,) = _short([result["base"]])
+    width = max(map(len, names))
+    click.echo(f"{result['metric']} of deltas from {base}")
+    for i, (name, row) in enumerate(zip(names, values, strict=True)):
         click.echo(f"{name:<{width}}  " + "  ".join(_cell(x) for x in row[: i + 1]))
-    if len(models) > 2:
-        click.echo(f"mean over pairs {_cell(mean_pairwise(torch.tensor(_numbers(values))))}")
-    for tensor in result.get("tensors", ()):
-        pairs = [x for i, row in enumerate(tensor["matrix"]) for x in row[:i]]
-        click.echo(f"{' '.join(_cell(x) for x in pairs)}  {tensor['name']}")
+    if len(names) > 2:
+        click.echo(f"mean over pairs {_cell(result['mean'])}")
+    for label, part in (_parts_of(result) or ("", []))[1]:
+        pairs = [x for i, row in enumerate(part["matrix"]) for x in row[:i]]
+        click.echo(f"{' '.join(_cell(x) for x in pairs)}  {label}")
     click.echo(
         f"{result['parameters']:,} parameters, {amount(result['bytes_read'], 'bytes')} read, "
         f"{result['seconds']:.1f} s"
     )
+
+
+def _parts_of(result: Mapping[str, Any]) -> tuple[str, list[tuple[str, Mapping[str, Any]]]] | None:
+    """What --by gave, by the words for it; None where it gave the models alone."""
+    if "tensors" in result:
+        return "tensor", [(part["name"], part) for part in result["tensors"]]
+    if "kinds" in result:
+        return "kind", [(part["kind"], part) for part in result["kinds"]]
+    if "layers" in result:
+        layers = result["layers"]
+        return "layer", [
+            (_OUTSIDE if part["layer"] is None else str(part["layer"]), part) for part in layers
+        ]
+    return None
 
 
 def _numbers(values: Sequence[Sequence[float | None]]) -> list[list[float]]:

@@ -2,58 +2,225 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import torch
 
 from kinship_daemon.cli.ledger import device_option, hub_option, ledger_of
+from kinship_daemon.device import resolve_device
+from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import UsageError
-from kinship_daemon.models import find_models
+from kinship_daemon.models import Found, find_models
 from kinship_daemon.report import reporter
+from kinship_daemon.weights import mergekit
+from kinship_daemon.weights.assembly import Assembly, assemble
 from kinship_daemon.weights.checkpoint import Checkpoint
-from kinship_daemon.weights.materialise import assemble, write
-from kinship_daemon.weights.mergekit import read_yaml
-from kinship_daemon.weights.recipe import check, combine, leaf
+from kinship_daemon.weights.descendant import descend
+from kinship_daemon.weights.ledger import Ledger
+from kinship_daemon.weights.mergekit import MergekitRecipe, Unsupported
+from kinship_daemon.weights.methods.registry import method
+from kinship_daemon.weights.recipe import combine, leaf
+from kinship_daemon.weights.vocabulary import Vocabulary, unite
+
+if TYPE_CHECKING:
+    from kinship_daemon.weights.elementwise import ElementwiseAssembly
 
 __all__ = ["merge_command"]
+
+
+@dataclass(frozen=True)
+class _Options:
+    device: str
+    hub: str | None
+    shard_bytes: int
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """One merge of the YAML; `wanted` is None where it is mergekit's to make."""
+
+    name: str | None
+    text: str
+    wanted: MergekitRecipe | None
 
 
 @click.command("merge")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--shard-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Largest weight file.",
+)
 @device_option
 @hub_option
-def merge_command(recipe: Path, out: Path, device: str, hub: str | None) -> None:
-    """Make a model from RECIPE, mergekit's YAML, in the folder OUT."""
+def merge_command(recipe: Path, out: Path, shard_gb: float, device: str, hub: str | None) -> None:
+    """
+    Make a model from RECIPE, mergekit's YAML, in the folder OUT.
+
+    What is not ours to make (other methods, stacks of layers) is made with mergekit, where that is
+    installed.
+    """
     try:
         text = recipe.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {recipe}: {error}") from None
-    wanted = read_yaml(text)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; name a new folder")
-    names = dict.fromkeys((wanted.base, *wanted.recipe.parents))
-    base, *others = find_models(list(names), None, hub)
-    tensors = tuple(Checkpoint.open(base.folder).tensors)
-    wanted.check(tensors)
-    check(wanted.recipe, tensors)
-    ledger, _ = ledger_of(base, others, device)
-    parents = [leaf(ledger, name) for name in wanted.recipe.parents]
-    made = assemble(
-        ledger,
-        combine(ledger, wanted.recipe, parents),
-        base.folder,
-        {model.name: model.folder for model in others},
-        wanted.recipe.identity(wanted.recipe.parents),
-        donor=base.folder,
-    )
-    report = reporter(log_json=False, stream=sys.stderr)
-    size = Checkpoint.open(base.folder).nbytes
-    dtype = None if wanted.dtype is None else getattr(torch, wanted.dtype)
-    with report.progress(f"write {out}", size, "bytes") as advance:
-        files = write(made, out, dtype=dtype, progress=advance)
-    click.echo(f"{out}: {wanted.recipe.method} of {', '.join(wanted.recipe.parents)}")
+    options = _Options(resolve_device(device), hub, int(shard_gb * 1e9))
+    merges = [_understood(each) for each in mergekit.in_order(text)]
+    if len(merges) == 1:
+        files = _make(merges[0], {}, out, options)
+    else:
+        files = _make_all(merges, out, options)
+    click.echo(f"{out}: {_described(merges[-1])}")
     for name, sha256 in files.items():
         click.echo(f"{sha256}  {name}")
+
+
+def _understood(document: mergekit.Document) -> _Merge:
+    """Whose to make it is, told before anything is fetched."""
+    try:
+        return _Merge(document.name, document.text, mergekit.read_yaml(document.text))
+    except Unsupported as unsupported:
+        _need_mergekit(unsupported)
+        mergekit.ask(document.text)
+        return _Merge(document.name, document.text, None)
+
+
+def _need_mergekit(unsupported: Unsupported) -> None:
+    if not mergekit.available():
+        raise UsageError(f"{unsupported} - or have mergekit try: {mergekit.INSTALL}") from None
+
+
+def _make_all(merges: Sequence[_Merge], out: Path, options: _Options) -> dict[str, str]:
+    """Merges of merges: those in between lie beside the result until it is there."""
+    with whole_folder(out) as folder:
+        between = folder / ".merges"
+        made: dict[str, Path] = {}
+        for merge in merges[:-1]:
+            assert merge.name is not None
+            _make(merge, made, between / merge.name, options)
+            made[merge.name] = between / merge.name
+        files = _make(merges[-1], made, folder / ".made", options)
+        shutil.rmtree(between)
+        for path in sorted((folder / ".made").iterdir()):
+            path.rename(folder / path.name)
+        (folder / ".made").rmdir()
+        return files
+
+
+def _make(merge: _Merge, made: Mapping[str, Path], out: Path, options: _Options) -> dict[str, str]:
+    if merge.wanted is None:
+        return _by_mergekit(merge.text, made, out, options)
+    found = _find(merge.wanted.models, made, options)
+    try:
+        assembly = _assembled(merge.wanted, found, options)
+    except Unsupported as unsupported:
+        _need_mergekit(unsupported)
+        return _by_mergekit(merge.text, made, out, options)
+    return _write(assembly, merge.wanted, out, options)
+
+
+def _find(names: Sequence[str], made: Mapping[str, Path], options: _Options) -> dict[str, Found]:
+    """Every model by name; merges of the same YAML come before folders and the hub."""
+    others = find_models([name for name in names if name not in made], None, options.hub)
+    known = {model.name: model for model in others}
+    return {name: known.get(name) or Found(name, made[name]) for name in names}
+
+
+def _assembled(
+    wanted: MergekitRecipe, found: Mapping[str, Found], options: _Options
+) -> Assembly | ElementwiseAssembly:
+    base = found[wanted.base]
+    foundation = Checkpoint.open(base.folder)
+    wanted.check(tuple(foundation.tensors))
+    _check_tokens(wanted, foundation, found)
+    recipe = wanted.recipe
+    others = [
+        Found(name, found[name.rpartition("+")[2]].folder)  # an adapter, or a model
+        for name in recipe.parents
+        if name != base.name
+    ]
+    merge = method(recipe.method)
+    if merge.kind == "span" and merge.uses_dots:
+        ledger, _ = ledger_of(base, others, options.device)
+    else:
+        ledger = _unread(base, foundation, others)
+    folders = {model.name: model.folder for model in others}
+    donor = found[wanted.donor].folder
+    identity = recipe.identity(recipe.parents)
+    parents = [leaf(ledger, name) for name in recipe.parents]
+    if merge.kind == "span":
+        child = combine(ledger, recipe, parents)
+        return assemble(ledger, child, base.folder, folders, identity, donor=donor)
+    # The rest of the package does without.
+    from kinship_daemon.weights.elementwise import elementwise_assembly  # noqa: PLC0415
+
+    assemblies = [
+        assemble(ledger, parent, base.folder, folders, name, donor=donor)
+        for name, parent in zip(recipe.parents, parents, strict=True)
+    ]
+    return elementwise_assembly(recipe, assemblies, ledger.names, base.folder, identity, donor)
+
+
+def _check_tokens(wanted: MergekitRecipe, base: Checkpoint, found: Mapping[str, Found]) -> None:
+    """Our results have every token of every model; `base`, or a model, asks for its own alone."""
+    own = Vocabulary.of(base)
+    if wanted.tokenizer in (None, "union") or own is None:
+        return
+    of = {name: descend(base, model.folder).vocabulary or own for name, model in found.items()}
+    union = unite(of[wanted.donor], [*of.values()])
+    if union is not None and union.added:
+        token, _ = union.added[0]
+        raise Unsupported(f"tokenizer: {wanted.donor} lacks {token!r}; with union, nothing is lost")
+
+
+def _unread(base: Found, foundation: Checkpoint, others: Sequence[Found]) -> Ledger:
+    """A ledger without inner products, for methods that ask for none: headers are read, no more."""
+    for model in others:
+        descend(foundation, model.folder)
+    rows = tuple(model.name for model in others)
+    names = tuple(foundation.tensors)
+    sizes = tuple(foundation.tensors[name].elements for name in names)
+    width = len(rows) + 2
+    return Ledger(
+        base.name, rows, names, sizes, torch.zeros(len(names), width, width, dtype=torch.float64)
+    )
+
+
+def _write(
+    assembly: Assembly | ElementwiseAssembly, wanted: MergekitRecipe, out: Path, options: _Options
+) -> dict[str, str]:
+    # Imports transformers, which takes seconds: not before all has been checked.
+    from kinship_daemon.weights.materialise import write  # noqa: PLC0415
+
+    dtype = None if wanted.dtype is None else getattr(torch, wanted.dtype)
+    opened = assembly.open()
+    size = sum(t.elements * (dtype or opened.own_dtype(t.name)).itemsize for t in opened.tensors)
+    report = reporter(log_json=False, stream=sys.stderr)
+    with report.progress(f"write {out}", size, "bytes") as advance:
+        return write(assembly, out, dtype=dtype, shard_bytes=options.shard_bytes, progress=advance)
+
+
+def _by_mergekit(
+    text: str, made: Mapping[str, Path], out: Path, options: _Options
+) -> dict[str, str]:
+    found = _find(mergekit.references(text), made, options)
+    click.echo("not one of our merges: mergekit makes it", err=True)
+    folders = {name: model.folder for name, model in found.items()}
+    return mergekit.run(text, folders, out, device=options.device, shard_bytes=options.shard_bytes)
+
+
+def _described(merge: _Merge) -> str:
+    if merge.wanted is None:
+        return f"made by mergekit from {', '.join(mergekit.references(merge.text))}"
+    return f"{merge.wanted.recipe.method} of {', '.join(merge.wanted.recipe.parents)}"

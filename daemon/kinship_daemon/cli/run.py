@@ -8,9 +8,11 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon import family
+from kinship_daemon.asking import FAILED
 from kinship_daemon.cli.options import config_options
+from kinship_daemon.cycle import Outcome
 from kinship_daemon.daemon import Daemon
-from kinship_daemon.errors import UsageError
+from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.opening import opened
 from kinship_daemon.report import Reporter, reporter
 from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
@@ -49,6 +51,9 @@ def run_command(
     ):
         finished = run_once(d) if once else serve(d, until_converged=until_converged)
         _farewell(d, report)
+        stop = finished.stop if isinstance(finished, Outcome) else finished
+        if (once or until_converged) and (stop or "").startswith(FAILED):
+            raise KinshipError(str(stop))
         if finished is None and (once or until_converged):
             raise click.Abort
 

@@ -71,12 +71,13 @@ def methods_command() -> None:
     from kinship_daemon.weights.methods.registry import methods  # noqa: PLC0415 - imports torch
 
     for name, found in methods().items():
-        purpose = (found.__doc__ or "").strip().partition("\n")[0]
-        click.echo(f"{name}: {purpose}")
+        purpose = " ".join((found.__doc__ or "").strip().partition("\n\n")[0].split())
+        click.echo(f"{name} ({found.kind}): {purpose}")
         for parameter in found.parameters:
             default = "required" if parameter.default is None else f"default {parameter.default}"
             each = ", one per model or one for all" if parameter.per_model else ""
-            click.echo(f"    {parameter.name}  ({default}{each})")
+            about = f": {parameter.doc}" if parameter.doc else ""
+            click.echo(f"    {parameter.name}  ({default}{each}){about}")
 
 
 @click.command("demo")
@@ -124,6 +125,8 @@ def _settings(policy: str) -> Iterator[str]:
         forms = field.get("anyOf", [field])
         bounds = [f"at least {f['minimum']:g}" for f in forms if "minimum" in f]
         bounds += [f"at most {f['maximum']:g}" for f in forms if "maximum" in f]
+        bounds += [f"above {f['exclusiveMinimum']:g}" for f in forms if "exclusiveMinimum" in f]
+        bounds += [f"below {f['exclusiveMaximum']:g}" for f in forms if "exclusiveMaximum" in f]
         bounds += [f"one of {', '.join(f['enum'])}" for f in forms if "enum" in f]
         default = json.dumps(field["default"])
         yield f"{name}: {default}" + (f"  ({', '.join(bounds)})" if bounds else "")

@@ -5,22 +5,20 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.weights.checkpoint import read_json
-from kinship_daemon.weights.materialise import (
-    Assembly,
-    live_model,
-    load_into,
-    tokenizer_files,
-)
+from kinship_daemon.weights.companions import companions, load_tokenizer
+from kinship_daemon.weights.live_model import live_model, load_into
+from kinship_daemon.weights.materialise import Assembly
 
 __all__ = ["LiveModel", "Stage", "unusable"]
 
@@ -117,11 +115,15 @@ class Stage:
         """
         live, self._live = self._live, None  # half-loaded weights are not left behind
         try:
-            character = _character(assembly.donor)
+            # The very files that would be published.
+            with TemporaryDirectory() as folder:
+                companions(assembly).write(Path(folder))
+                character = _character(Path(folder))
+                tokenizer = _tokenizer(assembly, Path(folder))
             if live is None or character != self._character:
                 del live
                 self._free()
-                live = self._build(assembly)
+                live = self._build(assembly, tokenizer)
             else:
                 load_into(live.model, assembly, device=self._device)
         except KinshipError:
@@ -134,8 +136,7 @@ class Stage:
         self._live, self._character = live, character
         return live
 
-    def _build(self, assembly: Assembly) -> LiveModel:
-        tokenizer = _tokenizer(assembly)
+    def _build(self, assembly: Assembly, tokenizer: PreTrainedTokenizerBase) -> LiveModel:
         if self._chat_template and not tokenizer.chat_template:
             raise ModelError(
                 f"{assembly.identity}: {assembly.donor.name} has no chat template; "
@@ -168,22 +169,23 @@ def _named(error: Exception, text: str) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _tokenizer(assembly: Assembly) -> PreTrainedTokenizerBase:
-    where = assembly.donor
+def _tokenizer(assembly: Assembly, folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a stranger's files: transformers raises all kinds
-        text = " ".join(f"{error}".split())
-        raise ModelError(
-            f"{assembly.identity}: the tokenizer in {where} cannot be loaded: {text:.200}"
-        ) from error
+        tokenizer = load_tokenizer(folder)
+    except ModelError as error:
+        text = str(error).replace(str(folder), str(assembly.donor))
+        raise ModelError(f"{assembly.identity}: {text}") from error
+    tokenizer.name_or_path = str(assembly.donor)
+    return tokenizer
 
 
-def _character(donor: Path) -> str:
+def _character(beside: Path) -> str:
     """Hash of all that makes a model answer as it does, but the weights."""
-    digest = hashlib.sha256(_without_provenance(donor / "config.json"))
-    for name in tokenizer_files(donor):
-        digest.update(name.encode() + hashlib.sha256((donor / name).read_bytes()).digest())
+    digest = hashlib.sha256(_without_provenance(beside / "config.json"))
+    for path in sorted(beside.rglob("*")):
+        if path.is_file() and path.name != "config.json":
+            digest.update(path.relative_to(beside).as_posix().encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -313,11 +313,13 @@ def _settings(facts: CardFacts) -> str:
 
 
 def _again(facts: CardFacts) -> str:
+    several = "\n---\n" in facts.collapsed
+    mergekit = "mergekit-multi" if several else "mergekit-yaml"
     return (
         f"With kinship-daemon {facts.version}, or with mergekit, from the sources at the "
         "revisions above:\n\n"
         f"```sh\nkinship-daemon merge {facts.collapsed_file} OUT\n"
-        f"mergekit-yaml {facts.collapsed_file} OUT\n```"
+        f"{mergekit} {facts.collapsed_file} OUT\n```"
     )
 
 

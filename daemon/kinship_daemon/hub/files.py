@@ -16,6 +16,7 @@ from kinship_daemon.hub.records import RepoFile
 __all__ = [
     "has_tokenizer",
     "intact",
+    "is_adapter",
     "local_files",
     "pickles",
     "sidecars",
@@ -25,6 +26,8 @@ __all__ = [
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_model.safetensors"
+_ADAPTER_CONFIG = "adapter_config.json"
 _SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.safetensors")
 _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
 # Any one of these groups is a tokenizer that transformers can load.
@@ -38,7 +41,7 @@ _TOKENIZERS = (
 )
 _SIDECARS = frozenset().union(
     *_TOKENIZERS,
-    {"config.json", "generation_config.json"},
+    {"config.json", "generation_config.json", _ADAPTER_CONFIG},
     {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"},
     {"chat_template.jinja", "chat_template.json"},
 )
@@ -48,6 +51,12 @@ _INDEX_BYTES = 100_000_000
 def has_tokenizer(files: Iterable[RepoFile]) -> bool:
     names = {file.path for file in files}
     return any(group <= names for group in _TOKENIZERS)
+
+
+def is_adapter(files: Iterable[RepoFile]) -> bool:
+    """Whether an adapter is all there is: full weights count before it, as loaders have it."""
+    names = {file.path for file in files}
+    return {_ADAPTER, _ADAPTER_CONFIG} <= names and not names & {_SINGLE, _INDEX}
 
 
 def pickles(files: Iterable[RepoFile]) -> list[str]:
@@ -78,7 +87,7 @@ def weight_files(files: Iterable[RepoFile], folder: Path | None = None) -> list[
     if _SINGLE in known:
         return [known[_SINGLE]]
     if _INDEX not in known:
-        return []
+        return [known[_ADAPTER]] if is_adapter(known.values()) else []
     if folder is None:
         return [file for name, file in known.items() if _SHARD.fullmatch(name)]
     shards = _indexed(folder / _INDEX)

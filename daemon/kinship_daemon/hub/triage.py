@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kinship_daemon.hub.files import has_tokenizer, pickles, weight_files
+from kinship_daemon.hub.files import has_tokenizer, is_adapter, pickles, weight_files
 from kinship_daemon.hub.front_matter import relation, tags
 from kinship_daemon.hub.records import Repo
 
@@ -28,11 +28,13 @@ class Rules:
         max_gb: Largest size of the weight files, in 10^9 bytes.
         allow_gated: Admit repos whose terms must be accepted first.
         allow_merges: Admit other people's merges.
+        allow_adapters: Admit LoRA adapters.
     """
 
     max_gb: float = 40.0
     allow_gated: bool = False
     allow_merges: bool = False
+    allow_adapters: bool = True
 
 
 def refusal(
@@ -79,8 +81,8 @@ def _by_standing(repo: Repo, base_id: str, rules: Rules) -> str | None:
 def _by_relation(repo: Repo, rules: Rules) -> str | None:
     # Whether the card names this base is the hub's to say: it knows the names of renamed repos.
     kind = relation(repo.card, [file.path for file in repo.files])
-    if kind == "adapter":
-        return "an adapter; only full fine-tunes are merged"
+    if kind == "adapter" and not rules.allow_adapters:
+        return "an adapter (triage.allow_adapters admits such)"
     if kind == "quantized":
         return "a quantised copy"
     if kind == "merge" and not rules.allow_merges:
@@ -104,10 +106,12 @@ def _by_files(repo: Repo, rules: Rules) -> str | None:
         pickled = pickles(repo.files)
         only = f"only pickle weights ({', '.join(pickled[:3])})" if pickled else "no weights"
         return f"{only}; model.safetensors is needed, or shards with their index"
-    if "config.json" not in names:
-        return "no config.json"
-    if not has_tokenizer(repo.files):
-        return "no tokenizer files (such as tokenizer.json or tokenizer.model)"
+    # An adapter has its base's config and tokenizer.
+    if not is_adapter(repo.files):
+        if "config.json" not in names:
+            return "no config.json"
+        if not has_tokenizer(repo.files):
+            return "no tokenizer files (such as tokenizer.json or tokenizer.model)"
     size = sum(file.size for file in weights) / 1e9
     if size > rules.max_gb:
         return f"weights of {size:.1f} GB, more than triage.max_gb {rules.max_gb:g}"

@@ -13,9 +13,10 @@ from kinship_daemon.hub.files import wanted, weight_files
 from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.records import Repo
 from kinship_daemon.hub.triage import Rules, refusal, remarks
-from kinship_daemon.steps.making import ancestors
+from kinship_daemon.steps.making import ancestors, residents
 from kinship_daemon.weights import gram
-from kinship_daemon.weights.checkpoint import Checkpoint, compare, read_json, weights_identity
+from kinship_daemon.weights.checkpoint import read_json, weights_identity
+from kinship_daemon.weights.descendant import descend
 from kinship_storage.errors import LineageError
 from kinship_storage.records import File, Model
 
@@ -133,9 +134,8 @@ def _examine(d: Daemon, model: Model) -> _Found:
 
 def _inspect(d: Daemon, model: Model, repo: Repo, folder: Path) -> _Found:
     """What the fetched files themselves say."""
-    checkpoint = Checkpoint.open(folder)
-    compare(d.base_checkpoint, checkpoint)
-    hashes = {name: d.sha256(folder / name) for name in checkpoint.files}
+    found = descend(d.base_checkpoint, folder)
+    hashes = {name: d.sha256(folder / name) for name in found.files}
     weights = weights_identity(hashes)
     if twin := _twin(d, model, hashes):
         _discard(d, folder)
@@ -143,7 +143,7 @@ def _inspect(d: Daemon, model: Model, repo: Repo, folder: Path) -> _Found:
     return _Found(
         folder=folder,
         weights=weights,
-        parameters=checkpoint.parameters,
+        parameters=d.base.parameters,
         gated=repo.gated,
         remarks=remarks(repo),
         license=declared(repo.card),
@@ -240,8 +240,7 @@ def _drop_changed(d: Daemon) -> None:
 
 def _extend(d: Daemon, new: Mapping[str, Model]) -> None:
     def work() -> gram.Ledger:
-        # A quarantined leaf keeps its row for as long as its bytes are there: merges rest on it.
-        known = {row: leaf for row in d.ledger.rows if (leaf := _on_disk(d, row)) is not None}
+        known = residents(d)
         base = d.base_checkpoint
         old, young = d.descendants(known), d.descendants(new)
         total = base.nbytes + sum(c.nbytes for c in (*old.values(), *young.values()))
@@ -257,13 +256,3 @@ def _extend(d: Daemon, new: Mapping[str, Model]) -> None:
 
     # A ledger that someone removed is computed again, so what counts is its rows, not the job.
     d.step("ledger", "ledger:" + ",".join(sorted(new)), None, work, record, redo=True)
-
-
-def _on_disk(d: Daemon, weights: str) -> Model | None:
-    for leaf in d.lineage.by_weights(weights):
-        try:
-            d.leaf_folder(leaf)
-        except ModelError:
-            continue
-        return leaf
-    return None

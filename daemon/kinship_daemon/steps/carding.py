@@ -11,10 +11,10 @@ from kinship_daemon.daemon import Daemon
 from kinship_daemon.evaluate.records import Split, harness_versions
 from kinship_daemon.hub.card import CardFacts, GateFacts, Kin, Node, Result, Source
 from kinship_daemon.hub.licence import most_restrictive
-from kinship_daemon.steps.making import ancestors, coefficients, leaf_models
+from kinship_daemon.steps.making import ancestors, coefficients, is_leaf, leaf_models
 from kinship_daemon.steps.scoring import scores
 from kinship_daemon.weights.checkpoint import DTYPES
-from kinship_daemon.weights.mergekit import collapsed_yaml, to_yaml
+from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.records import Model
 
@@ -29,8 +29,6 @@ def card_facts(d: Daemon, model: Model, repo: str) -> CardFacts:
     """
     family = ancestors(d, model)
     leaves = [each for each in family if each.recipe is None]
-    combination = coefficients(d, model)
-    names = {weights: _name(leaf) for weights, leaf in leaf_models(d, combination).items()}
     assert model.recipe is not None
     recipe = Recipe.from_json(model.recipe)
     base = _name(d.base)
@@ -55,11 +53,47 @@ def card_facts(d: Daemon, model: Model, repo: str) -> CardFacts:
         kinships=_kinships(d, [*leaves, *(d.lineage.require(name) for name in model.parents)]),
         sources=tuple(_source(d, each) for each in (d.base, *leaves)),
         made=to_yaml(recipe, _names(d, model), base, _dtype(d)),
-        collapsed=collapsed_yaml(d.ledger, combination, names, base, _dtype(d)),
+        collapsed=_from_leaves(d, model),
         version=version("kinship-daemon"),
         settings=_settings(d),
         hub_url=d.hub.name if "://" in d.hub.name else None,
     )
+
+
+def _from_leaves(d: Daemon, model: Model) -> str:
+    """
+    The merge as it can be made again from fine-tunes alone.
+
+    One document where algebra collapses it; otherwise one for each merge that it rests on, too.
+    """
+    parts: dict[str, str] = {}
+    last = _document(d, model, _dtype(d), parts)
+    return several_yaml(parts, last) if parts else last
+
+
+def _document(d: Daemon, model: Model, dtype: str, parts: dict[str, str]) -> str:
+    """The YAML of one merge; those of the merges that it names are added to `parts` before it."""
+    base = _name(d.base)
+    assert model.recipe is not None
+    if is_leaf(model):
+        parents = [d.lineage.require(name) for name in model.parents]
+        called = {each.id: _part(d, each, parts) for each in parents}
+        return to_yaml(Recipe.from_json(model.recipe), called, base, dtype)
+    combination = coefficients(d, model)
+    leaves = leaf_models(d, combination)
+    names = {weights: _part(d, leaf, parts) for weights, leaf in leaves.items()}
+    return collapsed_yaml(d.ledger, combination, names, base, dtype)
+
+
+def _part(d: Daemon, model: Model, parts: dict[str, str]) -> str:
+    """What to call a model in the YAML: a fine-tune by its repo, a merge by its own document."""
+    if model.recipe is None:
+        adapter = any(file.path == "adapter_config.json" for file in d.lineage.files(model.id))
+        return f"{_name(d.base)}+{_name(model)}" if adapter else _name(model)
+    if model.id not in parts:
+        # A leaf is rounded when it is written; what only passes through is not.
+        parts[model.id] = _document(d, model, _dtype(d) if is_leaf(model) else "float32", parts)
+    return model.id
 
 
 def _name(model: Model) -> str:

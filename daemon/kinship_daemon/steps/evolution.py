@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import Any
 
-from pydantic import BaseModel
-
+from kinship_daemon.asking import FAILED, PolicyFailed, ask
 from kinship_daemon.daemon import BudgetReached, Daemon
-from kinship_daemon.errors import KinshipError, Transient
+from kinship_daemon.errors import Transient, UsageError
+from kinship_daemon.steps.facts import policy_identity, population
 from kinship_daemon.steps.scoring import finished_today, mean_score, score, scores
 from kinship_daemon.weights.recipe import Recipe, check
-from kinship_policies.policy import Decision, Member, Population, Proposal
+from kinship_policies.policy import Decision, Population, Proposal
 from kinship_storage.records import Generation, Model
 
 __all__ = [
     "converged",
     "decide",
     "grow",
-    "population",
     "score_everyone",
     "show_generation",
     "unfinished",
@@ -48,50 +46,19 @@ def grow(d: Daemon) -> list[Model]:
     return proposed
 
 
-def population(d: Daemon) -> Population:
-    """The facts for the policy: everyone admitted and scored, and their kinships."""
-    everyone = [(model, scores(d, model, "selection")) for model in d.population_models("admitted")]
-    members = tuple(
-        Member(
-            name=model.id,
-            score=mean_score(rows),
-            tasks={row.task: row.score for row in rows},
-            generation=model.generation,
-            parents=model.parents,
-        )
-        for model, rows in sorted(everyone, key=lambda pair: pair[0].id)
-        if rows
-    )
-    names = [member.name for member in members]
-    last = _last(d)
-    before = set() if last is None else {m["name"] for m in last.facts["members"]}
-    # What another policy, or this one otherwise set, thought of the top is nothing to go by.
-    same = last is not None and (last.policy, last.settings) == _policy_identity(d)
-    decision = Decision.from_json(last.decision) if last is not None and same else None
-    return Population(
-        generation=1 if last is None else last.number + 1,
-        members=members,
-        kinship=_kinship_matrix(d, names),
-        merged=frozenset(
-            (min(pair), max(pair))
-            for model in d.lineage.models(kind="merge")
-            for pair in combinations(model.parents, 2)
-        ),
-        newcomers=tuple(m.name for m in members if last and not m.parents and m.name not in before),
-        previous_top=None if decision is None else decision.top,
-        saturated=0 if decision is None else decision.saturated,
-        seed=d.config.seed,
-    )
-
-
 def converged(d: Daemon) -> str | None:
     """Why there is nothing to decide: the last decision was to stop, and nothing changed since."""
-    last = _last(d)
-    if last is None or last.stop is None or (last.policy, last.settings) != _policy_identity(d):
+    last = d.lineage.last_generation()
+    if last is None or last.stop is None or (last.policy, last.settings) != policy_identity(d):
         return None
     # With their scores: other evaluation settings are a change too.
     then = Population.from_json(last.facts)
-    return last.stop if population(d).members == then.members else None
+    return last.stop if _state(population(d)) == _state(then) else None
+
+
+def _state(facts: Population) -> tuple[object, ...]:
+    """What a stop depends on: others, other scores or a larger budget are worth asking again."""
+    return facts.budget, [(member.name, member.tasks) for member in facts.members]
 
 
 def unfinished(d: Daemon) -> bool:
@@ -100,18 +67,25 @@ def unfinished(d: Daemon) -> bool:
 
 
 def decide(d: Daemon) -> Decision:
-    """Ask the policy, and write its decision and the merges it proposes in one transaction."""
+    """
+    Ask the policy, and write its decision and the merges it proposes in one transaction.
+
+    One that fails decides to stop, and says why: the daemon watches on.
+    """
     facts = population(d)
     if not facts.members:
         raise Transient(
             f"no fine-tune of {d.base.id} could be admitted from {d.hub.name}; "
             "`kinship-daemon status` says why"
         )
-    decision = d.policy.propose(facts)
-    children = _children(d, facts, decision)
+    try:
+        decision = ask(d.policy, facts, d.config.limits.decision_seconds)
+        children = _children(d, facts, decision)
+    except (PolicyFailed, UsageError) as error:
+        decision, children = Decision((), (), None, stop=f"{FAILED}{error}"), []
     if not children and decision.stop is None:
         decision = replace(decision, merges=(), stop="the policy proposed nothing new")
-    policy, settings = _policy_identity(d)
+    policy, settings = policy_identity(d)
     row = Generation(
         number=facts.generation,
         policy=policy,
@@ -141,29 +115,36 @@ def _children(d: Daemon, facts: Population, decision: Decision) -> list[Model]:
         name = str(index)
         if proposal.role == "exploration":
             name = "exp" if explorations == 1 else f"exp{explorations}"
-        child = _child(d, facts, f"model-{facts.generation}-{name}", proposal)
-        assert child.weights is not None
-        known = [*d.lineage.by_weights(child.weights), *children]
-        twins = [model.id for model in known if model.weights == child.weights]
-        if twins:
-            d.report.event("warning", f"{' + '.join(child.parents)} was made before: {twins[0]}")
-        else:
-            children.append(child)
+        for step, parameters in enumerate(proposal.variants(), 1):
+            place = f"model-{facts.generation}-{name}" + (f"-{step}" if proposal.sweep else "")
+            child = _child(d, facts, place, proposal, parameters)
+            assert child.weights is not None
+            known = [*d.lineage.by_weights(child.weights), *children]
+            twins = [model.id for model in known if model.weights == child.weights]
+            if twins:
+                merged = " + ".join(child.parents)
+                d.report.event("warning", f"{merged} was made before: {twins[0]}")
+            else:
+                children.append(child)
     return children
 
 
-def _child(d: Daemon, facts: Population, name: str, proposal: Proposal) -> Model:
+def _child(
+    d: Daemon, facts: Population, name: str, proposal: Proposal, parameters: Mapping[str, Any]
+) -> Model:
     """The merge that a proposal asks for, as a row of the lineage."""
     known = {member.name for member in facts.members}
     if unknown := [name for name in proposal.parents if name not in known]:
-        raise KinshipError(
-            f"policy {d.config.policy.use} proposed to merge {', '.join(unknown)}, "
-            "which the population does not have"
+        raise PolicyFailed(
+            f"it proposed to merge {', '.join(unknown)}, which the population does not have"
         )
+    # Another method has parameters of its own.
+    method = proposal.method or d.config.merge.method
+    configured = d.config.merge.parameters if method == d.config.merge.method else {}
     recipe = Recipe(
-        method=proposal.method or d.config.merge.method,
+        method=method,
         parents=proposal.parents,
-        parameters={**d.config.merge.parameters, **proposal.parameters},
+        parameters={**configured, **parameters},
     )
     check(recipe, d.ledger.names)
     parents = [d.lineage.require(name) for name in proposal.parents]
@@ -235,21 +216,3 @@ def _announce_child(d: Daemon, child: Model) -> None:
     value, gain = _gain(d, child)
     message = f"{child.id} = {' + '.join(child.parents)}: {value:.4f} ({gain:+.4f})"
     d.report.event("merge", message, model=child.id, score=value, gain=gain)
-
-
-def _last(d: Daemon) -> Generation | None:
-    return d.lineage.last_generation()
-
-
-def _policy_identity(d: Daemon) -> tuple[str, dict[str, Any]]:
-    """The policy's name and all its settings, defaults too where it tells them."""
-    if isinstance(d.policy, BaseModel):
-        return d.config.policy.use, d.policy.model_dump(mode="json")
-    return d.config.policy.use, d.config.policy.settings
-
-
-def _kinship_matrix(d: Daemon, names: Sequence[str]) -> tuple[tuple[float | None, ...], ...]:
-    known = d.lineage.kinships(d.config.kinship.metric)
-    return tuple(
-        tuple(1.0 if a == b else known.get((min(a, b), max(a, b))) for b in names) for a in names
-    )

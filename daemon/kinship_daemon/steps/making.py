@@ -10,10 +10,39 @@ from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import ModelError
 from kinship_daemon.weights.kinship import Metric, matrix
 from kinship_daemon.weights.materialise import Assembly, assemble, leaf_assembly
+from kinship_daemon.weights.methods.registry import is_elementwise
 from kinship_daemon.weights.recipe import Coefficients, Recipe, combine, leaf
 from kinship_storage.records import Model
 
-__all__ = ["ancestors", "assembly", "coefficients", "leaf_models", "record_kinships"]
+__all__ = [
+    "ancestors",
+    "assembly",
+    "coefficients",
+    "first_leaf",
+    "is_leaf",
+    "leaf_models",
+    "record_kinships",
+    "residents",
+]
+
+
+def residents(d: Daemon) -> dict[str, Model]:
+    """
+    The models of the ledger's rows whose bytes are there, by weights identity, in its order.
+
+    A quarantined one keeps its row for as long as its bytes are there: merges rest on it.
+    """
+    return {row: model for row in d.ledger.rows if (model := _on_disk(d, row)) is not None}
+
+
+def _on_disk(d: Daemon, weights: str) -> Model | None:
+    for model in d.lineage.by_weights(weights):
+        try:
+            d.leaf_folder(model)
+        except ModelError:
+            continue
+        return model
+    return None
 
 
 def coefficients(d: Daemon, model: Model) -> Coefficients:
@@ -30,10 +59,11 @@ def coefficients(d: Daemon, model: Model) -> Coefficients:
 
 
 def _combine(d: Daemon, model: Model) -> Coefficients:
-    if model.recipe is None:
+    if is_leaf(model):
         if model.weights not in d.ledger.rows:
             raise ModelError(f"{model.id} has no row in the ledger")
         return leaf(d.ledger, model.weights)
+    assert model.recipe is not None
     recipe = Recipe.from_json(model.recipe)
     parents = [d.lineage.require(name) for name in recipe.parents]
     try:
@@ -45,8 +75,8 @@ def _combine(d: Daemon, model: Model) -> Coefficients:
 def assembly(d: Daemon, model: Model) -> Assembly:
     """How to make a model's weights anywhere: its own file, or one pass over its leaves."""
     assert model.weights is not None
-    if model.recipe is None:
-        return leaf_assembly(d.leaf_folder(model), model.weights)
+    if is_leaf(model):
+        return leaf_assembly(d.leaf_folder(model), model.weights, d.base_folder)
     combination = coefficients(d, model)
     folders = {row: d.leaf_folder(leaf) for row, leaf in leaf_models(d, combination).items()}
     return assemble(
@@ -55,11 +85,16 @@ def assembly(d: Daemon, model: Model) -> Assembly:
         d.base_folder,
         folders,
         model.weights,
-        donor=d.leaf_folder(_first_leaf(d, model)),
+        donor=d.leaf_folder(first_leaf(d, model)),
     )
 
 
-def _first_leaf(d: Daemon, model: Model) -> Model:
+def is_leaf(model: Model) -> bool:
+    """Whether its weights are its own: a fine-tune, or a merge that algebra cannot make."""
+    return model.recipe is None or is_elementwise(model.recipe["method"])
+
+
+def first_leaf(d: Daemon, model: Model) -> Model:
     """Whose tokenizer and templates a merge carries on: its first parent's, and so on up."""
     while model.recipe is not None:
         model = d.lineage.require(model.parents[0])

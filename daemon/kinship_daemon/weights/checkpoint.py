@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,10 @@ __all__ = [
     "DTYPES",
     "Checkpoint",
     "TensorInfo",
+    "alike_tied",
     "compare",
+    "first_three",
+    "follows_from_config",
     "read_json",
     "weights_identity",
 ]
@@ -28,9 +32,11 @@ INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MAX_JSON_BYTES = 100_000_000
-# Saved by old transformers, computed from config.json by every one we support.
-_DERIVED = ".rotary_emb.inv_freq"
-_TIED = "lm_head.weight"
+# Buffers that old transformers saved and every one we support computes from config.json.
+_COMPUTED = re.compile(r"(^|\.)(\w*inv_freq|cos_cached|sin_cached|masked_bias|position_ids)$")
+# The causal mask of GPT-2 and its kin; a bias that is learnt is a vector of floats.
+_MASK = re.compile(r"\.(attn|attention)\.bias$")
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class Checkpoint:
     """
     The weights in one folder. Opening reads headers only; tensors are mapped when asked for.
 
-    Left out: rotary frequencies, which follow from config.json, and the second copy of tied
-    embeddings, which some trainers save and which the model never reads.
+    Left out: buffers that follow from config.json (rotary tables, causal masks, positions), and the
+    second copy of tied embeddings, which some trainers save and which the model never reads.
     """
 
     path: Path
@@ -61,13 +67,11 @@ class Checkpoint:
                     raise ModelError(f"{path}: tensor {name} is in {found[name].file} and {file}")
                 found[name] = info
         _check_index(path, found)
-        tied = (path / "config.json").exists() and read_json(path / "config.json").get(
-            "tie_word_embeddings"
-        )
+        tied = _says_tied(path)
         kept = {
             name: found[name]
             for name in sorted(found)
-            if not name.endswith(_DERIVED) and not (tied and name == _TIED)
+            if not _is_computed(found[name]) and not (tied and name == _HEAD)
         }
         if not kept:
             raise ModelError(f"{path}: its weight files hold no tensors")
@@ -97,9 +101,12 @@ class Checkpoint:
         return tensor
 
 
-def compare(base: Checkpoint, other: Checkpoint) -> None:
+def compare(base: Checkpoint, other: Checkpoint, *, resizable: Container[str] = ()) -> None:
     """
     Check that `other` can descend from `base`: same architecture, tensor names and shapes.
+
+    Args:
+        resizable: Tensors that may have more or fewer rows than the base's.
 
     Raises:
         ModelError: It cannot; the first three differences are named.
@@ -107,16 +114,44 @@ def compare(base: Checkpoint, other: Checkpoint) -> None:
     ours, theirs = _architecture(base.path), _architecture(other.path)
     if ours != theirs:
         raise ModelError(f"{other.path}: its architecture is {theirs}, the base's is {ours}")
+    _refuse_half_tied(base, other)
     differences = []
     for name in sorted({*base.tensors, *other.tensors}):
-        difference = _difference(name, base.tensors.get(name), other.tensors.get(name))
+        our, their = base.tensors.get(name), other.tensors.get(name)
+        difference = _difference(name, our, their, resizable=name in resizable)
         if difference:
             differences.append(difference)
     if differences:
-        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ModelError(
-            f"{other.path}: its weights do not fit the base's: {'; '.join(differences[:3])}{more}"
+            f"{other.path}: its weights do not fit the base's: {first_three(differences)}"
         )
+
+
+def first_three(differences: Sequence[str]) -> str:
+    """Enough to see what is wrong, and how many more there are."""
+    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return "; ".join(differences[:3]) + more
+
+
+def alike_tied(base: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """
+    `other` without the second copy of tied embeddings that only its base gives away.
+
+    A config that says nothing of tying means its architecture's default. Where the base's is
+    silent too and the base has no lm_head of its own, that default is to tie.
+    """
+    silent = _says_tied(base.path) is None and _says_tied(other.path) is None
+    if not silent or _HEAD in base.tensors or _HEAD not in other.tensors:
+        return other
+    kept = {name: info for name, info in other.tensors.items() if name != _HEAD}
+    return replace(other, tensors=MappingProxyType(kept))
+
+
+def follows_from_config(name: str, *, is_float: bool, dimensions: int) -> bool:
+    """Whether a tensor is a buffer that every model computes anew from its config.json."""
+    if _COMPUTED.search(name):
+        return True
+    return _MASK.search(name) is not None and (not is_float or dimensions == 4)
 
 
 def weights_identity(sha256: Mapping[str, str]) -> str:
@@ -182,7 +217,7 @@ def _why_no_weights(path: Path) -> str:
     pickles = [name for name in names if name.endswith(_PICKLES) and name != "training_args.bin"]
     if any(name.endswith(".safetensors") for name in names):
         if "adapter_model.safetensors" in names:
-            return f"{path}: holds only an adapter; merge it into its base first"
+            return f"{path}: holds only an adapter, which is no model without its base"
         return f"{path}: has safetensors files, but neither {SINGLE} nor {INDEX}"
     if pickles:
         shown = ", ".join(pickles[:3]) + (", ..." if len(pickles) > 3 else "")
@@ -198,12 +233,38 @@ def _architecture(path: Path) -> str:
     raise ModelError(f"{path / 'config.json'}: names no architectures")
 
 
-def _difference(name: str, ours: TensorInfo | None, theirs: TensorInfo | None) -> str | None:
+def _says_tied(path: Path) -> bool | None:
+    """What config.json says; None where it says nothing."""
+    if not (path / "config.json").exists():
+        return None
+    said = read_json(path / "config.json").get("tie_word_embeddings")
+    return None if said is None else bool(said)
+
+
+def _is_computed(info: TensorInfo) -> bool:
+    is_float = info.dtype in _FLOATS
+    return follows_from_config(info.name, is_float=is_float, dimensions=len(info.shape))
+
+
+def _refuse_half_tied(base: Checkpoint, other: Checkpoint) -> None:
+    for tied, untied, words in (
+        (base, other, "has an lm_head.weight of its own, the base's embeddings are tied"),
+        (other, base, "has no lm_head.weight (tied embeddings), the base has one of its own"),
+    ):
+        half = _HEAD in untied.tensors and _HEAD not in tied.tensors
+        if half and _says_tied(tied.path) is not False:
+            raise ModelError(f"{other.path}: {words}; these cannot be merged")
+
+
+def _difference(
+    name: str, ours: TensorInfo | None, theirs: TensorInfo | None, *, resizable: bool
+) -> str | None:
     if theirs is None:
         return f"{name} is missing"
     if ours is None:
         return f"{name} is not in the base"
-    if ours.shape != theirs.shape:
+    skipped = 1 if resizable else 0
+    if ours.shape[skipped:] != theirs.shape[skipped:] or len(ours.shape) != len(theirs.shape):
         return f"{name} is {_dimensions(theirs)}, the base's is {_dimensions(ours)}"
     if theirs.dtype not in _FLOATS or ours.dtype not in _FLOATS:
         return f"{name} is {theirs.dtype} (quantised or no weights), the base's is {ours.dtype}"

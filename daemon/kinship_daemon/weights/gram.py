@@ -1,29 +1,25 @@
-"""
-The Gram ledger: per tensor, the inner products of {ones, b, d_1 .. d_n}, summed in float64.
+"""Measures the rows of the Gram ledger: each model is read once when it joins, by tensors."""
 
-Each checkpoint is read once when it joins; every kinship, slerp angle and merge follows from the
-ledger (design.md section 3).
-"""
-
-import json
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from kinship_daemon.durable import whole_file
-from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.errors import ModelError
 from kinship_daemon.weights.checkpoint import Checkpoint
-from kinship_daemon.weights.descendant import Descendant
-from kinship_daemon.weights.inner import Kernel, doubtful_products, exact_fp32, remeasure
+from kinship_daemon.weights.descendant import Content, Descendant, LowRank
+from kinship_daemon.weights.inner import Kernel, Pending, doubtful_products, remeasure
+from kinship_daemon.weights.ledger import Ledger
+from kinship_daemon.weights.low_rank import low_rank_products
 
-__all__ = ["BadTensor", "Ledger", "extend", "start"]
+__all__ = ["BadTensor", "Joining", "Ledger", "extend", "start"]
 
-_FORMAT = 1
+# Tensors that are begun while the first of them is finished, so that no core waits.
+_AHEAD = 4
 
 
 class BadTensor(ModelError):
@@ -35,73 +31,6 @@ class BadTensor(ModelError):
         self.tensor = tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Ledger:
-    """
-    Inner products of the deltas of one base's descendants.
-
-    Attributes:
-        base: The base's weights identity.
-        rows: The leaves' weights identities, in the order they joined.
-        names: Tensors, sorted.
-        sizes: Elements of each tensor.
-        gram: (tensors, rows+2, rows+2) float64, of {ones, b, d_1 .. d_n}; symmetric.
-    """
-
-    base: str
-    rows: tuple[str, ...]
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    gram: Tensor
-
-    def total(self) -> Tensor:
-        """Sums over all tensors, (rows+2, rows+2) float64."""
-        return self.gram.sum(0)
-
-    def keep(self, rows: Sequence[str]) -> "Ledger":
-        """The ledger of some of its rows, in the order they joined; no weight is read."""
-        kept = [i for i, row in enumerate(self.rows) if row in set(rows)]
-        index = torch.tensor([0, 1, *(i + 2 for i in kept)])
-        gram = self.gram[:, index][:, :, index]
-        return replace(self, rows=tuple(self.rows[i] for i in kept), gram=gram)
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all; the same ledger gives the same bytes."""
-        facts = {
-            "format": _FORMAT,
-            "base": self.base,
-            "rows": self.rows,
-            "names": self.names,
-            "sizes": self.sizes,
-        }
-        # One key: safetensors does not promise the order of several.
-        metadata = {"ledger": json.dumps(facts, sort_keys=True)}
-        whole_file(path, save({"gram": self.gram.contiguous()}, metadata))
-
-    @classmethod
-    def load(cls, path: Path) -> "Ledger":
-        """
-        Read a saved ledger.
-
-        Raises:
-            KinshipError: It is missing, damaged or of a newer format.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["ledger"])
-                gram = file.get_tensor("gram").clone()
-            if facts["format"] > _FORMAT:
-                raise KinshipError(f"{path}: written by a newer version; upgrade kinship-daemon")
-            rows, names = tuple(facts["rows"]), tuple(facts["names"])
-            if gram.shape != (len(names), len(rows) + 2, len(rows) + 2):
-                raise ValueError("its parts do not fit together")
-            return cls(facts["base"], rows, names, tuple(facts["sizes"]), gram)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise KinshipError(
-                f"{path}: not a readable ledger ({error}); remove it and it is computed again"
-            ) from error
-
-
 def start(base: Checkpoint, identity: str) -> Ledger:
     """
     The ledger of a base alone.
@@ -111,8 +40,12 @@ def start(base: Checkpoint, identity: str) -> Ledger:
     """
     names = tuple(base.tensors)
     sizes = tuple(base.tensors[name].elements for name in names)
-    empty = Ledger(identity, (), names, sizes, torch.zeros(len(names), 2, 2, dtype=torch.float64))
-    return _measure(empty, base, {}, first=0, device="cpu", progress=None)
+    gram = torch.zeros(len(names), 2, 2, dtype=torch.float64)
+    with Kernel("cpu", lambda _bytes: None) as kernel:
+        for index, name in enumerate(names):
+            pending = kernel.begin([base.tensor(name).reshape(-1)], 0)
+            gram[index] = _settled(name, pending, [(identity, base.path)], first=0)
+    return Ledger(identity, (), names, sizes, gram)
 
 
 def extend(
@@ -136,40 +69,152 @@ def extend(
     joining = {identity: new[identity] for identity in new if identity not in ledger.rows}
     if not joining:
         return ledger
-    first = len(ledger.rows) + 2
-    leaves = {identity: known[identity] for identity in ledger.rows} | joining
-    return _measure(ledger, base, leaves, first=first, device=device, progress=progress)
+    paths = {identity: leaf.path for identity, leaf in joining.items()}
+    with Joining(ledger, base, known, paths, device=device, progress=progress) as rows:
+        for name in ledger.names:
+            rows.add(name, [leaf.content(name) for leaf in joining.values()])
+        return rows.ledger()
 
 
-def _measure(
-    ledger: Ledger,
-    base: Checkpoint,
-    leaves: Mapping[str, Descendant],
-    *,
-    first: int,
-    device: str,
-    progress: Callable[[int], None] | None,
-) -> Ledger:
-    """The ledger with every inner product that touches a row at or after `first` measured."""
-    models = [(ledger.base, base.path), *((row, leaf.path) for row, leaf in leaves.items())]
-    count = len(leaves) + 2
-    gram = torch.zeros(len(ledger.names), count, count, dtype=torch.float64)
-    old = ledger.gram.shape[1]
-    gram[:, :old, :old] = ledger.gram
-    kernel = Kernel(count, first, device, progress or (lambda _bytes: None))
-    with exact_fp32():
-        for index, name in enumerate(ledger.names):
-            own = base.tensor(name)
-            contents = [leaf.content(name) for leaf in leaves.values()]
-            tensors = [t.reshape(-1) for t in (own, *contents) if isinstance(t, Tensor)]
-            measured = kernel.products(tensors)
-            doubtful = doubtful_products(measured, tensors, first)
-            if bool(doubtful.any()):
-                _refuse_bad(name, models, tensors)
-                remeasure(measured, tensors, doubtful)
-            gram[index, first:] = measured[first:]
-            gram[index, :, first:] = measured[first:].T
-    return replace(ledger, rows=tuple(leaves), gram=gram)
+class Joining:
+    """
+    New rows, measured tensor by tensor: from files, or while a model is being made.
+
+    Inside `with`, every tensor of the ledger is added once; then `ledger` gives the longer ledger.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        base: Checkpoint,
+        known: Mapping[str, Descendant],
+        joining: Mapping[str, Path],
+        *,
+        device: str = "cpu",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """
+        Get ready to read the base and every model of the ledger once.
+
+        Args:
+            ledger: Without the new rows.
+            base: Its base.
+            known: The models of all its rows, by weights identity.
+            joining: Where the new rows' models lie, by weights identity; for messages.
+            device: Where inner products are computed.
+            progress: Called with the bytes just read.
+        """
+        self._before = ledger
+        self._base = base
+        self._known = [known[identity] for identity in ledger.rows]
+        self._models = [
+            (ledger.base, base.path),
+            *((identity, known[identity].path) for identity in ledger.rows),
+            *joining.items(),
+        ]
+        count = len(self._models) + 1
+        self._first = len(ledger.rows) + 2
+        self._gram = torch.zeros(len(ledger.names), count, count, dtype=torch.float64)
+        self._gram[:, : self._first, : self._first] = ledger.gram
+        self._places = {name: place for place, name in enumerate(ledger.names)}
+        self._kernel = Kernel(device, progress or (lambda _bytes: None))
+        self._begun: deque[_Begun] = deque()
+
+    def __enter__(self) -> Self:
+        self._kernel.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._kernel.__exit__(*error)
+
+    def add(self, name: str, new: Sequence[Content]) -> None:
+        """
+        One tensor of the new models, in their order.
+
+        Raises:
+            BadTensor: A model holds NaN or infinity in this tensor, or in one added before.
+        """
+        contents = [*(model.content(name) for model in self._known), *new]
+        self._begun.append(_Begun(name, self._base.tensor(name), contents, self._kernel, self._new))
+        if len(self._begun) > _AHEAD:
+            self._finish(self._begun.popleft())
+
+    def ledger(self) -> Ledger:
+        """
+        The ledger with the new rows.
+
+        Raises:
+            BadTensor: As `add`.
+        """
+        while self._begun:
+            self._finish(self._begun.popleft())
+        rows = tuple(identity for identity, _ in self._models[1:])
+        return replace(self._before, rows=rows, gram=self._gram)
+
+    @property
+    def _new(self) -> int:
+        """The first of the new models among all leaves."""
+        return len(self._known)
+
+    def _finish(self, begun: "_Begun") -> None:
+        measured = begun.products(self._models)
+        place, first = self._places[begun.name], self._first
+        self._gram[place, first:] = measured[first:]
+        self._gram[place, :, first:] = measured[first:].T
+
+
+class _Begun:
+    """One tensor of all models, its dense part on its way through the kernel."""
+
+    def __init__(
+        self, name: str, base: Tensor, contents: Sequence[Content], kernel: Kernel, new: int
+    ) -> None:
+        self.name = name
+        self._contents = contents
+        self._dense = [i for i, each in enumerate(contents) if isinstance(each, Tensor)]
+        self._low = [i for i, each in enumerate(contents) if isinstance(each, LowRank)]
+        self._tensors = [each.reshape(-1) for each in (base, *contents) if isinstance(each, Tensor)]
+        self._known = sum(i < new for i in self._dense)
+        joins = self._known < len(self._dense)
+        self._pending = kernel.begin(self._tensors, self._known) if joins else None
+
+    def products(self, models: Sequence[tuple[str, Path]]) -> Tensor:
+        """(rows, rows) float64, right in every row and column of a new model."""
+        size = len(self._contents) + 2
+        measured = torch.zeros(size, size, dtype=torch.float64)
+        rows = [0, 1, *(i + 2 for i in self._dense)]
+        if self._pending is not None:
+            theirs = [models[0], *(models[i + 1] for i in self._dense)]
+            dense = _settled(self.name, self._pending, theirs, first=2 + self._known)
+            measured[torch.tensor(rows)[:, None], torch.tensor(rows)] = dense
+        if self._low:
+            self._add_low_rank(measured, rows, models)
+        return measured
+
+    def _add_low_rank(
+        self, measured: Tensor, rows: list[int], models: Sequence[tuple[str, Path]]
+    ) -> None:
+        low = [each for each in self._contents if isinstance(each, LowRank)]
+        for place, delta in zip(self._low, low, strict=True):
+            _refuse_bad(self.name, [models[place + 1]] * 2, [delta.up, delta.down])
+        frame, own = low_rank_products(self._tensors, low)
+        places = torch.tensor([i + 2 for i in self._low])
+        dense = torch.tensor(rows)
+        measured[dense[:, None], places] = frame
+        measured[places[:, None], dense] = frame.T
+        measured[places[:, None], places] = own
+
+
+def _settled(
+    name: str, pending: Pending, models: Sequence[tuple[str, Path]], *, first: int
+) -> Tensor:
+    """Dense inner products, (rows, rows), those that fp32 could not hold measured in float64."""
+    measured, tensors = pending.result(), pending.tensors
+    doubtful = doubtful_products(measured, tensors, first)
+    if bool(doubtful.any()):
+        _refuse_bad(name, models, tensors)
+        remeasure(measured, tensors, doubtful)
+    return measured
 
 
 def _refuse_bad(name: str, models: Sequence[tuple[str, Path]], tensors: Sequence[Tensor]) -> None:

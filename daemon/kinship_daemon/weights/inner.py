@@ -7,87 +7,189 @@ computed in tiles of one fixed shape, so that the bits of an inner product depen
 alone: not on which other rows there are, on their order, or on the number of threads.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Kernel", "doubtful_products", "exact_fp32", "remeasure"]
+__all__ = ["Kernel", "Pending", "doubtful_products", "remeasure"]
 
 # Elements summed in fp32 before float64 takes over.
 _RUN = 512
-# Elements per block: one row is 0.5 MB, so that a dozen stay in the cache of a core.
+# Elements per block: one row is 0.5 MB, so that a dozen stay in the cache.
 # A GPU has no such cache and wants long launches.
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
-# Rows per side of a tile: one kernel shape for every inner product.
+# Blocks that a thread works through before it takes up the next piece.
+_PIECE = 16
+# Leaves per side of a tile: one kernel shape for every inner product.
 _TILE = 4
+# The rows above a tile's leaves: ones and b.
+_FRAME = 2
 # Below this mean square the products of single elements leave fp32's range.
 _FAINT = 1e-30
 
 
 class Kernel:
-    """Streams one tensor of all models through a buffer that stays in the cache."""
+    """
+    Streams tensors of all models through buffers that stay in the cache, one for every core.
 
-    def __init__(self, rows: int, first: int, device: str, progress: Callable[[int], None]) -> None:
-        self.rows = rows
-        self.first = first
-        self.device = torch.device(device)
-        self.progress = progress
-        self.block = _BLOCK.get(self.device.type, _BLOCK["cpu"])
-        tiles = -(-rows // _TILE)
-        # (runs, rows, elements of a run): each tile of it is a batch of small matrices.
-        self.buffer = torch.zeros(
-            self.block // _RUN, tiles * _TILE, _RUN, dtype=torch.float32, device=self.device
-        )
-        self.tiles = [
-            (slice(i * _TILE, (i + 1) * _TILE), slice(j * _TILE, (j + 1) * _TILE))
-            for i in range(first // _TILE, tiles)
-            for j in range(i + 1)
-        ]
+    Each core works alone on its own pieces: threads that share one operation wait for each other,
+    which on a busy machine costs tens of times more than the work itself.
+    """
 
-    def products(self, tensors: Sequence[Tensor]) -> Tensor:
+    def __init__(self, device: str, progress: Callable[[int], None]) -> None:
+        """`progress` is called with the bytes just read."""
+        self._device = torch.device(device)
+        self._progress = progress
+        self._block = _BLOCK.get(self._device.type, _BLOCK["cpu"])
+        self._threads = torch.get_num_threads()
+        workers = self._threads if self._device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        self._own = threading.local()
+        self._precision = torch.get_float32_matmul_precision()
+
+    def __enter__(self) -> Self:
+        # Elsewhere in the process TF32 or bf16 products may have been allowed; not for the ledger.
+        torch.set_float32_matmul_precision("highest")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_float32_matmul_precision(self._precision)
+        torch.set_num_threads(self._threads)
+
+    def begin(self, tensors: Sequence[Tensor], known: int) -> "Pending":
         """
-        Inner products of one tensor's rows.
+        Start on the inner products of one tensor's rows {ones, b, d_1 .. d_n}.
 
         Args:
-            tensors: Flat, of the base and the leaves, in row order.
-
-        Returns:
-            (rows, rows) float64, symmetric, right in every row and column at or after `first`.
+            tensors: Flat, on the CPU, of the base and the leaves, in row order.
+            known: How many leaves are measured against each other already; those products are
+                left out.
         """
-        size = self.buffer.shape[1]
-        sums = torch.zeros(size, size, dtype=torch.float64, device=self.device)
-        for begin in range(0, tensors[0].numel(), self.block):
-            blocks = [tensor[begin : begin + self.block] for tensor in tensors]
-            runs = self._load(blocks)
-            for left, right in self.tiles:
-                product = torch.bmm(runs[:, left], runs[:, right].transpose(1, 2))
-                sums[left, right] += product.sum(0, dtype=torch.float64)
-            self.progress(sum(block.numel() * block.element_size() for block in blocks))
-        sums = sums[: self.rows, : self.rows].cpu()
-        # The tiles on the diagonal are full, those above it were never computed.
-        return sums.tril() + sums.tril(-1).T
+        length = tensors[0].numel()
+        step = self._block * _PIECE if self._device.type == "cpu" else max(length, 1)
+        pieces = [
+            self._pool.submit(self._piece, tensors, known, begin, min(begin + step, length))
+            for begin in range(0, length, step)
+        ]
+        return Pending(tensors, pieces)
 
-    def _load(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Fill {ones, b, d_1 .. d_n}; returns the runs in use, the last padded with zeros."""
-        length = blocks[0].numel()
-        runs = self.buffer[: -(-length // _RUN)]
-        _fill(runs[:, 0], torch.ones((), device=self.device).expand(length))
-        for row, block in enumerate(blocks, start=1):
-            _fill(runs[:, row], block)
-            if row > 1:
-                runs[:, row].sub_(runs[:, 1])
-        return runs
+    def _piece(self, tensors: Sequence[Tensor], known: int, begin: int, end: int) -> Tensor:
+        """The sums over elements begin..end, (rows, rows) float64, lower triangle of tiles."""
+        count = len(tensors) - 1
+        tiles = max(1, -(-count // _TILE))
+        buffer = self._buffer(tiles)
+        buffer[-1, _FRAME + count - (tiles - 1) * _TILE :] = 0
+        size = _FRAME + tiles * _TILE
+        sums = torch.zeros(size, size, dtype=torch.float64, device=self._device)
+        for blocks in self._blocks(tensors, begin, end):
+            runs = _load(buffer, blocks)
+            if not count:
+                frame = runs[0][:, :_FRAME]
+                sums[:_FRAME, :_FRAME] += _products(frame, frame)
+            for a in range(known // _TILE, tiles if count else 0):
+                own = slice(_FRAME + a * _TILE, _FRAME + (a + 1) * _TILE)
+                leaves = runs[a][:, _FRAME:]
+                product = _products(runs[a], leaves)
+                sums[own, :_FRAME] += product[:_FRAME].T
+                sums[own, own] += product[_FRAME:]
+                for c in range(a):
+                    other = slice(_FRAME + c * _TILE, _FRAME + (c + 1) * _TILE)
+                    sums[own, other] += _products(leaves, runs[c][:, _FRAME:])
+        self._progress(sum((end - begin) * tensor.element_size() for tensor in tensors))
+        return sums[: _FRAME + count, : _FRAME + count].cpu()
+
+    def _buffer(self, tiles: int) -> Tensor:
+        """(tiles, ones b and a tile of leaves, elements) float32, of the calling thread."""
+        buffer: Tensor | None = getattr(self._own, "buffer", None)
+        if buffer is None or len(buffer) < tiles:
+            shape = (tiles, _FRAME + _TILE, self._block)
+            buffer = torch.zeros(shape, dtype=torch.float32, device=self._device)
+            buffer[:, 0] = 1
+            self._own.buffer = buffer
+        return buffer[:tiles]
+
+    def _blocks(self, tensors: Sequence[Tensor], begin: int, end: int) -> Iterator[list[Tensor]]:
+        starts = range(begin, end, self._block)
+        if self._device.type == "cpu":
+            for at in starts:
+                yield [tensor[at : min(at + self._block, end)] for tensor in tensors]
+        else:
+            yield from _copied_ahead(tensors, starts, end, self._device)
 
 
-def _fill(row: Tensor, flat: Tensor) -> None:
-    """Copy a flat block into (runs, _RUN), casting to fp32 and padding with zeros."""
-    whole, rest = divmod(flat.numel(), _RUN)
-    row[:whole].copy_(flat[: whole * _RUN].view(whole, _RUN))
-    if rest:
-        row[whole, :rest].copy_(flat[whole * _RUN :])
-        row[whole, rest:] = 0
+class Pending:
+    """One tensor's inner products on their way."""
+
+    def __init__(self, tensors: Sequence[Tensor], pieces: Sequence[Future[Tensor]]) -> None:
+        self.tensors = tensors
+        self._pieces = pieces
+
+    def result(self) -> Tensor:
+        """(rows, rows) float64, symmetric; 0 where it was known."""
+        rows = len(self.tensors) + 1
+        sums = torch.zeros(rows, rows, dtype=torch.float64)
+        for piece in self._pieces:  # in the order of the elements, whichever was ready first
+            sums += piece.result()
+        sums = sums.tril() + sums.tril(-1).T
+        sums[0, 0] = self.tensors[0].numel()
+        return sums
+
+
+def _load(buffer: Tensor, blocks: Sequence[Tensor]) -> list[Tensor]:
+    """Fill in b and the deltas; per tile, the runs in use (runs, rows, _RUN), padded with zeros."""
+    length = blocks[0].numel()
+    runs = -(-length // _RUN)
+    padded = buffer[:, :, : runs * _RUN]
+    if length < runs * _RUN:
+        padded[:, 1:, length:] = 0
+    base = padded[0, 1, :length].copy_(blocks[0])
+    for tile in padded[1:]:
+        tile[1, :length].copy_(base)
+    for place, block in enumerate(blocks[1:]):
+        row = padded[place // _TILE, _FRAME + place % _TILE, :length]
+        torch.sub(block, base, out=row)
+    return [tile.view(len(tile), runs, _RUN).transpose(0, 1) for tile in padded]
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """(rows, columns) float64 of (runs, rows, _RUN) and (runs, columns, _RUN)."""
+    return torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float64)
+
+
+def _copied_ahead(
+    tensors: Sequence[Tensor], starts: Sequence[int], end: int, device: torch.device
+) -> Iterator[list[Tensor]]:
+    """Blocks on the GPU: while one is worked on, the next is on its way through pinned memory."""
+    block = _BLOCK["cuda"]
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    work = torch.cuda.current_stream(device)
+    ahead: list[tuple[list[Tensor], torch.cuda.Event]] = []
+    for at in starts:
+        with torch.cuda.stream(copies):
+            parts = [tensor[at : min(at + block, end)].pin_memory() for tensor in tensors]
+            blocks = [part.to(device, non_blocking=True) for part in parts]
+            ahead.append((blocks, copies.record_event()))
+        if len(ahead) > 1:
+            yield _arrived(ahead.pop(0), work)
+            # The host would otherwise run ahead and fill the GPU with blocks that wait.
+            work.synchronize()
+    for waiting in ahead:
+        yield _arrived(waiting, work)
+
+
+def _arrived(
+    waiting: tuple[list[Tensor], torch.cuda.Event], work: torch.cuda.Stream
+) -> list[Tensor]:
+    blocks, event = waiting
+    work.wait_event(event)
+    for block in blocks:
+        block.record_stream(work)
+    return blocks
 
 
 def doubtful_products(measured: Tensor, tensors: Sequence[Tensor], first: int) -> Tensor:
@@ -130,14 +232,3 @@ def _float64_rows(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     for begin in range(0, tensors[0].numel(), _BLOCK["cpu"]):
         base, *leaves = (t[begin : begin + _BLOCK["cpu"]].double() for t in tensors)
         yield torch.stack([torch.ones_like(base), base, *(leaf - base for leaf in leaves)])
-
-
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """Elsewhere in the process TF32 or bf16 products may have been allowed; not for the ledger."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

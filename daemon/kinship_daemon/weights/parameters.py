@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kinship_daemon.errors import UsageError
 
-__all__ = ["check_setting", "conditions", "layer_count", "layer_depths", "per_tensor"]
+__all__ = ["check_setting", "conditions", "layer_count", "layer_depths", "layer_of", "per_tensor"]
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -28,7 +28,7 @@ def layer_count(names: Sequence[str]) -> int:
 
     The layer is the first number in a name, as in `model.layers.3.mlp.up_proj.weight`.
     """
-    return 1 + max((layer for layer in map(_layer, names) if layer is not None), default=-1)
+    return 1 + max((layer for layer in map(layer_of, names) if layer is not None), default=-1)
 
 
 def layer_depths(names: Sequence[str]) -> tuple[float, ...]:
@@ -38,12 +38,13 @@ def layer_depths(names: Sequence[str]) -> tuple[float, ...]:
     The one layer of a one-layer model lies at 1, and a tensor of no layer at 0.
     """
     last = layer_count(names) - 1
-    layers = [_layer(name) for name in names]
+    layers = [layer_of(name) for name in names]
     return tuple(0.0 if n is None else n / last if last else 1.0 for n in layers)
 
 
-def _layer(name: str) -> int | None:
-    match = _LAYER.search(name)
+def layer_of(tensor: str) -> int | None:
+    """The first number in a tensor's name, 3 in `model.layers.3.mlp.up_proj.weight`, or None."""
+    match = _LAYER.search(tensor)
     return int(match[1]) if match else None
 
 

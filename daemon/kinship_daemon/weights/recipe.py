@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,9 +21,18 @@ from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.gram import Ledger
 from kinship_daemon.weights.methods.method import MergeMethod, Parameter
 from kinship_daemon.weights.methods.registry import method
-from kinship_daemon.weights.parameters import per_tensor
+from kinship_daemon.weights.parameters import check_setting, per_tensor
 
-__all__ = ["NEGLIGIBLE", "Coefficients", "Recipe", "base_itself", "check", "combine", "leaf"]
+__all__ = [
+    "NEGLIGIBLE",
+    "Coefficients",
+    "Recipe",
+    "base_itself",
+    "check",
+    "combine",
+    "leaf",
+    "resolve",
+]
 
 # Coefficients are float64: below this share of the others, one is their rounding.
 NEGLIGIBLE = 1e-12
@@ -130,7 +140,7 @@ def check(recipe: Recipe, names: Sequence[str]) -> None:
     Raises:
         UsageError: The method, a parameter or the number of parents is wrong.
     """
-    _resolve(recipe, names)
+    resolve(recipe, names)
 
 
 def combine(ledger: Ledger, recipe: Recipe, parents: Sequence[Coefficients]) -> Coefficients:
@@ -145,7 +155,7 @@ def combine(ledger: Ledger, recipe: Recipe, parents: Sequence[Coefficients]) -> 
     Raises:
         UsageError: The method, a parameter or the number of parents is wrong.
     """
-    merge, parameters = _resolve(recipe, ledger.names)
+    merge, parameters = resolve(recipe, ledger.names)
     if merge.kind != "span":
         raise UsageError(f"{recipe.method} looks at every element: its child has to be made first")
     if len(parents) != len(recipe.parents):
@@ -154,7 +164,7 @@ def combine(ledger: Ledger, recipe: Recipe, parents: Sequence[Coefficients]) -> 
     models = _over(rows, parents)
     # Over {b, d_1 .. d_n}: without the ledger's first row, ones.
     places = torch.tensor([1, *(ledger.rows.index(row) + 2 for row in rows)])
-    gram = ledger.gram[:, places][:, :, places]
+    gram = ledger.gram.index_select(1, places).index_select(2, places)
     dots = models @ gram @ models.transpose(1, 2)
     factors = merge(dots, parameters)
     child = (factors[:, None, :] @ models)[:, 0]
@@ -170,12 +180,11 @@ def _over(rows: tuple[str, ...], parents: Sequence[Coefficients]) -> Tensor:
     models[:, 0, 0] = 1
     for index, parent in enumerate(parents, start=1):
         models[:, index, 0] = parent.base
-        for place, row in enumerate(parent.rows):
-            models[:, index, 1 + rows.index(row)] = parent.deltas[:, place]
+        models[:, index, [1 + rows.index(row) for row in parent.rows]] = parent.deltas
     return models
 
 
-def _resolve(recipe: Recipe, names: Sequence[str]) -> tuple[MergeMethod, dict[str, Tensor]]:
+def resolve(recipe: Recipe, names: Sequence[str]) -> tuple[MergeMethod, dict[str, Tensor]]:
     """The method, and all its parameters as (T,), or (T, parents) where they are per model."""
     merge = method(recipe.method)
     fewest, most = merge.parents
@@ -200,7 +209,7 @@ def _resolve_one(recipe: Recipe, parameter: Parameter, names: Sequence[str]) -> 
         raise UsageError(f"{recipe.method} needs the parameter {parameter.name!r}")
     boolean = isinstance(parameter.default, bool)
     if not parameter.per_model:
-        return per_tensor(parameter.name, setting, names, boolean=boolean)
+        return _values(parameter.name, setting, names, boolean=boolean)
     count = len(recipe.parents)
     if not isinstance(setting, list | tuple):
         setting = [setting] * count
@@ -208,8 +217,25 @@ def _resolve_one(recipe: Recipe, parameter: Parameter, names: Sequence[str]) -> 
         raise UsageError(
             f"{recipe.method}: {parameter.name} has {len(setting)} values for {count} parents"
         )
-    columns = [per_tensor(parameter.name, one, names, boolean=boolean) for one in setting]
+    columns = [_values(parameter.name, one, names, boolean=boolean) for one in setting]
     return torch.stack(columns, 1)
+
+
+def _values(name: str, setting: object, names: Sequence[str], *, boolean: bool) -> Tensor:
+    """As `per_tensor` has it, soon for plain numbers and for settings that came before."""
+    check_setting(name, setting)
+    if isinstance(setting, bool | int | float):
+        dtype = torch.bool if boolean else torch.float64
+        return torch.full((len(names),), setting, dtype=dtype)
+    text = json.dumps(_plain(setting))
+    # A copy: a method may do with its parameters what it likes.
+    return _varying(name, text, tuple(names), boolean).clone()
+
+
+@lru_cache(maxsize=256)
+def _varying(name: str, setting: str, names: tuple[str, ...], boolean: bool) -> Tensor:
+    """As `per_tensor` has it, of a setting as JSON, which tells 1 from 1.0 and from true."""
+    return per_tensor(name, json.loads(setting), names, boolean=boolean)
 
 
 def _plain(value: object) -> object:

@@ -12,8 +12,8 @@ __all__ = ["linear"]
 
 
 @span_method(
-    Parameter("weight", per_model=True),
-    Parameter("normalize", default=True),
+    Parameter("weight", per_model=True, doc="share of the child"),
+    Parameter("normalize", default=True, doc="divide the weights by their sum"),
     parents=(1, None),
     uses_dots=False,
 )

@@ -1,12 +1,13 @@
 """Finds merge methods by name, ours and third parties', through one entry-point group."""
 
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.methods.method import MergeMethod
 
-__all__ = ["GROUP", "method", "methods"]
+__all__ = ["GROUP", "is_elementwise", "method", "methods"]
 
 GROUP = "kinship_daemon.methods"
 
@@ -16,6 +17,7 @@ def methods() -> dict[str, MergeMethod]:
     return {name: method(name) for name in _names()}
 
 
+@cache
 def method(name: str) -> MergeMethod:
     """
     The merge method called `name`.
@@ -23,6 +25,7 @@ def method(name: str) -> MergeMethod:
     Raises:
         UsageError: There is none, or two packages provide one of that name.
     """
+    # Asked for by every recipe, and each look goes through the installed packages: hence the cache.
     # A package that is seen twice (installed, and on the path) provides the same object.
     providers: dict[str, EntryPoint] = {
         point.value: point for point in entry_points(group=GROUP) if point.name == name
@@ -35,6 +38,11 @@ def method(name: str) -> MergeMethod:
     (point,) = providers.values()
     found: MergeMethod = point.load()
     return found
+
+
+def is_elementwise(name: str) -> bool:
+    """Whether the child of this method has to be made before it can be a parent."""
+    return method(name).kind == "elementwise"
 
 
 def _names() -> list[str]:

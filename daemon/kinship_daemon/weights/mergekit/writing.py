@@ -1,48 +1,63 @@
 """
 Recipes as mergekit's YAML, so that a merge of ours can be made with mergekit too.
 
-`base_model` there is not always the models' common ancestor: in slerp it is the first of the two
-models, and in linear it only says whose tokenizer and config go along.
+mergekit calculates in the YAML's `dtype` and rounds to it in between; float32 here, and `out_dtype`
+for the result, come nearest to our one rounding.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.assembly import weights_over
-from kinship_daemon.weights.gram import Ledger
-from kinship_daemon.weights.mergekit_yaml import MergekitRecipe, read_yaml
+from kinship_daemon.weights.ledger import Ledger
+from kinship_daemon.weights.mergekit.roles import ON_DELTAS, Role, role_of
 from kinship_daemon.weights.methods.registry import method
+from kinship_daemon.weights.parameters import conditions
 from kinship_daemon.weights.recipe import Coefficients, Recipe
 
-__all__ = ["MergekitRecipe", "collapsed_yaml", "read_yaml", "to_yaml"]
+__all__ = ["collapsed_yaml", "several_yaml", "to_yaml"]
+
+_Models = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def to_yaml(recipe: Recipe, names: Mapping[str, str], base: str, dtype: str) -> str:
     """
     A recipe as it was made.
 
+    Extrapolation, which mergekit lacks, is written as `linear`, with a remark that says so.
+    Methods of others are written under their own name. Without `base_model` (nuslerp and
+    multislerp of full weights) mergekit does not say whose tokenizer goes along.
+
     Args:
         recipe: Of an installed method.
         names: What to call each parent, such as its repo.
-        base: The common ancestor, for the reader.
+        base: What to call the common ancestor.
         dtype: Of the result.
+
+    Raises:
+        UsageError: mergekit has no way to say it.
     """
+    if recipe.method == "extrapolation":
+        return _extrapolation(recipe, names, base, dtype)
     parents = [names[parent] for parent in recipe.parents]
+    settings = recipe.to_json()["parameters"]
     of_model: list[dict[str, Any]] = [{} for _ in parents]
     shared = {}
     per_model = {p.name for p in method(recipe.method).parameters if p.per_model}
-    for key, setting in recipe.to_json()["parameters"].items():
+    base_model = _base_model(recipe.method, parents[0], base, settings.pop(ON_DELTAS, False))
+    for key, setting in settings.items():
         if key not in per_model:
             shared[key] = setting
             continue
-        settings = setting if isinstance(setting, list) else [setting] * len(parents)
-        for own, value in zip(of_model, settings, strict=True):
+        each = setting if isinstance(setting, list) else [setting] * len(parents)
+        for own, value in zip(of_model, each, strict=True):
             own[key] = value
     models = list(zip(parents, of_model, strict=True))
-    return _dump(recipe.method, models, shared, base, dtype)
+    return _dump(recipe.method, models, shared, base_model, base, dtype)
 
 
 def collapsed_yaml(
@@ -71,27 +86,81 @@ def collapsed_yaml(
     ]
     # The donor of tokenizer and config comes first.
     models = models[1:] + models[:1] if len(models) > 1 and models[0][0] == base else models
-    return _dump("linear", models, {"normalize": False}, base, dtype)
+    return _dump("linear", models, {"normalize": False}, models[0][0], base, dtype)
+
+
+def several_yaml(parts: Mapping[str, str], last: str) -> str:
+    """
+    A merge of merges as one YAML of several documents, for `mergekit-multi` and for us.
+
+    Args:
+        parts: The YAML of each merge that others use, by the name that these use.
+        last: The YAML of what is wanted in the end.
+    """
+    named = [f"name: {_scalar(name)}\n{text}" for name, text in parts.items()]
+    return "---\n".join([*named, last])
+
+
+def _base_model(name: str, first: str, base: str, on_deltas: object) -> str | None:
+    role = role_of(name)
+    if role in (Role.FIRST, Role.PARENT):
+        return first
+    if role is Role.ANCESTOR:
+        return base
+    if not isinstance(on_deltas, bool):
+        raise UsageError(f"{name}: mergekit has {ON_DELTAS} for all tensors or for none")
+    return base if on_deltas else None
+
+
+def _extrapolation(recipe: Recipe, names: Mapping[str, str], base: str, dtype: str) -> str:
+    step = recipe.to_json()["parameters"]["lambda"]
+    first, second = (names[parent] for parent in recipe.parents)
+    models = [
+        (first, {"weight": _mapped(step, lambda value: 1 + value)}),
+        (second, {"weight": _mapped(step, lambda value: -value)}),
+    ]
+    text = _dump("linear", models, {"normalize": False}, first, base, dtype)
+    remark = "mergekit has no extrapolation: the weights of linear are 1 + lambda and -lambda."
+    return f"# {remark}\n{text}"
+
+
+def _mapped(setting: Any, change: Callable[[float], float]) -> Any:
+    """The same setting with other values: a straight line through a gradient stays one."""
+    if isinstance(setting, int | float):
+        return change(setting)
+    if isinstance(setting, list) and not any(isinstance(item, dict) for item in setting):
+        return [change(item) for item in setting]
+    return [
+        {**condition, "value": _mapped(condition["value"], change)}
+        for condition in conditions(setting)
+    ]
 
 
 def _dump(
     name: str,
-    models: Sequence[tuple[str, Mapping[str, Any]]],
+    models: _Models,
     shared: Mapping[str, Any],
+    base_model: str | None,
     base: str,
     dtype: str,
 ) -> str:
-    document: dict[str, Any] = {"merge_method": name, "base_model": models[0][0]}
+    document: dict[str, Any] = {"merge_method": name}
+    if base_model is not None:
+        document["base_model"] = base_model
     document["models"] = [
         {"model": model, "parameters": dict(own)} if own else {"model": model}
         for model, own in models
     ]
     if shared:
         document["parameters"] = dict(shared)
-    # Summed in float32 and rounded once, as we do; with bfloat16 here, weights are rounded too.
     document |= {"dtype": "float32", "out_dtype": dtype}
     text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
     return f"# A merge of descendants of {base}.\n{text}"
+
+
+def _scalar(text: str) -> str:
+    dumped: str = yaml.safe_dump(text, width=1000)
+    return dumped.removesuffix("...\n").strip()
 
 
 def _weight_setting(names: Sequence[str], values: Sequence[float]) -> Any:

@@ -1,0 +1,107 @@
+"""Asks a policy in a process of its own: it may raise, hang or die without harming the daemon."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from kinship_daemon.errors import KinshipError
+from kinship_policies.policy import Decision, Policy, Population
+
+__all__ = ["FAILED", "PolicyFailed", "ask"]
+
+# How the stop begins that a failed policy is taken to have decided.
+FAILED = "the policy failed: "
+
+# The parent alone decides when the child ends; Ctrl-C and systemd signal the whole group.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class PolicyFailed(KinshipError):
+    """A policy raised, took too long, or answered what is no decision."""
+
+
+def ask(policy: Policy, population: Population, seconds: float) -> Decision:
+    """
+    The policy's decision.
+
+    Args:
+        seconds: After which it is stopped, its process's start included.
+
+    Raises:
+        PolicyFailed: There is none.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs,), name="policy", daemon=True)
+    # Blocked, not ignored: inherited by the child for the time until it can say that it ignores
+    # them, and for this thread only.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    try:
+        ours.send_bytes(_packed(policy, population))
+        return _received(ours, time.monotonic() + seconds, seconds)
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _packed(policy: Policy, population: Population) -> bytes:
+    try:
+        return pickle.dumps((policy, population))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise PolicyFailed(
+            f"it cannot be sent to a process of its own ({error}); "
+            "a policy is a class at the top of a module, with plain settings"
+        ) from None
+
+
+def _received(pipe: Connection, deadline: float, seconds: float) -> Decision:
+    try:
+        if not pipe.poll(max(0.0, deadline - time.monotonic())):
+            raise PolicyFailed(f"it took longer than limits.decision_seconds ({seconds:g})")
+        kind, text = pipe.recv()
+    except (EOFError, ConnectionError):
+        raise PolicyFailed("its process died") from None
+    if kind == "error":
+        raise PolicyFailed(text)
+    return Decision.from_json(json.loads(text))
+
+
+def _answer(pipe: Connection) -> None:
+    """The child's life: one question, one answer."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(2, 1)  # what a policy prints is no event of the daemon's
+    try:
+        policy, population = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own parent
+        answer = ("decision", _decided(policy, population))
+    except Exception as error:
+        answer = ("error", _line(error))
+    pipe.send(answer)
+
+
+def _decided(policy: Policy, population: Population) -> str:
+    decision = policy.propose(population)
+    if not isinstance(decision, Decision):
+        raise TypeError(f"it answered with a {type(decision).__name__}, which is no Decision")
+    return json.dumps(decision.to_json(), allow_nan=False)
+
+
+def _line(error: Exception) -> str:
+    """The error and where it was raised, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -1,0 +1,81 @@
+"""`analyze`: does kinship tell what a merge gains, in this lineage?"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.durable import whole_file
+
+__all__ = ["analyze_command"]
+
+
+@click.command("analyze")
+@home_options
+@click.option("--json", "as_file", type=click.Path(path_type=Path), help="Write all to this file.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png or FILE.svg.")
+def analyze_command(
+    home: Path | None, base: str | None, as_file: Path | None, plot: Path | None
+) -> None:
+    """Kinship against gain over all merges of a lineage, and the stages of its evolution."""
+    from kinship_daemon.analysis import analyse  # noqa: PLC0415 - scipy takes a second to import
+
+    if plot is not None:
+        from kinship_daemon.draw.picture import format_of  # noqa: PLC0415 - as above, matplotlib
+
+        format_of(plot)
+    _, lineage = open_lineage(home, base)
+    with lineage:
+        found = analyse(lineage)
+    _show(found)
+    if as_file is not None:
+        text = json.dumps(_plain(asdict(found)), indent=2, allow_nan=False)
+        whole_file(as_file, f"{text}\n".encode())
+    if plot is not None:
+        from kinship_daemon.draw.gains import draw_analysis  # noqa: PLC0415 - as above
+
+        whole_file(plot, draw_analysis(found, format_of(plot)))
+
+
+def _show(found: Any) -> None:
+    click.echo(f"{len(found.merges)} merges with scores of their own and of their parents")
+    if found.too_few:
+        click.echo(found.too_few)
+    for each in found.correlations:
+        click.echo(
+            f"{each.metric:<9} with {each.of:<13}  r {each.r:+.3f}  "
+            f"95 % interval {each.low:+.3f} to {each.high:+.3f}  p {each.p:.3g}  n {each.n}"
+        )
+    if found.correlations:
+        click.echo("merges share parents, so the p-values are smaller than they should be")
+    for stage in found.stages:
+        first, last = stage.generations[0], stage.generations[-1]
+        span = f"generation {first}" if first == last else f"generations {first} to {last}"
+        click.echo(
+            f"{stage.name:<10}  {span}: {stage.merges} merges, mean gain {_cell(stage.gain)}, "
+            f"mean kinship of parents {_cell(stage.kinship)}, of the top {_cell(stage.top_kinship)}"
+        )
+    if found.stages:
+        click.echo(
+            f"learning goes as far as the best score rose by more than {found.stderr:.4f}, "
+            "the mean standard error of a score"
+        )
+
+
+def _cell(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+def _plain(value: Any) -> Any:
+    """NaN is no JSON: null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,38 @@
+"""`replay`: does the policy still decide as it did?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.errors import KinshipError
+from kinship_daemon.replay import replay
+
+__all__ = ["replay_command"]
+
+
+@click.command("replay")
+@home_options
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="For each decision.")
+@click.option(
+    "form", "--format", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+def replay_command(home: Path | None, base: str | None, seconds: float, form: str) -> None:
+    """Decide again on every recorded decision's facts, and say what differs."""
+    _, lineage = open_lineage(home, base)
+    with lineage:
+        decisions = list(replay(lineage, seconds))
+    changed = [each for each in decisions if each.differences and not each.worded]
+    if form == "json":
+        click.echo(json.dumps([asdict(each) for each in decisions], indent=2))
+    else:
+        for each in decisions:
+            words = "; ".join(each.differences) or "the same"
+            click.echo(f"generation {each.generation} ({each.policy}): {words}")
+        click.echo(f"{len(decisions)} decisions replayed, {len(changed)} differ")
+    if changed:
+        raise KinshipError(f"{len(changed)} of {len(decisions)} decisions would be others today")

@@ -1,0 +1,66 @@
+"""The landscape of a recorded lineage: what a daemon really merged answers from the record."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kinship_daemon.errors import UsageError
+from kinship_daemon.weights.recipe import Recipe
+from kinship_policies.simulate.landscape import Model
+from kinship_policies.simulate.recorded import Record, Recorded, Relations
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model as Row
+
+__all__ = ["read_lineage"]
+
+
+def read_lineage(path: Path) -> Recorded:
+    """
+    The lineage's admitted fine-tunes, all there from the start, and its scored merges.
+
+    Scores are those on the selection tasks under the settings that the home had last, kinships are
+    pcc, as recorded. Nothing is written.
+
+    Raises:
+        UsageError: There is nobody with a score in it.
+        LineageError: It cannot be read.
+    """
+    with Lineage.open(path, now=lambda: datetime.now(UTC), readonly=True) as lineage:
+        settings = _settings(lineage)
+        rows = [row for row in lineage.models() if row.kind != "base"]
+        scored = {row.id: model for row in rows if (model := _scored(lineage, row, settings))}
+        founders = [scored[row.id] for row in rows if row.id in scored and _founder(row)]
+        records = [_record(row, scored[row.id]) for row in rows if row.id in scored and row.recipe]
+        known = lineage.kinships("pcc")
+    if not founders:
+        raise UsageError(f"lineage {path}: no admitted fine-tune has a selection score; let it run")
+    title = f"{path}: {len(founders)} founders, {len(records)} merges on record"
+    return Recorded(title, founders, records, Relations, known)
+
+
+def _settings(lineage: Lineage) -> str | None:
+    """The fingerprint that scores are comparable under; None where the home does not say."""
+    current = lineage.get("settings")
+    return str(current["selection"]) if isinstance(current, dict) else None
+
+
+def _founder(row: Row) -> bool:
+    return row.recipe is None and row.status == "admitted"
+
+
+def _scored(lineage: Lineage, row: Row, settings: str | None) -> Model | None:
+    if row.weights is None:
+        return None
+    scores = lineage.scores(row.weights, split="selection", settings=settings)
+    if not scores:
+        return None
+    tasks = {score.task: score.score for score in scores}
+    samples = {score.task: tuple(value for _, value in score.samples) for score in scores}
+    return Model(row.id, sum(tasks.values()) / len(tasks), tasks, None, samples)
+
+
+def _record(row: Row, model: Model) -> Record:
+    assert row.recipe is not None
+    recipe = Recipe.from_json(row.recipe)
+    return Record(model, recipe.parents, recipe.method, recipe.parameters)

@@ -1,0 +1,129 @@
+"""Merges that algebra cannot make: written to disk, where they are leaves like the fine-tunes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from kinship_daemon.daemon import Daemon
+from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.hub.files import local_files
+from kinship_daemon.steps.making import assembly, first_leaf, residents
+from kinship_daemon.weights import gram
+from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.descendant import descend
+from kinship_daemon.weights.elementwise import ElementwiseAssembly, elementwise_assembly
+from kinship_daemon.weights.ledger import Ledger
+from kinship_daemon.weights.materialise import write
+from kinship_daemon.weights.methods.registry import is_elementwise
+from kinship_daemon.weights.recipe import Recipe
+from kinship_storage.records import File, Model
+
+__all__ = ["make_children"]
+
+
+def make_children(d: Daemon) -> None:
+    """
+    Make every elementwise merge whose weights or ledger row are missing.
+
+    In the order of generations, so that a parent is there before its children. One that cannot be
+    made is quarantined.
+    """
+    for model in d.population_models("admitted", "proposed"):
+        elementwise = model.recipe is not None and is_elementwise(model.recipe["method"])
+        if elementwise and not _is_made(d, model):
+            _make(d, model)
+
+
+def _is_made(d: Daemon, model: Model) -> bool:
+    if model.weights not in d.ledger.rows:
+        return False
+    try:
+        d.leaf_folder(model)
+    except ModelError:
+        return False
+    return True
+
+
+def _make(d: Daemon, model: Model) -> None:
+    assert model.weights is not None
+    folder = d.home.made / hashlib.sha256(model.weights.encode()).hexdigest()[:16]
+
+    def work() -> tuple[Ledger, tuple[File, ...]]:
+        ledger = _joined(d, model, folder)
+        files = tuple(
+            File(
+                path=path.relative_to(folder).as_posix(),
+                size=path.stat().st_size,
+                sha256=d.sha256(path),
+            )
+            for path in local_files(folder, folder.resolve())
+        )
+        before = d.lineage.files(model.id)
+        if before and sorted(files, key=_path) != sorted(before, key=_path):
+            raise ModelError(f"made again, {model.id} has other bytes than the first time")
+        return ledger, files
+
+    def record(made: tuple[Ledger, tuple[File, ...]]) -> None:
+        ledger, files = made
+        ledger.save(d.home.ledger)
+        d.use_ledger(ledger)
+        if not d.lineage.files(model.id):
+            d.lineage.add_files(model.id, files)
+        d.lineage.put(f"folder:{model.id}", str(folder))
+
+    d.step("make", f"make:{model.weights}", model, work, record, redo=True)
+
+
+def _path(file: File) -> str:
+    return file.path
+
+
+def _joined(d: Daemon, model: Model, folder: Path) -> Ledger:
+    """The ledger with the child's row; the child is written in the same pass where it is new."""
+    assert model.weights is not None
+    others = {row: leaf for row, leaf in residents(d).items() if row != model.weights}
+    known, ledger = d.descendants(others), d.ledger.keep(tuple(others))
+    base = d.base_checkpoint
+    if folder.is_dir():
+        # Left whole by a process that was killed before it could write down the row.
+        child = {model.weights: descend(base, folder)}
+        return gram.extend(ledger, base, known, child, device=d.device)
+    _check_disk(d, model, base)
+    joining = {model.weights: folder}
+    with (
+        gram.Joining(ledger, base, known, joining, device=d.device) as rows,
+        d.report.progress(f"make {model.id}", base.nbytes, "bytes") as advance,
+    ):
+        write(
+            _assembly(d, model),
+            folder,
+            progress=advance,
+            made=lambda name, weights: rows.add(name, [weights]),
+        )
+        return rows.ledger()
+
+
+def _assembly(d: Daemon, model: Model) -> ElementwiseAssembly:
+    assert model.recipe is not None
+    assert model.weights is not None
+    recipe = Recipe.from_json(model.recipe)
+    parents = [d.lineage.require(name) for name in recipe.parents]
+    return elementwise_assembly(
+        recipe,
+        [assembly(d, parent) for parent in parents],
+        d.ledger.names,
+        d.base_folder,
+        model.weights,
+        donor=d.leaf_folder(first_leaf(d, model)),
+    )
+
+
+def _check_disk(d: Daemon, model: Model, base: Checkpoint) -> None:
+    assert model.recipe is not None
+    limit = d.config.limits.disk_gb
+    if d.home.used_bytes() + base.nbytes > limit * 1e9:
+        raise KinshipError(
+            f"no room for {model.id} ({base.nbytes / 1e9:.1f} GB; {model.recipe['method']} merges "
+            f"are kept on disk) within limits.disk_gb {limit:g}; raise the limit"
+        )

@@ -1,0 +1,257 @@
+"""
+LoRA adapters as PEFT saves them: what each changes of its base, tensor by tensor.
+
+The delta of an adapted matrix is `scale * B @ A` with scale alpha/r (LoRA, arXiv 2106.09685) or
+alpha/sqrt(r) (rank-stabilised, arXiv 2312.03732). It is kept as two thin factors.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.weights.checkpoint import INDEX, SINGLE, Checkpoint, first_three, read_json
+from kinship_daemon.weights.header import TensorInfo, read_header
+from kinship_daemon.weights.vocabulary import is_vocabulary
+
+__all__ = ["ADAPTER", "SETTINGS", "Adapter", "Content", "LowRank", "is_adapter"]
+
+ADAPTER = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+
+_PREFIX = "base_model.model."
+# The name of the adapter ("default") may stand before or instead of "weight".
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])"
+    r"(\.(?!(weight|bias)$)(?P<adapter>[^.]+))?(\.weight)?"
+)
+# What makes the result anything but W + scale * B @ A.
+_OTHER_FORMS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "kasa_config": "KaSA",
+    "arrow_config": "Arrow",
+    "alora_invocation_tokens": "activated LoRA",
+    "layer_replication": "replicated layers",
+    "trainable_token_indices": "trainable tokens",
+    "target_parameters": "LoRA on bare parameters",
+    "lora_bias": "LoRA with biases of its own",
+}
+# Others (pissa, olora, corda, loftq, ...) begin by changing the base's weights.
+_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """
+    The delta `up @ down` of one matrix.
+
+    Attributes:
+        up: (rows, r) float32, with the adapter's scale in it.
+        down: (r, columns) float32.
+    """
+
+    up: Tensor
+    down: Tensor
+
+
+# The weights w in the base's shape and a dtype of their own; or the delta alone; or None where the
+# model has the base's own tensor.
+Content = Tensor | LowRank | None
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """Names of A and B in the file; `across` where the base keeps their product transposed."""
+
+    a: str
+    b: str
+    scale: float
+    across: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """
+    An adapter whose names and shapes fit its base.
+
+    Attributes:
+        base: What it was trained on.
+        checkpoint: Its own tensors, under PEFT's names.
+        factors: Low-rank deltas, by the base's tensor name.
+        full: Names in the file of tensors that replace the base's, by the base's name.
+    """
+
+    base: Checkpoint
+    checkpoint: Checkpoint
+    factors: Mapping[str, _Factors]
+    full: Mapping[str, str]
+
+    @classmethod
+    def open(cls, base: Checkpoint, path: Path) -> "Adapter":
+        """
+        Read settings and header, and check both against the base.
+
+        Raises:
+            ModelError: It is no plain LoRA, or does not fit; three differences are named.
+        """
+        settings = read_json(path / SETTINGS)
+        if not (path / ADAPTER).is_file():
+            raise ModelError(f"{path}: has no {ADAPTER}; adapters in pickle files are never read")
+        checkpoint = Checkpoint(path, read_header(path / ADAPTER))
+        _refuse_other_forms(path, settings, checkpoint)
+        adapter = cls(base, checkpoint, *_sorted(base, path, settings, checkpoint))
+        if differences := adapter._misfits():
+            raise ModelError(f"{path}: does not fit its base: {first_three(differences)}")
+        return adapter
+
+    @property
+    def names(self) -> list[str]:
+        """The base's tensors that it changes, sorted."""
+        return sorted({*self.factors, *self.full})
+
+    def whole(self, name: str) -> TensorInfo | None:
+        """The tensor that it has in place of the base's, if it has one."""
+        return self.checkpoint.tensors[self.full[name]] if name in self.full else None
+
+    def content(self, name: str) -> Content:
+        """One tensor; its rows are the adapter's own where it has grown the vocabulary."""
+        delta = self._low_rank(self.factors[name]) if name in self.factors else None
+        if name not in self.full:
+            return delta
+        own = self.checkpoint.tensor(self.full[name])
+        if delta is None:
+            return own
+        # PEFT saves the embeddings below a LoRA on them, as a rule untouched.
+        base = self.base.tensor(name)
+        if own.dtype == base.dtype and torch.equal(own, base):
+            return delta
+        return torch.addmm(own.float(), delta.up, delta.down)
+
+    def _low_rank(self, factors: _Factors) -> LowRank:
+        a = self.checkpoint.tensor(factors.a).float()
+        b = self.checkpoint.tensor(factors.b).float() * factors.scale
+        return LowRank(a.T.contiguous(), b.T.contiguous()) if factors.across else LowRank(b, a)
+
+    def _misfits(self) -> list[str]:
+        found = []
+        for name in self.names:
+            if name not in self.base.tensors:
+                found.append(f"the base has no {name}")
+                continue
+            shape = self.base.tensors[name].shape
+            if own := self.whole(name):
+                skipped = 1 if is_vocabulary(name) else 0
+                if own.shape[skipped:] != shape[skipped:] or len(own.shape) != len(shape):
+                    found.append(f"{name} is {list(own.shape)}, the base's is {list(shape)}")
+                shape = own.shape
+            if name in self.factors and (product := self._product(name)) != shape:
+                found.append(f"{name} is {list(shape)}, its A and B make {list(product)}")
+        return found
+
+    def _product(self, name: str) -> tuple[int, ...]:
+        """Shape of the delta; empty where A and B do not fit together."""
+        factors = self.factors[name]
+        a, b = (self.checkpoint.tensors[side].shape for side in (factors.a, factors.b))
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            return ()
+        return (a[1], b[0]) if factors.across else (b[0], a[1])
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not a whole model."""
+    whole = (folder / SINGLE).exists() or (folder / INDEX).exists()
+    return not whole and (folder / SETTINGS).is_file()
+
+
+def _refuse_other_forms(path: Path, settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise ModelError(f"{path}: a {kind} adapter; only plain LoRA can be merged")
+    forms = [form for key, form in _OTHER_FORMS.items() if settings.get(key)]
+    if any("lora_magnitude_vector" in name for name in checkpoint.tensors):
+        forms = ["DoRA"]
+    if forms:
+        raise ModelError(f"{path}: uses {forms[0]}; only plain LoRA can be merged")
+    beginning = settings.get("init_lora_weights")
+    if beginning not in _BEGINNINGS:
+        raise ModelError(
+            f"{path}: began as {beginning!r}, which changes the base's weights; "
+            "convert it to plain LoRA first"
+        )
+
+
+def _sorted(
+    base: Checkpoint, path: Path, settings: Mapping[str, Any], checkpoint: Checkpoint
+) -> tuple[dict[str, _Factors], dict[str, str]]:
+    """The file's tensors as factors and as full tensors, by the base's names."""
+    sides: dict[tuple[str, bool], dict[str, str]] = {}
+    full: dict[str, str] = {}
+    for name in checkpoint.tensors:
+        found = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
+        if found is None:
+            # PEFT may save what a trained module replaces, too.
+            if ".original_module." not in name:
+                full[_plain(name)] = name
+            continue
+        pair = sides.setdefault((found["module"], found["kind"] is not None), {})
+        if found["side"] in pair:
+            raise ModelError(f"{path}: holds two adapters for {found['module']}; keep one")
+        pair[found["side"]] = name
+    _drop_tied_copy(base, settings, full)
+    factors = {}
+    for (module, embedding), pair in sorted(sides.items()):
+        if len(pair) != 2:
+            lacks = "B" if "A" in pair else "A"
+            raise ModelError(f"{path}: has no lora_{lacks} for {module}")
+        across = embedding or bool(settings.get("fan_in_fan_out"))
+        rank = checkpoint.tensors[pair["A"]].shape[:1]
+        scale = _scale(path, settings, module, rank)
+        factors[f"{module}.weight"] = _Factors(pair["A"], pair["B"], scale, across)
+    return factors, full
+
+
+def _plain(name: str) -> str:
+    """The base's name of a tensor that PEFT saved whole."""
+    inner = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+    return re.sub(r"\.modules_to_save(\.default)?\.", ".", inner)
+
+
+def _drop_tied_copy(base: Checkpoint, settings: Mapping[str, Any], full: dict[str, str]) -> None:
+    """PEFT saves output embeddings beside input ones even where they are tied: one tensor."""
+    head = "lm_head.weight"
+    trained = "lm_head" in (settings.get("modules_to_save") or ())
+    if (
+        head not in base.tensors
+        and not trained
+        and any(is_vocabulary(n) for n in full if n != head)
+    ):
+        full.pop(head, None)
+
+
+def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: tuple[int, ...]) -> float:
+    r = _setting(path, settings, "rank_pattern", "r", module)
+    alpha = _setting(path, settings, "alpha_pattern", "lora_alpha", module)
+    if rank != (r,):
+        raise ModelError(f"{path}: {module} has rank {[*rank]}, but {SETTINGS} says {r:g}")
+    return alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+
+
+def _setting(path: Path, settings: Mapping[str, Any], pattern: str, key: str, module: str) -> float:
+    """A module's setting: the first pattern that matches the end of its name, else the common."""
+    patterns = settings.get(pattern) or {}
+    try:
+        matching = (p for p in patterns if re.match(rf"(.*\.)?({p})$", module))
+        value = float(patterns.get(next(matching, None), settings[key]))
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
+        raise ModelError(f"{path}: {SETTINGS} has no usable {key} for {module}") from error
+    if not (math.isfinite(value) and (value > 0 or key != "r")):
+        raise ModelError(f"{path}: {SETTINGS} has the {key} {value:g} for {module}")
+    return value

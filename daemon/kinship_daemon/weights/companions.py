@@ -1,0 +1,197 @@
+"""
+The files beside a model's weights: config, tokenizer, chat template, generation settings.
+
+They are the donor's, and where the models' tokens differ the tokenizer grows by what the donor
+lacks. What is evaluated and what is published come from here alike.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.weights.adapter import is_adapter
+from kinship_daemon.weights.assembly import Makeable, Opened
+from kinship_daemon.weights.checkpoint import read_json
+from kinship_daemon.weights.vocabulary import TOKENIZERS, Union, has_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import AddedToken, PreTrainedTokenizerBase
+
+__all__ = [
+    "GENERATION",
+    "Companions",
+    "companions",
+    "load_tokenizer",
+    "tokenizer_files",
+    "write_json",
+]
+
+GENERATION = "generation_config.json"
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_CARRIED = (
+    *TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    *_TEMPLATES,
+)
+# Superseded by what a tokenizer that has grown writes of itself.
+_STALE = ("special_tokens_map.json", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class Companions:
+    """
+    All files of a model but its weights and their index.
+
+    Attributes:
+        config: config.json without code or local paths, its vocab_size that of the weights.
+        files: The others, by name: where each comes from.
+        union: How the tokenizer is to grow; None where it is the donor's.
+        folders: Where the tokenizers of base and leaves are.
+    """
+
+    config: Mapping[str, Any]
+    files: Mapping[str, Path]
+    union: Union | None
+    folders: tuple[Path, ...]
+
+    def write(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """
+        Put the files into a folder; the same companions give the same bytes.
+
+        Args:
+            dtype: Declared in config.json; when None, the donor's stays.
+
+        Raises:
+            ModelError: A tokenizer that must grow cannot.
+        """
+        self.write_settings(folder, dtype)
+        for name, source in self.files.items():
+            _carry(source, folder / name)
+        if self.union is not None and self.union.added:
+            _grow(folder, self.union, self.folders)
+
+    def write_settings(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Of these only what a model is built from: its config and generation config."""
+        config = dict(self.config)
+        if dtype is not None:
+            key = "dtype" if "dtype" in config else "torch_dtype"
+            config[key] = str(dtype).removeprefix("torch.")
+        write_json(folder / "config.json", config)
+        if GENERATION in self.files:
+            _carry(self.files[GENERATION], folder / GENERATION)
+
+
+def companions(assembly: Makeable, opened: Opened | None = None) -> Companions:
+    """
+    The companions of a model; `opened` if it is open already.
+
+    An adapter as donor has its own tokenizer, or else its base's, and its base's config.
+
+    Raises:
+        ModelError: There is no config or no tokenizer.
+    """
+    opened = opened or assembly.open()
+    donor, base = assembly.donor, assembly.base
+    tokenizer = settings = donor
+    if is_adapter(donor):
+        tokenizer = donor if has_tokenizer(donor) else base
+        settings = donor if (donor / "config.json").is_file() else base
+    files = {name: tokenizer / name for name in tokenizer_files(tokenizer)}
+    if (settings / GENERATION).is_file():
+        files[GENERATION] = settings / GENERATION
+    config = _config(read_json(settings / "config.json"), opened.rows)
+    return Companions(config, files, opened.union, opened.tokenizers)
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """
+    A tokenizer without remote code.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    # Takes seconds to import, and most merges only copy their tokenizer.
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        return tokenizer
+    except Exception as error:  # a stranger's files: transformers raises all kinds
+        text = " ".join(f"{error}".split())
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {text:.200}") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def tokenizer_files(folder: Path) -> tuple[str, ...]:
+    """
+    The files of a folder that make its tokenizer, templates among them.
+
+    Raises:
+        ModelError: There is no tokenizer among them.
+    """
+    if not has_tokenizer(folder):
+        raise ModelError(f"{folder}: has no tokenizer ({', '.join(TOKENIZERS)})")
+    templates = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.glob("additional_chat_templates/*.jinja")
+    )
+    return (*(file for file in _CARRIED if (folder / file).is_file()), *templates)
+
+
+def _config(config: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
+    kept = {key: config[key] for key in config if key not in ("auto_map", "_name_or_path")}
+    if rows is not None and "vocab_size" in kept:
+        kept["vocab_size"] = rows
+    return kept
+
+
+def _carry(source: Path, target: Path) -> None:
+    """Copy a file; a tokenizer's config loses its reference to code, which is never run."""
+    target.parent.mkdir(exist_ok=True)
+    if source.name == "tokenizer_config.json":
+        config = read_json(source)
+        if "auto_map" in config:
+            del config["auto_map"]
+            write_json(target, config)
+            return
+    shutil.copyfile(source, target)
+
+
+def _grow(folder: Path, union: Union, folders: tuple[Path, ...]) -> None:
+    """Add the union's tokens to the tokenizer in `folder`, with their first owner's settings."""
+    from transformers import AddedToken  # noqa: PLC0415 - as above
+
+    tokenizer = load_tokenizer(folder)
+    owners = sorted({number for _, number in union.added})
+    settings = {number: _added(load_tokenizer(folders[number])) for number in owners}
+    tokens = [settings[number].get(token, AddedToken(token)) for token, number in union.added]
+    tokenizer.add_tokens(tokens)
+    for place, (token, _) in enumerate(union.added):
+        got, expected = tokenizer.convert_tokens_to_ids(token), union.first_id + place
+        if got != expected:
+            raise ModelError(
+                f"{folder.name}: its tokenizer gives the new token {token!r} the id {got} and not "
+                f"{expected}; these vocabularies cannot be joined"
+            )
+    for name in _STALE:
+        (folder / name).unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+
+
+def _added(tokenizer: "PreTrainedTokenizerBase") -> "dict[str, AddedToken]":
+    return {token.content: token for token in tokenizer.added_tokens_decoder.values()}

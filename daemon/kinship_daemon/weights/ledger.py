@@ -1,0 +1,90 @@
+"""
+The Gram ledger: per tensor, the inner products of {ones, b, d_1 .. d_n}, summed in float64.
+
+Each checkpoint is read once when it joins (see `gram`); every kinship, slerp angle and merge
+follows from the ledger (design.md section 3).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from kinship_daemon.durable import whole_file
+from kinship_daemon.errors import KinshipError
+
+__all__ = ["Ledger"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """
+    Inner products of the deltas of one base's descendants.
+
+    Attributes:
+        base: The base's weights identity.
+        rows: The leaves' weights identities, in the order they joined.
+        names: Tensors, sorted.
+        sizes: Elements of each tensor.
+        gram: (tensors, rows+2, rows+2) float64, of {ones, b, d_1 .. d_n}; symmetric.
+    """
+
+    base: str
+    rows: tuple[str, ...]
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    gram: Tensor
+
+    def total(self) -> Tensor:
+        """Sums over all tensors, (rows+2, rows+2) float64."""
+        return self.gram.sum(0)
+
+    def keep(self, rows: Sequence[str]) -> "Ledger":
+        """The ledger of some of its rows, in the order they joined; no weight is read."""
+        kept = [i for i, row in enumerate(self.rows) if row in set(rows)]
+        index = torch.tensor([0, 1, *(i + 2 for i in kept)])
+        gram = self.gram[:, index][:, :, index]
+        return replace(self, rows=tuple(self.rows[i] for i in kept), gram=gram)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all; the same ledger gives the same bytes."""
+        facts = {
+            "format": _FORMAT,
+            "base": self.base,
+            "rows": self.rows,
+            "names": self.names,
+            "sizes": self.sizes,
+        }
+        # One key: safetensors does not promise the order of several.
+        metadata = {"ledger": json.dumps(facts, sort_keys=True)}
+        whole_file(path, save({"gram": self.gram.contiguous()}, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> "Ledger":
+        """
+        Read a saved ledger.
+
+        Raises:
+            KinshipError: It is missing, damaged or of a newer format.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})["ledger"])
+                gram = file.get_tensor("gram").clone()
+            if facts["format"] > _FORMAT:
+                raise KinshipError(f"{path}: written by a newer version; upgrade kinship-daemon")
+            rows, names = tuple(facts["rows"]), tuple(facts["names"])
+            if gram.shape != (len(names), len(rows) + 2, len(rows) + 2):
+                raise ValueError("its parts do not fit together")
+            return cls(facts["base"], rows, names, tuple(facts["sizes"]), gram)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise KinshipError(
+                f"{path}: not a readable ledger ({error}); remove it and it is computed again"
+            ) from error

@@ -1,0 +1,120 @@
+"""Makes an assembly's weights in a live transformers model: for evaluation, without a disk."""
+
+from contextlib import AbstractContextManager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.weights.assembly import Makeable
+from kinship_daemon.weights.checkpoint import follows_from_config
+from kinship_daemon.weights.companions import GENERATION, companions
+
+__all__ = ["live_model", "load_into"]
+
+
+def load_into(model: PreTrainedModel, assembly: Makeable, *, device: torch.device | str) -> None:
+    """
+    Overwrite a live model's weights in place, one block of one tensor at a time.
+
+    `device` is where the sums are made; best the model's own.
+
+    Raises:
+        ModelError: The assembly's tensors are not those of the model.
+    """
+    sources = assembly.open()
+    places = model.state_dict()
+    filled = set()
+    for info in sources.tensors:
+        place = places.get(info.name)
+        if place is None or tuple(place.shape) != info.shape:
+            raise ModelError(
+                f"{assembly.donor}: tensor {info.name} {list(info.shape)} has no place in "
+                f"{type(model).__name__}"
+            )
+        flat, begin = place.view(-1), 0
+        for block in sources.blocks(info.name, place.dtype, torch.device(device)):
+            flat[begin : begin + len(block)].copy_(block)
+            begin += len(block)
+        filled.add(place.data_ptr())
+    # Tied weights are one storage under two names, of which the checkpoint has one.
+    for name, place in sorted(places.items()):
+        computed = follows_from_config(
+            name, is_float=place.is_floating_point(), dimensions=place.dim()
+        )
+        if place.data_ptr() not in filled and not computed:
+            raise ModelError(f"{assembly.donor}: its checkpoint lacks the tensor {name}")
+
+
+def live_model(
+    assembly: Makeable, *, dtype: torch.dtype, device: torch.device | str
+) -> PreTrainedModel:
+    """
+    A model in evaluation mode with the assembly's weights, built without remote code.
+
+    Raises:
+        ModelError: The config asks for remote code or is unknown, or the tensors do not fit it.
+    """
+    with TemporaryDirectory() as folder:
+        companions(assembly).write_settings(Path(folder))
+        config = _config(assembly.donor, Path(folder))
+        generation = _generation_config(assembly.donor, Path(folder))
+    try:
+        with torch.device(device), _without_random_weights():
+            # transformers types neither this nor eval().
+            build: Any = AutoModelForCausalLM.from_config
+            model: PreTrainedModel = build(config, dtype=dtype, trust_remote_code=False)
+    except (MemoryError, RuntimeError):
+        raise  # too little memory is not the model's fault
+    except Exception as error:  # a stranger's config: transformers raises all kinds
+        raise ModelError(f"{assembly.donor}: no model can be built: {_line(error)}") from error
+    model.tie_weights()
+    load_into(model, assembly, device=device)
+    model.generation_config = generation or model.generation_config
+    model.train(False)
+    model.requires_grad_(False)
+    return model
+
+
+def _without_random_weights() -> AbstractContextManager[None]:
+    """Billions of random numbers would be drawn, only to be overwritten."""
+    # transformers 5 moved it.
+    moved = find_spec("transformers.initialization") is not None
+    home = import_module("transformers.initialization" if moved else "transformers.modeling_utils")
+    context: AbstractContextManager[None] = home.no_init_weights()
+    return context
+
+
+def _config(donor: Path, folder: Path) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a stranger's file: transformers raises all kinds
+        raise ModelError(f"{donor}: its config cannot be used: {_line(error)}") from error
+    config.name_or_path = str(donor)
+    return config
+
+
+def _generation_config(donor: Path, folder: Path) -> GenerationConfig | None:
+    if not (folder / GENERATION).exists():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # as above
+        raise ModelError(f"{donor}: its {GENERATION} cannot be used: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

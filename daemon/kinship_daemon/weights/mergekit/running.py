@@ -1,0 +1,147 @@
+"""
+Runs mergekit for what we cannot do ourselves, with our rules.
+
+Models are local folders of which it sees only safetensors and text; no remote code, no network;
+the result appears whole or not at all.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kinship_daemon.durable import hash_file, whole_folder
+from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.weights.checkpoint import Checkpoint, read_json
+from kinship_daemon.weights.mergekit.documents import parse, renamed
+
+__all__ = ["INSTALL", "ask", "available", "run"]
+
+INSTALL = "pip install 'kinship-daemon[mergekit]'"
+
+_CHILD = "kinship_daemon.weights.mergekit.child"
+_TEXTS = frozenset({".jinja", ".json", ".model", ".txt"})
+_ADAPTER = "adapter_config.json"
+# In these, code is named that is to be run; it never is.
+_CONFIGS = ("config.json", "tokenizer_config.json")
+
+
+def available() -> bool:
+    return find_spec("mergekit") is not None
+
+
+def ask(text: str) -> None:
+    """
+    Check a YAML as far as mergekit can without the models.
+
+    Raises:
+        UsageError: mergekit does not take it.
+    """
+    said = _call({"document": parse(text)}, Path.cwd())
+    if said is not None:
+        raise UsageError(f"mergekit: {said}")
+
+
+def run(
+    text: str, folders: Mapping[str, Path], out: Path, *, device: str, shard_bytes: int
+) -> dict[str, str]:
+    """
+    Make a model with mergekit. It appears under `out` when whole, or not at all.
+
+    Args:
+        text: The YAML of one merge.
+        folders: Of every model that it names; adapters apart.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        SHA-256 of every file by name, sorted.
+
+    Raises:
+        KinshipError: mergekit fails, `out` exists and is not empty, or the disk refuses.
+        ModelError: A source cannot be used.
+    """
+    with whole_folder(out) as folder:
+        # Inside, so that it is on the same disk and goes when the process is killed.
+        room = folder / ".sources"
+        names = {name: f"model-{index}" for index, name in enumerate(folders)}
+        for name, source in folders.items():
+            _show(source.resolve(), room / names[name])
+        options = {
+            "device": device,
+            "out_shard_size": shard_bytes,
+            "lora_merge_cache": str((room / "merged").absolute()),
+            "quiet": not sys.stderr.isatty(),
+        }
+        document = renamed(parse(text), names)
+        said = _call(
+            {"document": document, "out": str(folder.absolute()), "options": options}, room
+        )
+        if said is not None:
+            raise KinshipError(f"mergekit: {_with_names(said, names)}")
+        shutil.rmtree(room)
+        _check(folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+
+
+def _call(request: Mapping[str, Any], where: Path) -> str | None:
+    """What went wrong in the child, which runs in the folder `where`; None where nothing did."""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        # mergekit takes a tokenizer from the first of a set, where no base_model says whose.
+        "PYTHONHASHSEED": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", _CHILD],
+        input=json.dumps(request),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=where,
+        env=environment,
+        check=False,
+    )
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}; is there enough memory?"
+    return done.stdout.strip() or f"failed with exit code {done.returncode}"
+
+
+def _show(source: Path, place: Path) -> None:
+    """
+    Links to the files of a model that are weights or text: no pickles and no code.
+
+    Raises:
+        ModelError: It is neither a model of safetensors nor an adapter.
+    """
+    adapter = (source / _ADAPTER).exists() and not (source / _CONFIGS[0]).exists()
+    if not adapter:
+        Checkpoint.open(source)
+    place.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        if file.name in _CONFIGS:
+            config = read_json(file)
+            config.pop("auto_map", None)
+            (place / file.name).write_text(json.dumps(config), encoding="utf-8")
+        elif file.suffix == ".safetensors" or file.suffix in _TEXTS:
+            (place / file.name).symlink_to(file)
+
+
+def _with_names(said: str, names: Mapping[str, str]) -> str:
+    """The message about models instead of the links that mergekit saw."""
+    for name, link in reversed([*names.items()]):
+        said = said.replace(link, name)
+    return said
+
+
+def _check(folder: Path) -> None:
+    # Imports transformers, which takes seconds; mergekit has taken longer.
+    from kinship_daemon.weights.companions import tokenizer_files  # noqa: PLC0415
+
+    Checkpoint.open(folder)
+    tokenizer_files(folder)

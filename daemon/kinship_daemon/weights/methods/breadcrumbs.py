@@ -1,0 +1,43 @@
+"""Model breadcrumbs (arXiv 2312.06795): drop small changes and outliers, add up the rest."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kinship_daemon.weights.methods.arithmetic import (
+    COMMON,
+    GAMMA,
+    Settings,
+    merge,
+    shares,
+    switches,
+)
+from kinship_daemon.weights.methods.method import Draw, elementwise_method
+from kinship_daemon.weights.methods.sparse import keep_largest
+
+__all__ = ["breadcrumbs"]
+
+
+@elementwise_method(
+    *COMMON,
+    GAMMA,
+    *switches(normalize=False, rescale=False),
+    parents=(1, None),
+)
+def breadcrumbs(deltas: Sequence[Tensor], parameters: Settings, draw: Draw) -> Tensor:
+    """
+    sum_i weight_i s(d_i), where s drops the `gamma` largest elements, then keeps the `density`
+    largest of the rest.
+
+    Where both shares exceed the whole, fewer outliers are dropped. mergekit leaves open which of
+    several equal magnitudes at a threshold stay; here the first in order count as the larger.
+    """
+    del draw
+    density, gamma = shares(parameters, "density"), shares(parameters, "gamma")
+
+    def sparsify(index: int, delta: Tensor) -> None:
+        kept = int(density[index] * delta.numel())
+        outliers = int(gamma[index] * delta.numel())
+        keep_largest(delta, kept, skip=min(outliers, delta.numel() - kept))
+
+    return merge(deltas, parameters, sparsify, elect=False)

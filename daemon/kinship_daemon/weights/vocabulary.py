@@ -1,0 +1,285 @@
+"""
+Which token each row of an embedding stands for, and how models that differ in it are aligned.
+
+Fine-tunes add tokens, each in its own order: the same row is often another token, so rows are
+matched by token string. Rows beyond the tokenizer (padding) are nameless and matched by their
+place. The union follows mergekit's rule (shared vocabulary of `tokenizer: {source: union}`).
+"""
+
+import filecmp
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.weights.checkpoint import Checkpoint, read_json
+
+__all__ = [
+    "TOKENIZERS",
+    "Union",
+    "Vocabulary",
+    "alignment",
+    "has_tokenizer",
+    "is_vocabulary",
+    "same",
+    "unite",
+]
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_ADDED = "added_tokens.json"
+_SETTINGS = "tokenizer_config.json"
+_TENSOR = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out)\.(weight|bias)$")
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor has one row for each token."""
+    return _TENSOR.search(name) is not None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in TOKENIZERS)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """
+    The tokens of a model.
+
+    Attributes:
+        folder: Where its tokenizer is, if it has one.
+        rows: Of its embeddings.
+    """
+
+    folder: Path
+    rows: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, folder: Path | None = None) -> "Vocabulary | None":
+        """
+        The vocabulary of a checkpoint, with the tokenizer in `folder` where that is another.
+
+        None where its embeddings disagree on their rows, or there are none.
+        """
+        rows = {info.shape[0] for name, info in checkpoint.tensors.items() if is_vocabulary(name)}
+        return cls(folder or checkpoint.path, *rows) if len(rows) == 1 else None
+
+    @cached_property
+    def ids(self) -> Mapping[str, int] | None:
+        """
+        Every token's id, those without a row too; None where there is no tokenizer.
+
+        Raises:
+            ModelError: The tokenizer cannot be read.
+        """
+        files = [self.folder / file for file in (*TOKENIZERS, _ADDED, _SETTINGS)]
+        stamps = [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.exists()]
+        return _read(self.folder, tuple(stamps))
+
+    @cached_property
+    def names(self) -> tuple[str | None, ...] | None:
+        """The token of each row, None for a nameless row."""
+        return None if self.ids is None else _names(self.ids.items(), self.rows)
+
+    @property
+    def end(self) -> int:
+        """The id that the next token to be added will have."""
+        return 1 + max((self.ids or {}).values(), default=-1)
+
+
+def same(one: Vocabulary, other: Vocabulary) -> bool:
+    """
+    Whether two models have the same token in every row. Without a tokenizer, equal sizes say so.
+
+    Raises:
+        ModelError: They differ in size, and one has no tokenizer to align them by.
+    """
+    if one.rows == other.rows and _same_files(one.folder, other.folder):
+        return True
+    if one.names is None or other.names is None:
+        if one.rows == other.rows:
+            return True
+        bare = one if one.names is None else other
+        raise ModelError(
+            f"{other.folder}: its embeddings have {other.rows} rows, those of {one.folder} "
+            f"{one.rows}, and {bare.folder} has no tokenizer to align them by"
+        )
+    return one.names == other.names
+
+
+def alignment(names: Sequence[str | None], source: Vocabulary) -> Tensor:
+    """
+    Where a model keeps each of the rows called `names`.
+
+    Returns:
+        (names,) int64 rows of `source`, -1 for those that it lacks.
+    """
+    ids, own = source.ids or {}, source.names or ()
+    return torch.tensor([_row(name, place, ids, own) for place, name in enumerate(names)])
+
+
+@dataclass(frozen=True, eq=False)
+class Union:
+    """
+    The tokens of a merge whose models differ in theirs.
+
+    Attributes:
+        rows: Of the merge's embeddings.
+        added: The tokens that the donor lacks, in the order of their new ids, each with the number
+            of the first source that has it.
+        first_id: Id of the first of them.
+        places: (rows, sources) int64: the row of each source, -1 where it lacks the token.
+    """
+
+    rows: int
+    added: tuple[tuple[str, int], ...]
+    first_id: int
+    places: Tensor
+
+    def spread(self, weights: Sequence[float]) -> Tensor:
+        """
+        Per row, the weights of the sources' own rows that make sum_i w_i u_i.
+
+        u_i is source i's row or, if it lacks the token, that of the base (the first source) or,
+        if that lacks it too, the mean of those that have it. A token of nobody's gets zeros.
+
+        Returns:
+            (rows, sources) float64.
+        """
+        has = (self.places >= 0).double()
+        own = has * torch.tensor(weights, dtype=torch.float64)
+        lacking = ((1 - has) * torch.tensor(weights, dtype=torch.float64)).sum(1, keepdim=True)
+        of_base = torch.zeros_like(has)
+        of_base[:, 0] = 1
+        owners = has / has.sum(1, keepdim=True).clamp_min(1)
+        return own + lacking * torch.where(has[:, :1] > 0, of_base, owners)
+
+
+def unite(donor: Vocabulary, sources: Sequence[Vocabulary]) -> Union | None:
+    """
+    The donor's tokens in their places, then those of the sources (base first) that it lacks.
+
+    None where all have the donor's vocabulary.
+
+    Raises:
+        ModelError: Sizes differ, and one has no tokenizer.
+    """
+    if all(same(donor, source) for source in sources):
+        return None
+    ids = donor.ids or {}
+    owners: dict[str, int] = {}
+    for number, source in enumerate(sources):
+        for token in source.names or ():
+            if token is not None and token not in ids:
+                owners.setdefault(token, number)
+    added = {token: donor.end + place for place, token in enumerate(owners)}
+    rows = max(donor.rows, donor.end + len(added)) if added else donor.rows
+    names = _names([*ids.items(), *added.items()], rows)
+    places = torch.stack([alignment(names, source) for source in sources], 1)
+    return Union(rows, tuple(owners.items()), donor.end, places)
+
+
+def _row(name: str | None, place: int, ids: Mapping[str, int], own: Sequence[str | None]) -> int:
+    if name is None:
+        return place if place < len(own) and own[place] is None else -1
+    row = ids.get(name, -1)
+    return row if row < len(own) else -1
+
+
+def _names(ids: Iterable[tuple[str, int]], rows: int) -> tuple[str | None, ...]:
+    names: list[str | None] = [None] * rows
+    for token, row in ids:
+        if row < rows and names[row] is None:
+            names[row] = token
+    return tuple(names)
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Whether two tokenizers are the same bytes, which takes no parsing to know."""
+    if one == other:
+        return True
+    first = next((file for file in TOKENIZERS if (one / file).is_file()), None)
+    if first is None or not (other / first).is_file():
+        return False
+    fast = first == TOKENIZERS[0]
+    for file in (first, _ADDED) if fast else (*TOKENIZERS, _ADDED):
+        ours, theirs = one / file, other / file
+        if ours.is_file() != theirs.is_file():
+            return False
+        if ours.is_file() and not filecmp.cmp(ours, theirs, shallow=False):
+            return False
+    return _declared(one) == _declared(other)
+
+
+# A base is compared with each of its descendants.
+@lru_cache(maxsize=2)
+def _read(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Mapping[str, int] | None:
+    found = _tokens(folder)
+    if found is None:
+        return None
+    if (folder / _ADDED).is_file():
+        for token, row in read_json(folder / _ADDED).items():
+            found.setdefault(token, row)
+    for token, row in _declared(folder).items():
+        found.setdefault(token, row)
+    for token, row in found.items():
+        if type(row) is not int or row < 0:
+            raise ModelError(f"{folder}: its token {token!r} has the id {row!r}, which is no id")
+    return found
+
+
+def _tokens(folder: Path) -> dict[str, int] | None:
+    if (folder / "tokenizer.json").is_file():
+        return _fast(folder / "tokenizer.json")
+    if (folder / "vocab.json").is_file():
+        return read_json(folder / "vocab.json")
+    if (folder / "vocab.txt").is_file():
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        return {token: row for row, token in enumerate(lines)}
+    return _sentencepiece(folder) if has_tokenizer(folder) else None
+
+
+def _fast(path: Path) -> dict[str, int]:
+    """Tokens of a tokenizer.json, whichever model it holds: Unigram lists its tokens by id."""
+    match read_json(path):
+        case {"model": {"vocab": dict() | list() as vocab}} as whole:
+            pass
+        case _:
+            raise ModelError(f"{path}: has no vocabulary")
+    try:
+        if isinstance(vocab, list):
+            vocab = {piece: row for row, (piece, _) in enumerate(vocab)}
+        added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: its tokens cannot be read: {error!r}") from error
+    return vocab | added
+
+
+def _declared(folder: Path) -> dict[str, int]:
+    """Tokens that only tokenizer_config.json tells of, as slow tokenizers keep them."""
+    if not (folder / _SETTINGS).is_file():
+        return {}
+    decoder: Any = read_json(folder / _SETTINGS).get("added_tokens_decoder") or {}
+    try:
+        return {token["content"]: int(row) for row, token in decoder.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / _SETTINGS}: odd added_tokens_decoder: {error!r}") from error
+
+
+def _sentencepiece(folder: Path) -> dict[str, int]:
+    from transformers import AutoTokenizer  # noqa: PLC0415 - slow to import, and rarely needed
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        found: dict[str, int] = tokenizer.get_vocab()
+    except Exception as error:  # a stranger's files: transformers raises all kinds
+        text = " ".join(f"{error}".split())
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {text:.200}") from error
+    return found

@@ -1,0 +1,1 @@
+"""Policies tried out on landscapes: evolution without a daemon, and honest comparison of it."""

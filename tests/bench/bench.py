@@ -1,0 +1,43 @@
+"""What every measurement is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.models import Family
+from tests.bench.table import Progress
+
+__all__ = ["Bench"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """
+    Attributes:
+        room: Where models are made.
+        scratch: For outputs; emptied at the end.
+        parameters: Of a model, about.
+        models: How many fine-tunes there may be.
+        repeat: How often each thing is timed.
+    """
+
+    room: Path
+    scratch: Path
+    parameters: float
+    models: int
+    repeat: int
+    progress: Progress
+
+    @property
+    def family(self) -> Family:
+        return self.sized(1)
+
+    def sized(self, factor: float) -> Family:
+        return Family(self.room, self.parameters * factor)
+
+    def pair(self, family: Family | None = None) -> Sequence[Path]:
+        """Base and two fine-tunes."""
+        family = family or self.family
+        if not family.holds(2):
+            self.progress.runs(f"making models of {family.parameters:.2g} parameters")
+        return [family.base, *family.leaves(2)]

@@ -1,0 +1,106 @@
+"""Correlations and stages of a lineage whose gains are known."""
+
+import json
+
+import pytest
+from scipy import stats
+
+import command
+import family
+from kinship_daemon.analysis import FEWEST, analyse
+from kinship_storage.records import Generation
+
+# Parent scores, child score and kinship of ten merges: the more alike, the smaller the gain.
+KINSHIPS = [-0.1, 0.0, 0.1, 0.2, 0.35, 0.5, 0.6, 0.75, 0.9, 0.95]
+GAINS = [0.060, 0.055, 0.040, 0.045, 0.030, 0.020, 0.025, 0.010, 0.004, -0.001]
+
+
+def lineage_of(path, merges):
+    """Founders of score 0.5 in pairs, and a merge of each pair; five generations of two."""
+    lineage = family.open_lineage(path)
+    lineage.put("settings", {"selection": "fp1", "validation": "fp2"})
+    for number, (kinship, gain) in enumerate(merges):
+        pair = (f"demo/a{number}", f"demo/b{number}")
+        for name in pair:
+            lineage.add_model(family.finetune(name.removeprefix("demo/")))
+        lineage.add_scores([family.score(f"sha256:{n[5:]}", 0.5, stderr=0.002) for n in pair])
+        generation = 1 + number // 2
+        child = family.merge(f"m{number}", pair, generation, status="admitted")
+        lineage.add_model(child)
+        lineage.add_scores([family.score(child.weights, 0.5 + gain, stderr=0.002)])
+        lineage.add_kinships("pcc", [(f"sha256:a{number}", f"sha256:b{number}", kinship)])
+        if number % 2 == 0:
+            decision = {"merges": [], "top": list(pair), "top_mean_kinship": kinship}
+            lineage.add_generation(
+                Generation(generation, "topk-kinship", {}, 0, {"members": []}, decision)
+            )
+    return lineage
+
+
+@pytest.fixture
+def found(tmp_path):
+    with lineage_of(tmp_path / "lineage.db", list(zip(KINSHIPS, GAINS, strict=True))) as lineage:
+        yield analyse(lineage)
+
+
+def test_a_gain_is_over_the_mean_of_the_parents(found):
+    assert [round(merge.gain, 6) for merge in found.merges] == GAINS
+    assert [merge.kinship["pcc"] for merge in found.merges] == KINSHIPS
+    assert all(merge.kinship["cosine"] is None for merge in found.merges)
+
+
+def test_correlations_are_pearsons_with_fishers_interval(found):
+    gain, absolute = found.correlations
+    assert (gain.metric, gain.of, gain.n) == ("pcc", "gain", 10)
+    expected = stats.pearsonr(KINSHIPS, GAINS)
+    assert gain.r == pytest.approx(expected.statistic)
+    assert gain.p == pytest.approx(expected.pvalue)
+    assert -1 < gain.low < gain.r < gain.high < 0
+    assert absolute.of == "absolute gain"
+    assert absolute.r == pytest.approx(stats.pearsonr(KINSHIPS, [abs(g) for g in GAINS])[0])
+
+
+def test_learning_ends_where_the_best_no_longer_rises_by_its_noise(tmp_path):
+    rising = [0.01, 0.01, 0.02, 0.02, 0.03, 0.03, 0.031, 0.03, 0.0305, 0.031]
+    with lineage_of(tmp_path / "l.db", list(zip(KINSHIPS, rising, strict=True))) as lineage:
+        learning, saturation = analyse(lineage).stages
+    assert (learning.name, learning.generations) == ("learning", (1, 2, 3))
+    assert (saturation.name, saturation.generations) == ("saturation", (4, 5))
+    assert (learning.merges, saturation.merges) == (6, 4)
+    assert learning.kinship == pytest.approx(sum(KINSHIPS[:6]) / 6)
+    assert saturation.top_kinship == pytest.approx((0.6 + 0.9) / 2)
+
+
+def test_too_few_merges_conclude_nothing(tmp_path):
+    few = list(zip(KINSHIPS, GAINS, strict=True))[: FEWEST - 1]
+    with lineage_of(tmp_path / "lineage.db", few) as lineage:
+        found = analyse(lineage)
+    assert found.correlations == ()
+    assert "too few to conclude" in found.too_few
+
+
+def test_a_lineage_without_merges_is_looked_at_in_peace(tmp_path):
+    with lineage_of(tmp_path / "lineage.db", []) as lineage:
+        found = analyse(lineage)
+    assert found.merges == found.stages == ()
+
+
+def test_the_command_says_writes_and_draws_it(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    with lineage_of(home / "lineage.db", list(zip(KINSHIPS, GAINS, strict=True))):
+        pass
+    arguments = ["analyze", "--home", home, "--json", tmp_path / "a.json", "--plot"]
+    first = command.run([*arguments, tmp_path / "a.svg"], tmp_path)
+    assert first.code == 0, first.err
+    assert "pcc       with gain" in first.out
+    assert "saturation" in first.out
+    facts = json.loads((tmp_path / "a.json").read_text())
+    assert len(facts["merges"]) == 10
+    drawn = (tmp_path / "a.svg").read_bytes()
+    assert b"Kinship and gain of 10 merges" in drawn
+    command.run([*arguments, tmp_path / "b.svg"], tmp_path)
+    assert (tmp_path / "b.svg").read_bytes() == drawn
+    wrong = command.run([*arguments, tmp_path / "a.gif"], tmp_path)
+    assert wrong.code == 2
+    assert ".png or .svg" in wrong.err

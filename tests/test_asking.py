@@ -1,0 +1,83 @@
+"""A policy that misbehaves harms nobody but itself."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from kinship_daemon.asking import PolicyFailed, ask
+from kinship_policies.policy import Decision, Member, Population
+from kinship_policies.topk import TopKGreedy
+
+PAIR = Population(
+    generation=1,
+    members=(Member("a", 0.5), Member("b", 0.6)),
+    kinship=((1.0, 0.2), (0.2, 1.0)),
+)
+
+
+@dataclass
+class Odd:
+    """Does what it is told to instead of deciding."""
+
+    way: str
+
+    def propose(self, _population):
+        print("a policy may chat")
+        match self.way:
+            case "raises":
+                raise KeyError("no such member")
+            case "hangs":
+                time.sleep(60)
+            case "dies":
+                os._exit(1)
+            case "nonsense":
+                return {"merges": []}
+            case "nan":
+                return Decision((), ("a",), float("nan"), stop="done")
+        return None
+
+
+def test_a_policy_answers_as_it_would_here():
+    policy = TopKGreedy(k=2)
+    assert ask(policy, PAIR, 60) == policy.propose(PAIR)
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("raises", r"KeyError: 'no such member' \(test_asking.py:\d+\)"),
+        ("dies", "its process died"),
+        ("nonsense", "it answered with a dict"),
+        ("nan", "not JSON compliant"),
+    ],
+)
+def test_what_a_policy_does_instead_is_said_in_one_line(way, said):
+    with pytest.raises(PolicyFailed, match=said) as failed:
+        ask(Odd(way), PAIR, 60)
+    assert "\n" not in str(failed.value)
+
+
+def test_a_policy_that_hangs_is_stopped():
+    start = time.monotonic()
+    with pytest.raises(PolicyFailed, match=r"limits.decision_seconds \(3\)"):
+        ask(Odd("hangs"), PAIR, 3)
+    assert time.monotonic() - start < 40
+
+
+def test_a_policy_that_cannot_travel_is_told_why():
+    class Local:
+        def propose(self, _population):
+            return Decision((), (), None, stop="done")
+
+    with pytest.raises(PolicyFailed, match="a class at the top of a module"):
+        ask(Local(), PAIR, 60)
+
+
+def test_what_a_policy_prints_is_no_output_of_ours(capfd):
+    with pytest.raises(PolicyFailed):
+        ask(Odd("nonsense"), PAIR, 60)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "a policy may chat" in err

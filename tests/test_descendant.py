@@ -1,0 +1,117 @@
+"""Real models' differences: what a descendant looks like through its base, whatever its files."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+import architectures
+import tiny
+from kinship_daemon.errors import ModelError
+from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.descendant import descend
+from kinship_daemon.weights.live_model import live_model, load_into
+from kinship_daemon.weights.materialise import Assembly, leaf_assembly, write
+
+
+def average(base, *leaves) -> Assembly:
+    """The mean of some leaves."""
+    row = (0.0, *(1 / len(leaves) for _ in leaves))
+    table = tuple((name, row) for name in Checkpoint.open(base).tensors)
+    return Assembly("x", base, leaves, table, leaves[0])
+
+
+def test_a_fine_tune_is_its_own_tensors(tiny_base, tiny_finetunes):
+    for folder in tiny_finetunes[:2]:
+        leaf = descend(Checkpoint.open(tiny_base), folder)
+        for name, tensor in tiny.tensors(folder).items():
+            assert torch.equal(leaf.content(name), tensor)
+        assert leaf.vocabulary is None
+        assert leaf.files == tuple(sorted(path.name for path in folder.glob("*.safetensors")))
+        assert leaf.nbytes == 2 * leaf.parameters == Checkpoint.open(folder).nbytes
+
+
+@pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
+def test_dtypes_and_shards_mix(tmp_path, architecture):
+    base = architectures.base(architecture, tmp_path / "base", dtype=torch.bfloat16)
+    leaves = []
+    for seed, dtype in enumerate((torch.float16, torch.bfloat16, torch.float32), start=1):
+        folder = tiny.finetune(base, tmp_path / str(seed), seed)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        shutil.rmtree(folder)
+        shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+        model.save_pretrained(folder, max_shard_size="30KB" if seed == 2 else "5GB")
+        leaves.append(folder)
+    write(average(base, *leaves), tmp_path / "out", dtype=torch.float32)
+    found = tiny.tensors(tmp_path / "out")
+    own = [tiny.tensors(folder) for folder in leaves]
+    assert len({tensors["model.norm.weight"].dtype for tensors in own}) == 3
+    for name, tensor in found.items():
+        exact = sum(tensors[name].double() for tensors in own) / 3
+        assert torch.allclose(tensor.double(), exact, rtol=1e-6, atol=1e-7)
+
+
+def test_old_buffers_hinder_neither_comparing_nor_loading(tmp_path):
+    config = GPT2Config(vocab_size=tiny.VOCABULARY, n_positions=16, n_embd=32, n_layer=1, n_head=4)
+    base, leaf = tmp_path / "base", tmp_path / "leaf"
+    for seed, folder in enumerate((base, leaf)):
+        torch.manual_seed(seed)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+        tiny.tokenizer(folder)
+    mask = torch.ones(16, 16, dtype=torch.bool).tril()[None, None]
+    buffers = {"attn.bias": mask, "attn.masked_bias": torch.tensor(-1e4)}
+    tiny.edit(leaf, {f"transformer.h.0.{name}": tensor for name, tensor in buffers.items()})
+    descend(Checkpoint.open(base), leaf)
+    descend(Checkpoint.open(leaf), base)
+    live = live_model(average(base, leaf), dtype=torch.float32, device="cpu")
+    expected = GPT2LMHeadModel.from_pretrained(leaf)
+    tokens = torch.tensor([[4, 9, 23]])
+    with torch.no_grad():
+        assert torch.equal(live(tokens).logits, expected(tokens).logits)
+
+
+def test_a_buffer_that_the_model_keeps_need_not_be_in_the_file(tmp_path, tiny_base):
+    live = live_model(leaf_assembly(tiny_base, "b"), dtype=torch.bfloat16, device="cpu")
+    live.model.register_buffer("position_ids", torch.arange(8))
+    live.model.layers[0].register_buffer("inv_freq", torch.ones(4))
+
+    load_into(live, leaf_assembly(tiny_base, "b"), device="cpu")
+
+
+@pytest.mark.parametrize("said", ["both", "neither"])
+def test_a_second_copy_of_tied_embeddings_is_left_out(tmp_path, said):
+    """Gemma2 ties by default, and its configs as a rule do not say so."""
+    base = architectures.base("Gemma2ForCausalLM", tmp_path / "base")
+    leaf = tiny.finetune(base, tmp_path / "leaf", 1)
+    if said == "neither":
+        for folder in (base, leaf):
+            path = folder / "config.json"
+            config = json.loads(path.read_text())
+            config.pop("tie_word_embeddings", None)
+            path.write_text(json.dumps(config))
+    tiny.edit(leaf, {"lm_head.weight": tiny.tensors(leaf)["model.embed_tokens.weight"].clone()})
+    found = descend(Checkpoint.open(base), leaf)
+    assert "lm_head.weight" not in found.contents
+    assert found.parameters == Checkpoint.open(base).parameters
+    live = live_model(average(base, leaf), dtype=torch.bfloat16, device="cpu")
+    expected = AutoModelForCausalLM.from_pretrained(leaf)
+    tokens = torch.tensor([[4, 9, 23]])
+    with torch.no_grad():
+        assert torch.equal(live(tokens).logits, expected(tokens).logits)
+
+
+def test_tied_and_untied_do_not_mix(tmp_path):
+    tied = architectures.base("Qwen2ForCausalLM", tmp_path / "tied")
+    untied = architectures.base("Qwen2ForCausalLM", tmp_path / "untied", tied=False)
+    with pytest.raises(ModelError, match="these cannot be merged"):
+        descend(Checkpoint.open(tied), untied)
+    with pytest.raises(ModelError, match="these cannot be merged"):
+        descend(Checkpoint.open(untied), tied)
+
+
+def test_three_differences_are_named(tmp_path, tiny_base):
+    deep = tiny.base(tmp_path / "deep", layers=3)
+    with pytest.raises(ModelError, match=r"input_layernorm\.weight is not in the base; .* and 6 m"):
+        descend(Checkpoint.open(tiny_base), deep)
