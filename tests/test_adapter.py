@@ -21,6 +21,7 @@ from kinship_daemon.weights.materialise import Assembly, leaf_assembly, write
 
 CPU = torch.device("cpu")
 ATTENTION = ["q_proj", "v_proj"]
+EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def adapter(base: Path, folder: Path, seed=1, *, merge=False, grow=0, **lora) -> dict:
@@ -241,7 +242,39 @@ def test_an_adapter_that_grew_the_vocabulary_brings_its_rows(tmp_path, bases):
     assert torch.equal(seen, expected["lm_head.weight"][: tiny.VOCABULARY])
 
 
+def test_a_low_rank_delta_stays_in_its_row_where_the_adapter_names_a_row_of_padding(tmp_path):
+    base = tiny.base(tmp_path / "base", vocab_size=64, dtype=torch.float32)
+    expected = adapter(base, tmp_path / "a", merge=True, target_modules=["embed_tokens"])
+    whole = tiny.tensors(base)
+    own = {f"base_model.model.{name}": whole[name] for name in ("lm_head.weight",)}
+    own["base_model.model.model.embed_tokens.base_layer.weight"] = whole[EMBEDDINGS]
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file(load_file(path) | own, path)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path / "a")
+    sources = leaf_assembly(tmp_path / "a", "a", base)
+    assert torch.allclose(made(sources)[EMBEDDINGS], expected[EMBEDDINGS], atol=1e-6)
+    seen = descend(Checkpoint.open(base), tmp_path / "a").content(EMBEDDINGS)
+    assert torch.equal(seen[tiny.VOCABULARY], whole[EMBEDDINGS][tiny.VOCABULARY])  # not in the base
+
+
 # What is refused
+
+
+def test_an_odd_list_of_saved_modules_is_no_reason_to_fail(tmp_path, bases):
+    adapter(bases["mistral"], tmp_path / "a")
+    settings(tmp_path / "a", modules_to_save=5)
+    assert descend(Checkpoint.open(bases["mistral"]), tmp_path / "a").contents
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("part", ["lora_A", "lm_head"])
+def test_quantised_tensors_are_refused(tmp_path, bases, part, dtype):
+    adapter(bases["mistral"], tmp_path / "a", modules_to_save=["lm_head"])
+    rewrite(tmp_path / "a", lambda n, t: (n, t.to(dtype) if part in n else t))
+    with pytest.raises(ModelError, match=r"quantised or no weights"):
+        descend(Checkpoint.open(bases["mistral"]), tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +290,8 @@ def test_an_adapter_that_grew_the_vocabulary_brings_its_rows(tmp_path, bases):
         ({"r": None}, "no usable r for"),
         ({"lora_alpha": "many"}, "no usable lora_alpha"),
         ({"alpha_pattern": {"(": 3}}, "no usable lora_alpha"),
+        ({"alpha_pattern": {"(([a-z0-9_.]+)+)!": 3}}, "no usable lora_alpha"),  # takes for ever
+        ({"lora_alpha": 10**400}, "no usable lora_alpha"),
     ],
 )
 def test_other_forms_and_odd_settings_are_refused(tmp_path, bases, changes, said):

@@ -168,7 +168,10 @@ def test_a_missing_folder_is_named(tmp_path):
         Checkpoint.open(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/x.safetensors", "a\\b.safetensors"])
+@pytest.mark.parametrize(
+    "shard",
+    ["../x.safetensors", "/etc/x.safetensors", "a\\b.safetensors", "x" * 300 + ".safetensors"],
+)
 def test_an_index_cannot_lead_out_of_the_folder(tmp_path, shard):
     index = {"weight_map": {"a": shard}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -309,6 +312,26 @@ def test_a_broken_config_is_a_model_error(tmp_path, tiny_base, config):
         (other / "config.json").write_text(config)
     with pytest.raises(ModelError, match=r"config\.json"):
         compare(base, checkpoint)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+def test_half_a_surrogate_pair_is_no_text(tmp_path, file):
+    """It can be neither printed nor stored, so no message may come to hold it."""
+    folder = tiny.base(tmp_path / "base")
+    if file != "config.json":
+        (folder / "model.safetensors").unlink()
+    (folder / file).write_text('{"architectures": ["\\ud800"], "weight_map": {"a": "\\ud800"}}')
+    with pytest.raises(ModelError, match="surrogates not allowed") as caught:
+        compare(Checkpoint.open(folder), Checkpoint.open(folder))
+    assert str(caught.value).encode()
+
+
+def test_a_tensors_name_is_printable(tmp_path):
+    header = b'{"\\ud800": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+    content = len(header).to_bytes(8, "little") + header + b"\0"
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="is no name of a tensor"):
+        Checkpoint.open(tmp_path)
 
 
 def test_quantised_weights_do_not_fit(tmp_path, tiny_base):

@@ -16,7 +16,8 @@ from kinship_daemon.errors import WorkerDied
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.steps import carding, publication
-from kinship_policies.policy import Decision, Proposal
+from kinship_policies.policy import Proposal
+from scripted import Scripted
 
 # Few documents, few founders: what is tried here does not depend on how well models do.
 SMALL = {
@@ -104,17 +105,6 @@ def test_another_policy_goes_on_from_what_the_last_one_made(home):
     with opened(home, policy="{use: topk-kinship, k: 2, early_stop: null}") as d:
         evolve(d)
         assert "exploration" in {m.role for m in d.lineage.models(kind="merge")}
-
-
-class Scripted:
-    """Answers with these proposals, generation after generation, then with nothing at all."""
-
-    def __init__(self, *generations):
-        self.generations = generations
-
-    def propose(self, population):
-        merges = dict(enumerate(self.generations, 1)).get(population.generation, ())
-        return Decision(tuple(merges), population.best(2), None)
 
 
 def pair(a, b, role="pair"):

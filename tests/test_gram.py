@@ -196,6 +196,16 @@ def test_models_of_other_float_types(tmp_path):
     assert_close(family.ledger().gram, family.exact(), 1e-6)
 
 
+def test_small_deltas_of_doubles_are_not_drowned_by_single_precision(tmp_path):
+    base = {name: t.double() for name, t in random_weights(0).items()}
+    leaves = {
+        seed: {name: base[name] + 1e-8 * t.double() for name, t in random_weights(seed).items()}
+        for seed in (1, 2)
+    }
+    family = Family(tmp_path, base, {str(seed): leaf for seed, leaf in leaves.items()})
+    assert_close(family.ledger().gram, family.exact(), 1e-6)
+
+
 @pytest.mark.parametrize(
     ("value", "said"), [(torch.nan, "NaN"), (torch.inf, "infinity"), (-torch.inf, "infinity")]
 )
@@ -314,6 +324,7 @@ def test_adapters_join_in_any_company(mixed):
         known = {row: mixed.leaves[row] for row in ledger.rows}
         ledger = gram.extend(ledger, mixed.base, known, {name: mixed.leaves[name]})
     assert_close(ledger.gram, mixed.exact(), 1e-6)
+    assert torch.equal(ledger.gram, mixed.ledger().gram)
 
 
 def test_an_adapter_with_nan_is_named(mixed, tmp_path):
@@ -337,3 +348,24 @@ def test_a_model_joins_while_it_is_made(family):
         joined = rows.ledger()
     assert joined.rows == family.ledger().rows
     assert torch.equal(joined.gram, family.ledger().gram)
+
+
+def test_an_unmeasured_base_is_measured_with_the_others(family, mixed):
+    for each in (family, mixed):
+        blank = gram.unmeasured(each.base, "b")
+        whole = gram.extend(blank, each.base, {}, each.leaves)
+        assert torch.equal(whole.gram, each.ledger().gram)
+    only = {"narrow": mixed.leaves["narrow"]}
+    start = gram.extend(gram.start(mixed.base, "b"), mixed.base, {}, only)
+    blank = gram.extend(gram.unmeasured(mixed.base, "b"), mixed.base, {}, only)
+    assert torch.equal(blank.gram, start.gram)
+
+
+def test_a_broken_base_is_named_though_it_was_not_measured_first(tmp_path, family):
+    broken = {name: t.clone() for name, t in family.base_weights.items()}
+    broken["run"][3] = torch.inf
+    base = Checkpoint.open(tiny.bare(tmp_path / "broken", broken))
+    leaves = {"leaf1": descend(base, family.leaves["leaf1"].path)}
+    with pytest.raises(gram.BadTensor, match="tensor run holds infinity") as got:
+        gram.extend(gram.unmeasured(base, "b"), base, {}, leaves)
+    assert got.value.identity == "b"

@@ -75,7 +75,7 @@ def test_folders_are_shown_by_their_last_part(of_three, tiny_base):
     assert str(tiny_base.parent) not in shown
     assert shown.splitlines()[0] == "pcc of deltas from base"
     assert [line.split()[0] for line in shown.splitlines()[1:4]] == ["a", "b", "c"]
-    assert [line.split()[-1] for line in shown.splitlines()[5:9]] == [
+    assert [line.split()[-1] for line in shown.splitlines()[6:10]] == [
         "attention",
         "mlp",
         "embeddings",

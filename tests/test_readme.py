@@ -2,14 +2,17 @@
 
 import re
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
-from kinship_daemon import config
+from kinship_daemon import config, demo
 from kinship_daemon.cli import app
+from kinship_daemon.weights.methods.registry import method
 from kinship_policies import registry
 from kinship_policies.testing import conforms
 
@@ -20,6 +23,22 @@ README = (ROOT / "README.md").read_text()
 def blocks(language):
     found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
     return [text for tongue, text in found if tongue == language]
+
+
+def section(title):
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def run(*arguments):
+    """What a command prints, where it succeeds."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def ours(group):
+    """Names that this package registers."""
+    return {p.name for p in entry_points(group=group) if p.value.startswith("kinship_")}
 
 
 def test_the_two_set_up_commands_are_there_word_for_word():
@@ -53,6 +72,83 @@ def test_the_policy_in_python_conforms(tmp_path, monkeypatch):
         sys.modules.pop("farthest", None)
 
 
+def test_every_policy_is_in_the_list_of_policies():
+    assert set(re.findall(r"^\| `([a-z0-9-]+)`", section("Policies"), re.M)) == ours(registry.GROUP)
+
+
+def test_every_merge_method_is_in_the_table_under_its_kind():
+    rows = re.findall(r"^\| (`.*`),? \| (`.*`),? \|$", section("Merge by hand"), re.M)
+    for cell, kind in ((0, "span"), (1, "elementwise")):
+        named = {name for row in rows for name in re.findall(r"`(\w+)`", row[cell])}
+        installed = {n for n in ours("kinship_daemon.methods") if method(n).kind == kind}
+        assert named == installed
+
+
+def test_the_kinships_shown_are_those_that_come_out(tmp_path, monkeypatch):
+    shown = next(block for block in blocks("") if block.startswith("pcc of deltas"))
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"^kinship-daemon (kinship .*)$", README, re.M)
+    printed = run(*command.split(), "--device", "cpu")
+    before, after = shown.split("...\n")
+    assert before in printed
+    assert after.split(", ")[:2] == printed.splitlines()[-1].split(", ")[:2]
+    assert (tmp_path / "kinship.svg").exists()
+
+
+def test_the_merge_shown_can_be_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "soup.yml").write_text(next(b for b in blocks("yaml") if "soup.yml" in b))
+    (command,) = re.findall(r"^kinship-daemon (merge .*)$", README, re.M)
+    assert "slerp of demo/add, demo/subtract" in run(*command.split(), "--device", "cpu")
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+@pytest.fixture
+def kept_length(tmp_path, monkeypatch):
+    """The README's merge method as pip leaves it behind, registered as the README says."""
+    code = next(block for block in blocks("python") if "def kept_length" in block)
+    (tmp_path / "kept_length.py").write_text(code)
+    (entry,) = re.findall(r'^(kept_length) = "(.*)"$', "".join(blocks("toml")), re.M)
+    info = tmp_path / "kept_length-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kept_length\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(f"[kinship_daemon.methods]\n{' = '.join(entry)}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    method.cache_clear()
+    sys.modules.pop("kept_length", None)
+
+
+@pytest.mark.usefixtures("kept_length")
+def test_the_merge_method_in_python_does_what_it_says(tmp_path):
+    parents = ["demo/add", "demo/sort"]
+    recipe = {
+        "merge_method": "kept_length",
+        "base_model": "demo/base",
+        "models": [{"model": name} for name in parents],
+        "dtype": "float32",
+    }
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(recipe))
+    run("merge", tmp_path / "own.yml", tmp_path / "own", "--hub", "demo", "--device", "cpu")
+    base = load_file(demo.HUB / "demo" / "base" / "model.safetensors")
+    a, b = (load_file(demo.HUB / name / "model.safetensors") for name in parents)
+    child = load_file(tmp_path / "own" / "model.safetensors")
+    for name, origin in base.items():
+        start = origin.double()
+        first, second, made = (model[name].double() - start for model in (a, b, child))
+        expected = (first.norm() + second.norm()) / 2 / (first + second).norm() * (first + second)
+        assert (made - expected).norm() < 1e-4 * expected.norm(), name
+
+
+def test_the_comparison_shown_has_the_columns_that_simulate_prints():
+    shown = next(block for block in blocks("") if block.startswith("policy  "))
+    (command,) = re.findall(r"^kinship-daemon (simulate .*)$", section("Try policies out"), re.M)
+    printed = run(*command.replace("--seeds 50", "--seeds 2").split()).splitlines()
+    assert shown.splitlines()[0] in printed
+    for line in shown.splitlines()[1:3]:
+        assert any(row.split()[:1] == line.split()[:1] for row in printed)
+
+
 def test_the_config_reference_names_every_key():
     reference = README.split("<!-- config-reference -->")[1].split("<!-- /config-reference -->")[0]
     assert reference.strip() == config.reference().strip()
@@ -60,11 +156,18 @@ def test_the_config_reference_names_every_key():
 
 def test_every_room_in_the_layout_exists():
     layout = next(block for block in blocks("") if "cycle.py" in block)
-    inside = ROOT / "daemon" / "kinship_daemon"
-    for name in re.findall(r"^  ([a-z]+\.py|[a-z]+/)", layout, re.M):
-        assert (inside / name).exists(), name
-    for name in re.findall(r"^([a-z_]+/[a-z_]*)", layout, re.M):
-        assert (ROOT / name).exists(), name
+    inside = root = ROOT / "daemon" / "kinship_daemon"
+    for line in layout.splitlines():
+        if room := re.match(r"[a-z_]+/[a-z_]*", line):
+            root = ROOT / room[0]
+            assert root.exists(), line
+        elif room := re.match(r"  ([a-z]+\.py|[a-z]+/)", line):
+            assert (root / room[1]).exists(), line
+        for name in re.findall(r"[a-z_]+\.py", line):
+            assert [*root.rglob(name)], name
+        if modules := re.match(r" {20,}([a-z_, ]+):", line):
+            for name in modules[1].split(", "):
+                assert (inside / "weights" / f"{name}.py").exists(), name
 
 
 @pytest.mark.parametrize("file", ["deploy/config.yaml"])

@@ -270,6 +270,7 @@ def test_the_first_matching_condition_decides():
         (Recipe("slerp", ("x", "y"), {"t": "half"}), "expected a number"),
         (Recipe("slerp", ("x", "y"), {"t": []}), "expected a number"),
         (Recipe("slerp", ("x", "y"), {"t": float("nan")}), "expected a number"),
+        (Recipe("slerp", ("x", "y"), {"t": 10**400}), "expected a number"),
         (Recipe("slerp", ("x", "y"), {"t": [{"filter": "mlp", "value": 1}]}), "no condition"),
         (Recipe("slerp", ("x", "y"), {"t": [{"filters": "mlp", "value": 1}]}), "a condition is"),
         (Recipe("slerp", ("x", "y"), {"t": [{"filter": 3, "value": 1}]}), "a filter is part"),

@@ -284,7 +284,7 @@ def test_the_same_command_gives_the_same_bytes(simulate, tmp_path):
         plot = tmp_path / f"p.{kind}"
         arguments = ["--policy", "topk-greedy", "--policy", "topk-kinship", "--seeds", 3]
         found = simulate("--landscape", "synthetic", *arguments, "--plot", plot, "--format", "json")
-        assert (found.code, found.err) == (0, "")
+        assert (found.code, found.err) == (0, f"wrote {plot}\n")
         return found.out, plot.read_bytes()
 
     for kind, head in (("png", b"\x89PNG"), ("svg", b"<?xml")):

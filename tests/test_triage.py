@@ -43,12 +43,12 @@ def test_an_ordinary_fine_tune_may_be_fetched_whatever_its_licence():
         (repo(gated=True), "gated .triage.allow_gated"),
         (repo(problem="README.md's front matter cannot be read: not YAML"), "front matter"),
         (repo(id=BASE), "the base itself"),
-        (repo({"base_model_relation": "adapter"}), "an adapter; only full fine-tunes"),
         (repo({"base_model_relation": "quantized"}), "a quantised copy"),
         (repo({"base_model_relation": "merge"}), "a merge .triage.allow_merges"),
         (repo({"base_model": [BASE, "org/another"]}), "a merge"),
         (repo({"tags": ["merge"]}), "a merge"),
-        (repo(files=GOOD | {"adapter_config.json": 1}), "an adapter"),
+        (repo(files={"adapter_config.json": 1}), "no weights"),
+        (repo(files={"adapter_config.json": 1, "adapter_model.bin": 9}), "only pickle weights"),
         (repo(files=GOOD | {"model.gguf": 1}), "a quantised copy"),
         (repo({"tags": ["GPTQ"]}), "a quantised copy"),
         (repo(id="TheBloke/Tuned-7B-AWQ"), "quantised, by its name or tags .awq"),
@@ -71,6 +71,28 @@ def test_an_ordinary_fine_tune_may_be_fetched_whatever_its_licence():
 )
 def test_a_refusal_says_why(candidate, reason):
     assert re.search(reason, refusal(candidate, BASE, Rules()))
+
+
+@pytest.mark.parametrize(
+    ("card", "files"),
+    [
+        ({}, {"adapter_config.json": 500, "adapter_model.safetensors": 10**7}),
+        ({"base_model_relation": "adapter"}, GOOD),
+        ({"library_name": "peft"}, GOOD | {"adapter_config.json": 500}),
+    ],
+)
+def test_adapters_are_admitted_unless_the_user_says_no(card, files):
+    """They have their base's config and tokenizer, and need not bring them."""
+    assert refusal(repo(card, files), BASE, Rules()) is None
+    reason = refusal(repo(card, files), BASE, Rules(allow_adapters=False))
+    assert reason == "an adapter (triage.allow_adapters admits such)"
+
+
+def test_a_whole_model_beside_its_adapter_counts_as_one():
+    both = GOOD | {"adapter_config.json": 500, "adapter_model.safetensors": 10**7}
+    assert "weights of 1.0 GB" in refusal(repo(files=both), BASE, Rules(max_gb=0.5))
+    without_config = {name: size for name, size in both.items() if name != "config.json"}
+    assert refusal(repo(files=without_config), BASE, Rules()) == "no config.json"
 
 
 def test_what_the_user_allows_is_admitted():

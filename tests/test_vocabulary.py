@@ -181,6 +181,18 @@ def test_a_broken_tokenizer_is_a_model_error(tmp_path, family, text):
         descend(Checkpoint.open(family["base"]), odd)
 
 
+def test_a_token_list_that_is_no_text_is_a_model_error(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\n")
+    with pytest.raises(ModelError, match=r"vocab\.txt: cannot be read"):
+        assert Vocabulary(tmp_path, 3).names
+
+
+def test_an_absurd_id_asks_for_no_memory(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1000000000000}')
+    with pytest.raises(ModelError, match="1000000000000, which is no id"):
+        assert Vocabulary(tmp_path, 3).names
+
+
 def test_without_a_tokenizer_equal_sizes_are_equal_and_others_refused(tmp_path, family):
     plain = shutil.copytree(family["plain"], tmp_path / "plain")
     two = shutil.copytree(family["two"], tmp_path / "two")

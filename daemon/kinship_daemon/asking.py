@@ -15,10 +15,13 @@ from pathlib import Path
 from kinship_daemon.errors import KinshipError
 from kinship_policies.policy import Decision, Policy, Population
 
-__all__ = ["FAILED", "PolicyFailed", "ask"]
+__all__ = ["FAILED", "NOTHING_NEW", "SPENT", "PolicyFailed", "ask"]
 
-# How the stop begins that a failed policy is taken to have decided.
+# How a stop begins that the daemon decides: for a policy that failed, or where nothing may come of
+# what it proposed.
 FAILED = "the policy failed: "
+NOTHING_NEW = "the policy proposed nothing new"
+SPENT = "no more merges are allowed: limits.merges_total"
 
 # The parent alone decides when the child ends; Ctrl-C and systemd signal the whole group.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,7 +39,7 @@ def ask(policy: Policy, population: Population, seconds: float) -> Decision:
         seconds: After which it is stopped, its process's start included.
 
     Raises:
-        PolicyFailed: There is none.
+        PolicyFailed: There is none, or it is about models that the population does not have.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -51,11 +54,13 @@ def ask(policy: Policy, population: Population, seconds: float) -> Decision:
     theirs.close()
     try:
         ours.send_bytes(_packed(policy, population))
-        return _received(ours, time.monotonic() + seconds, seconds)
+        decision = _received(ours, time.monotonic() + seconds, seconds)
     finally:
         process.kill()
         process.join()
         ours.close()
+    _check_parents(decision, population)
+    return decision
 
 
 def _packed(policy: Policy, population: Population) -> bytes:
@@ -78,6 +83,14 @@ def _received(pipe: Connection, deadline: float, seconds: float) -> Decision:
     if kind == "error":
         raise PolicyFailed(text)
     return Decision.from_json(json.loads(text))
+
+
+def _check_parents(decision: Decision, population: Population) -> None:
+    for proposal in decision.merges:
+        if unknown := [name for name in proposal.parents if name not in population]:
+            raise PolicyFailed(
+                f"it proposed to merge {', '.join(unknown)}, which the population does not have"
+            )
 
 
 def _answer(pipe: Connection) -> None:

@@ -14,6 +14,9 @@ from kinship_daemon.errors import KinshipError, ModelError
 
 __all__ = ["hash_file", "sync", "whole_file", "whole_folder"]
 
+# What renaming a folder to one that is not empty fails with.
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex, read in pieces."""
@@ -55,6 +58,7 @@ def whole_folder(path: Path, *, resume: str | None = None) -> Iterator[Path]:
         KinshipError: `path` exists and is not empty, is being written, or the disk refuses (full,
             read-only).
     """
+    path = path.resolve()  # `.`, and a link to an empty folder, cannot be renamed to
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise KinshipError(f"{path} exists and is not empty; choose another folder or remove it")
     label = secrets.token_hex(4) if resume is None else hashlib.sha256(resume.encode()).hexdigest()
@@ -73,6 +77,10 @@ def whole_folder(path: Path, *, resume: str | None = None) -> Iterator[Path]:
             sync(path.parent)
         except ModelError:
             shutil.rmtree(partial, ignore_errors=True)  # the next try would fail as this one did
+            raise
+        except OSError as error:
+            if error.errno in _TAKEN:
+                shutil.rmtree(partial, ignore_errors=True)  # nobody would come back for it
             raise
         finally:
             if resume is None:
@@ -103,19 +111,22 @@ def _claim(partial: Path, path: Path) -> int:
 def _clean(path: Path, keep: Path) -> None:
     prefix = f".{path.name}.partial-"
     for partial in sorted(path.parent.iterdir()):
-        if partial.name.startswith(prefix) and partial != keep and not _owner_lives(partial):
-            shutil.rmtree(partial, ignore_errors=True)
+        if partial.name.startswith(prefix) and partial != keep:
+            _remove_if_dead(partial)
 
 
-def _owner_lives(partial: Path) -> bool:
-    lock = os.open(partial, os.O_RDONLY)
+def _remove_if_dead(partial: Path) -> None:
+    try:
+        lock = os.open(partial, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # another process has just removed it
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(partial, ignore_errors=True)  # under the lock: nobody takes it up meanwhile
     except BlockingIOError:
-        return True
+        pass  # its owner lives
     finally:
         os.close(lock)
-    return False
 
 
 def _why(path: Path, error: OSError) -> str:
@@ -123,6 +134,6 @@ def _why(path: Path, error: OSError) -> str:
         return f"{path}: the disk is full; free some space and run it again"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{path}: cannot be written ({error.strerror}); choose a folder you may write to"
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+    if error.errno in _TAKEN:
         return f"{path} exists and is not empty; choose another folder or remove it"
     return f"{path}: cannot be written: {error.strerror or error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from kinship_daemon.asking import FAILED, PolicyFailed, ask
+from kinship_daemon.asking import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
 from kinship_daemon.errors import UsageError
 from kinship_policies.policy import Decision, Population, Proposal
 from kinship_policies.registry import make
@@ -44,14 +44,20 @@ def replay(lineage: Lineage, seconds: float) -> Iterator[Replayed]:
 
 
 def _compared(generation: Generation, recorded: Decision, again: Decision) -> Replayed:
-    if recorded.stop is not None and not recorded.merges and again.stop is None:
-        # The daemon stops where nothing that is proposed is new to it.
+    if _stopped_by_daemon(recorded) and again.stop is None:
         again = replace(again, merges=(), stop=recorded.stop)
     differences = tuple(_differences(recorded, again))
     worded = not differences and recorded != again
     if worded:
         differences = ("the same in other words",)
     return Replayed(generation.number, generation.policy, differences, worded)
+
+
+def _stopped_by_daemon(recorded: Decision) -> bool:
+    """Whether the policy went on, but nothing that it proposed was new, allowed or sound."""
+    stop = recorded.stop or ""
+    refused = stop.startswith(FAILED) and bool(recorded.top)  # one that raises has no top
+    return refused or stop.startswith((NOTHING_NEW, SPENT))
 
 
 def _differences(recorded: Decision, again: Decision) -> Iterator[str]:

@@ -56,7 +56,8 @@ def _files(lineage: Lineage) -> tuple[int, list[str]]:
         for file in lineage.files(model.id):
             path = Path(str(folder)) / file.path
             if folder is None or not path.is_file():
-                found.append(f"{model.id}: {path} is gone; the next run fetches it again if it can")
+                remedy = "makes it again" if model.recipe else "fetches it again if it can"
+                found.append(f"{model.id}: {path} is gone; the next run {remedy}")
                 continue
             hashed += 1
             if hash_file(path) != file.sha256:

@@ -41,6 +41,9 @@ def analyze_command(
         from kinship_daemon.draw.gains import draw_analysis  # noqa: PLC0415 - as above
 
         whole_file(plot, draw_analysis(found, format_of(plot)))
+    for written in (as_file, plot):
+        if written is not None:
+            click.echo(f"wrote {written}", err=True)
 
 
 def _show(found: Any) -> None:

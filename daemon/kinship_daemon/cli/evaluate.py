@@ -13,10 +13,10 @@ from kinship_daemon import config as configuration
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.home import state_directory
-from kinship_daemon.models import find_models
+from kinship_daemon.models import find_base, find_models
 from kinship_daemon.opening import evaluation_settings
 from kinship_daemon.report import absolute, reporter
-from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.materialise import leaf_assembly
 
 __all__ = ["evaluate_command"]
@@ -46,15 +46,14 @@ def evaluate_command(
     config = configuration.load(config_file, overrides=overrides, **flags)
     settings = evaluation_settings(config)
     found = find_models([model], config.base, config.hub)[0]
-    Checkpoint.open(found.folder)
+    base = find_base(config.base, config.hub).folder if is_adapter(found.folder) else None
+    assembly = leaf_assembly(found.folder, model, base)
     report = reporter(log_json=False, stream=sys.stderr)
     log = state_directory() / "evaluate.log"
     with Evaluator(settings, log=log) as evaluator:
         evaluator.check()
         with report.progress(f"{split} of {model}", None, "documents") as advance:
-            scores = evaluator.evaluate(
-                leaf_assembly(found.folder, model), split, absolute(advance)
-            )
+            scores = evaluator.evaluate(assembly, split, absolute(advance))
     rows = [
         {
             "task": s.task,

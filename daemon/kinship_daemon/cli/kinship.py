@@ -97,6 +97,7 @@ def kinship_command(
     result["seconds"] = round(time.monotonic() - start, 3)
     if plot and picture:
         whole_file(plot, _picture(result, picture))
+        click.echo(f"wrote {plot}", err=True)
     {"table": _table, "json": _json, "csv": _csv}[form](result)
 
 
@@ -195,9 +196,13 @@ def _table(result: Mapping[str, Any]) -> None:
         click.echo(f"{name:<{width}}  " + "  ".join(_cell(x) for x in row[: i + 1]))
     if len(names) > 2:
         click.echo(f"mean over pairs {_cell(result['mean'])}")
-    for label, part in (_parts_of(result) or ("", []))[1]:
-        pairs = [x for i, row in enumerate(part["matrix"]) for x in row[:i]]
-        click.echo(f"{' '.join(_cell(x) for x in pairs)}  {label}")
+    parts = _parts_of(result)
+    if parts is not None and len(names) > 2:
+        pairs = [f"{b} & {a}" for i, a in enumerate(names) for b in names[:i]]
+        click.echo(f"by {parts[0]}, the columns are: {'; '.join(pairs)}")
+    for label, part in () if parts is None else parts[1]:
+        cells = [_cell(x) for i, row in enumerate(part["matrix"]) for x in row[:i]]
+        click.echo(f"{' '.join(cells)}  {label}")
     click.echo(
         f"{result['parameters']:,} parameters, {amount(result['bytes_read'], 'bytes')} read, "
         f"{result['seconds']:.1f} s"

@@ -30,6 +30,6 @@ def ledger_of(base: Found, models: Sequence[Found], device: str) -> tuple[gram.L
     report = reporter(log_json=False, stream=sys.stderr)
     chosen = resolve_device(device)
     with report.progress(f"kinship of {len(checkpoints)} models", total, "bytes") as advance:
-        start = gram.start(foundation, base.name)
-        ledger = gram.extend(start, foundation, {}, checkpoints, device=chosen, progress=advance)
+        blank = gram.unmeasured(foundation, base.name)
+        ledger = gram.extend(blank, foundation, {}, checkpoints, device=chosen, progress=advance)
     return ledger, total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from kinship_daemon.weights import mergekit
 from kinship_daemon.weights.assembly import Assembly, assemble
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
+from kinship_daemon.weights.gram import unmeasured
 from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.mergekit import MergekitRecipe, Unsupported
 from kinship_daemon.weights.methods.registry import method
@@ -92,7 +93,10 @@ def _understood(document: mergekit.Document) -> _Merge:
         return _Merge(document.name, document.text, mergekit.read_yaml(document.text))
     except Unsupported as unsupported:
         _need_mergekit(unsupported)
-        mergekit.ask(document.text)
+        try:
+            mergekit.ask(document.text)
+        except UsageError as error:
+            raise UsageError(f"{unsupported}; {error}") from None
         return _Merge(document.name, document.text, None)
 
 
@@ -188,13 +192,10 @@ def _unread(base: Found, foundation: Checkpoint, others: Sequence[Found]) -> Led
     """A ledger without inner products, for methods that ask for none: headers are read, no more."""
     for model in others:
         descend(foundation, model.folder)
-    rows = tuple(model.name for model in others)
-    names = tuple(foundation.tensors)
-    sizes = tuple(foundation.tensors[name].elements for name in names)
-    width = len(rows) + 2
-    return Ledger(
-        base.name, rows, names, sizes, torch.zeros(len(names), width, width, dtype=torch.float64)
-    )
+    blank = unmeasured(foundation, base.name)
+    width = len(others) + 2
+    gram = torch.zeros(len(blank.names), width, width, dtype=torch.float64)
+    return replace(blank, rows=tuple(model.name for model in others), gram=gram)
 
 
 def _write(

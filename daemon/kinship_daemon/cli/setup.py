@@ -66,11 +66,14 @@ def bases_command() -> None:
 
 
 @click.command("methods")
-def methods_command() -> None:
-    """Installed merge methods."""
-    from kinship_daemon.weights.methods.registry import methods  # noqa: PLC0415 - imports torch
+@click.argument("names", nargs=-1)
+def methods_command(names: tuple[str, ...]) -> None:
+    """Installed merge methods and their parameters; with NAMES, only those."""
+    # Imports torch.
+    from kinship_daemon.weights.methods.registry import method, methods  # noqa: PLC0415
 
-    for name, found in methods().items():
+    chosen = {name: method(name) for name in names} if names else methods()
+    for name, found in chosen.items():
         purpose = " ".join((found.__doc__ or "").strip().partition("\n\n")[0].split())
         click.echo(f"{name} ({found.kind}): {purpose}")
         for parameter in found.parameters:

@@ -89,6 +89,7 @@ def simulate_command(
         {"table": _table, "json": _json}[form](landscape, numbers, budget, runs, compared)
         if plot is not None:
             curves.draw(runs, budget, plot, title=landscape.title, seed=seed)
+            click.echo(f"wrote {plot}", err=True)
 
 
 @dataclass(frozen=True)

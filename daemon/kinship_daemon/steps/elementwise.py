@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.hub.files import local_files
-from kinship_daemon.steps.making import assembly, first_leaf, residents
+from kinship_daemon.steps.making import ancestors, assembly, first_leaf, residents
 from kinship_daemon.weights import gram
-from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.elementwise import ElementwiseAssembly, elementwise_assembly
 from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.materialise import write
 from kinship_daemon.weights.methods.registry import is_elementwise
 from kinship_daemon.weights.recipe import Recipe
+from kinship_daemon.weights.shard import Made
 from kinship_storage.records import File, Model
 
 __all__ = ["make_children"]
@@ -29,10 +30,18 @@ def make_children(d: Daemon) -> None:
     In the order of generations, so that a parent is there before its children. One that cannot be
     made is quarantined.
     """
-    for model in d.population_models("admitted", "proposed"):
+    for model in _needed(d):
         elementwise = model.recipe is not None and is_elementwise(model.recipe["method"])
         if elementwise and not _is_made(d, model):
             _make(d, model)
+
+
+def _needed(d: Daemon) -> list[Model]:
+    """Everyone in use, and the merges that they rest on, though these be quarantined."""
+    living = d.population_models("admitted", "proposed")
+    needed = {model.id for model in living}
+    needed |= {each.id for model in living for each in ancestors(d, model)}
+    return [model for model in d.lineage.models() if model.id in needed]
 
 
 def _is_made(d: Daemon, model: Model) -> bool:
@@ -82,26 +91,46 @@ def _path(file: File) -> str:
 def _joined(d: Daemon, model: Model, folder: Path) -> Ledger:
     """The ledger with the child's row; the child is written in the same pass where it is new."""
     assert model.weights is not None
+    if folder.is_dir() and not _is_whole(d, model, folder):
+        shutil.rmtree(folder)
+    if model.weights in d.ledger.rows and d.lineage.files(model.id):
+        # Its row is known, and holds for the very bytes that are made again.
+        if not folder.is_dir():
+            _write(d, model, folder, None)
+        return d.ledger
     others = {row: leaf for row, leaf in residents(d).items() if row != model.weights}
     known, ledger = d.descendants(others), d.ledger.keep(tuple(others))
     base = d.base_checkpoint
+    if not folder.is_dir() and _has_other_tokens(d, model):
+        _write(d, model, folder, None)
     if folder.is_dir():
-        # Left whole by a process that was killed before it could write down the row.
+        # Left whole by a process that was killed before it could write down the row, or not in the
+        # base's rows, which is how a descendant is read.
         child = {model.weights: descend(base, folder)}
         return gram.extend(ledger, base, known, child, device=d.device)
-    _check_disk(d, model, base)
     joining = {model.weights: folder}
-    with (
-        gram.Joining(ledger, base, known, joining, device=d.device) as rows,
-        d.report.progress(f"make {model.id}", base.nbytes, "bytes") as advance,
-    ):
-        write(
-            _assembly(d, model),
-            folder,
-            progress=advance,
-            made=lambda name, weights: rows.add(name, [weights]),
-        )
+    with gram.Joining(ledger, base, known, joining, device=d.device) as rows:
+        _write(d, model, folder, lambda name, weights: rows.add(name, [weights]))
         return rows.ledger()
+
+
+def _has_other_tokens(d: Daemon, model: Model) -> bool:
+    return any(leaf.vocabulary is not None for leaf in _assembly(d, model).open().leaves)
+
+
+def _write(d: Daemon, model: Model, folder: Path, made: Made | None) -> None:
+    nbytes = d.base_checkpoint.nbytes
+    _check_disk(d, model, nbytes)
+    with d.report.progress(f"make {model.id}", nbytes, "bytes") as advance:
+        write(_assembly(d, model), folder, progress=advance, made=made)
+
+
+def _is_whole(d: Daemon, model: Model, folder: Path) -> bool:
+    """Whether the files are those written down, if they are."""
+    return all(
+        (folder / file.path).is_file() and d.sha256(folder / file.path) == file.sha256
+        for file in d.lineage.files(model.id)
+    )
 
 
 def _assembly(d: Daemon, model: Model) -> ElementwiseAssembly:
@@ -119,11 +148,11 @@ def _assembly(d: Daemon, model: Model) -> ElementwiseAssembly:
     )
 
 
-def _check_disk(d: Daemon, model: Model, base: Checkpoint) -> None:
+def _check_disk(d: Daemon, model: Model, nbytes: int) -> None:
     assert model.recipe is not None
     limit = d.config.limits.disk_gb
-    if d.home.used_bytes() + base.nbytes > limit * 1e9:
+    if d.home.used_bytes() + nbytes > limit * 1e9:
         raise KinshipError(
-            f"no room for {model.id} ({base.nbytes / 1e9:.1f} GB; {model.recipe['method']} merges "
+            f"no room for {model.id} ({nbytes / 1e9:.1f} GB; {model.recipe['method']} merges "
             f"are kept on disk) within limits.disk_gb {limit:g}; raise the limit"
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kinship_daemon.asking import FAILED, PolicyFailed, ask
+from kinship_daemon.asking import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
 from kinship_daemon.daemon import BudgetReached, Daemon
 from kinship_daemon.errors import Transient, UsageError
 from kinship_daemon.steps.facts import policy_identity, population
@@ -78,13 +78,7 @@ def decide(d: Daemon) -> Decision:
             f"no fine-tune of {d.base.id} could be admitted from {d.hub.name}; "
             "`kinship-daemon status` says why"
         )
-    try:
-        decision = ask(d.policy, facts, d.config.limits.decision_seconds)
-        children = _children(d, facts, decision)
-    except (PolicyFailed, UsageError) as error:
-        decision, children = Decision((), (), None, stop=f"{FAILED}{error}"), []
-    if not children and decision.stop is None:
-        decision = replace(decision, merges=(), stop="the policy proposed nothing new")
+    decision, children = _answered(d, facts)
     policy, settings = policy_identity(d)
     row = Generation(
         number=facts.generation,
@@ -104,6 +98,35 @@ def decide(d: Daemon) -> Decision:
     d.step("decide", f"decide:{facts.generation}", None, lambda: None, record)
     _announce(d, facts, decision)
     return decision
+
+
+def _answered(d: Daemon, facts: Population) -> tuple[Decision, list[Model]]:
+    """The policy's decision and the merges that come of it; where none does, it is a stop."""
+    children: list[Model] = []
+    try:
+        decision = ask(d.policy, facts, d.config.limits.decision_seconds)
+    except PolicyFailed as error:
+        return Decision((), (), None, stop=f"{FAILED}{error}"), children
+    stop = NOTHING_NEW
+    try:
+        children = _within_budget(d, facts, _children(d, facts, decision))
+    except UsageError as error:
+        stop = f"{FAILED}{error}"
+    if facts.budget == 0:
+        stop = f"{SPENT} {d.config.limits.merges_total}"
+    if not children and decision.stop is None:
+        decision = replace(decision, merges=(), stop=stop)
+    return decision, children
+
+
+def _within_budget(d: Daemon, facts: Population, children: list[Model]) -> list[Model]:
+    """The first of the merges, as many as limits.merges_total leaves, whatever was asked for."""
+    if facts.budget is None or len(children) <= facts.budget:
+        return children
+    total = d.config.limits.merges_total
+    message = f"of {len(children)} merges proposed, limits.merges_total {total} leaves"
+    d.report.event("warning", f"{message} {facts.budget}")
+    return children[: facts.budget]
 
 
 def _children(d: Daemon, facts: Population, decision: Decision) -> list[Model]:
@@ -133,11 +156,6 @@ def _child(
     d: Daemon, facts: Population, name: str, proposal: Proposal, parameters: Mapping[str, Any]
 ) -> Model:
     """The merge that a proposal asks for, as a row of the lineage."""
-    known = {member.name for member in facts.members}
-    if unknown := [name for name in proposal.parents if name not in known]:
-        raise PolicyFailed(
-            f"it proposed to merge {', '.join(unknown)}, which the population does not have"
-        )
     # Another method has parameters of its own.
     method = proposal.method or d.config.merge.method
     configured = d.config.merge.parameters if method == d.config.merge.method else {}

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import ModelError
-from kinship_daemon.weights.checkpoint import INDEX, SINGLE, Checkpoint, first_three, read_json
+from kinship_daemon.weights.checkpoint import (
+    FLOATS,
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    first_three,
+    read_json,
+)
 from kinship_daemon.weights.header import TensorInfo, read_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
@@ -46,6 +53,13 @@ _OTHER_FORMS = {
 }
 # Others (pissa, olora, corda, loftq, ...) begin by changing the base's weights.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+# A stranger's pattern with more than these may take ages to find that it does not match.
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_CHOICES = re.compile(r"[*+?{(]")
+_MOST_CHOICES = 4
+_LONGEST_PATTERN = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +135,12 @@ class Adapter:
         """The tensor that it has in place of the base's, if it has one."""
         return self.checkpoint.tensors[self.full[name]] if name in self.full else None
 
-    def content(self, name: str) -> Content:
-        """One tensor; its rows are the adapter's own where it has grown the vocabulary."""
+    def content(self, name: str, *, dense: bool = False) -> Content:
+        """
+        One tensor; its rows are the adapter's own where it has grown the vocabulary.
+
+        `dense` asks for the weights also where they are the base's and a low-rank delta.
+        """
         delta = self._low_rank(self.factors[name]) if name in self.factors else None
         if name not in self.full:
             return delta
@@ -131,7 +149,7 @@ class Adapter:
             return own
         # PEFT saves the embeddings below a LoRA on them, as a rule untouched.
         base = self.base.tensor(name)
-        if own.dtype == base.dtype and torch.equal(own, base):
+        if not dense and own.dtype == base.dtype and torch.equal(own, base):
             return delta
         return torch.addmm(own.float(), delta.up, delta.down)
 
@@ -147,6 +165,9 @@ class Adapter:
                 found.append(f"the base has no {name}")
                 continue
             shape = self.base.tensors[name].shape
+            files = [*filter(None, [self.whole(name), *self._sides(name)])]
+            if odd := [info.dtype for info in files if info.dtype not in FLOATS]:
+                found.append(f"{name} is {odd[0]} (quantised or no weights)")
             if own := self.whole(name):
                 skipped = 1 if is_vocabulary(name) else 0
                 if own.shape[skipped:] != shape[skipped:] or len(own.shape) != len(shape):
@@ -158,11 +179,16 @@ class Adapter:
 
     def _product(self, name: str) -> tuple[int, ...]:
         """Shape of the delta; empty where A and B do not fit together."""
-        factors = self.factors[name]
-        a, b = (self.checkpoint.tensors[side].shape for side in (factors.a, factors.b))
+        a, b = (info.shape for info in self._sides(name))
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             return ()
-        return (a[1], b[0]) if factors.across else (b[0], a[1])
+        return (a[1], b[0]) if self.factors[name].across else (b[0], a[1])
+
+    def _sides(self, name: str) -> tuple[TensorInfo, ...]:
+        """A and B as the file has them; nothing where the tensor is not adapted."""
+        factors = self.factors.get(name)
+        sides = () if factors is None else (factors.a, factors.b)
+        return tuple(self.checkpoint.tensors[side] for side in sides)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -227,7 +253,8 @@ def _plain(name: str) -> str:
 def _drop_tied_copy(base: Checkpoint, settings: Mapping[str, Any], full: dict[str, str]) -> None:
     """PEFT saves output embeddings beside input ones even where they are tied: one tensor."""
     head = "lm_head.weight"
-    trained = "lm_head" in (settings.get("modules_to_save") or ())
+    saved = settings.get("modules_to_save")
+    trained = isinstance(saved, list) and "lm_head" in saved
     if (
         head not in base.tensors
         and not trained
@@ -244,13 +271,21 @@ def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: tuple[int
     return alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
 
 
+def _fits(pattern: str, module: str) -> bool:
+    """Whether the end of a name matches; ValueError for a pattern that is too intricate."""
+    many = len(_CHOICES.findall(pattern)) > _MOST_CHOICES or len(pattern) > _LONGEST_PATTERN
+    if many or _REPEATED_GROUP.search(pattern):
+        raise ValueError(f"the pattern {pattern[:80]!r} is too intricate")
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
 def _setting(path: Path, settings: Mapping[str, Any], pattern: str, key: str, module: str) -> float:
     """A module's setting: the first pattern that matches the end of its name, else the common."""
     patterns = settings.get(pattern) or {}
     try:
-        matching = (p for p in patterns if re.match(rf"(.*\.)?({p})$", module))
+        matching = (p for p in patterns if _fits(p, module))
         value = float(patterns.get(next(matching, None), settings[key]))
-    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
         raise ModelError(f"{path}: {SETTINGS} has no usable {key} for {module}") from error
     if not (math.isfinite(value) and (value > 0 or key != "r")):
         raise ModelError(f"{path}: {SETTINGS} has the {key} {value:g} for {module}")

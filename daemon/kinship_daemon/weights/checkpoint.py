@@ -30,8 +30,9 @@ __all__ = [
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MAX_JSON_BYTES = 100_000_000
+_LONGEST_NAME = 200
 # Buffers that old transformers saved and every one we support computes from config.json.
 _COMPUTED = re.compile(r"(^|\.)(\w*inv_freq|cos_cached|sin_cached|masked_bias|position_ids)$")
 # The causal mask of GPT-2 and its kin; a bias that is learnt is a vector of floats.
@@ -113,7 +114,7 @@ def compare(base: Checkpoint, other: Checkpoint, *, resizable: Container[str] = 
     """
     ours, theirs = _architecture(base.path), _architecture(other.path)
     if ours != theirs:
-        raise ModelError(f"{other.path}: its architecture is {theirs}, the base's is {ours}")
+        raise ModelError(f"{other.path}: its architecture is {theirs!r}, the base's is {ours!r}")
     _refuse_half_tied(base, other)
     differences = []
     for name in sorted({*base.tensors, *other.tensors}):
@@ -170,7 +171,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ModelError(f"{path}: over {_MAX_JSON_BYTES} bytes, which no such file needs")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:
+            # Half a surrogate pair is valid JSON, and can be neither printed nor stored.
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise ModelError(f"{path.parent}: has no {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -188,8 +193,8 @@ def _weight_files(path: Path) -> list[str]:
     files = sorted({str(file) for file in _weight_map(path).values()})
     for file in files:
         plain = not {"/", "\\", "\0"}.intersection(file) and not file.startswith(".")
-        if not plain or not file.endswith(".safetensors"):
-            raise ModelError(f"{path / INDEX}: names {file!r}, which is no file of this folder")
+        if not plain or not file.endswith(".safetensors") or len(file) > _LONGEST_NAME:
+            raise ModelError(f"{path / INDEX}: names {file[:80]!r}, no file of this folder")
         if not (path / file).is_file():
             raise ModelError(f"{path}: its shard {file} is missing; fetch it again")
     return files
@@ -242,7 +247,7 @@ def _says_tied(path: Path) -> bool | None:
 
 
 def _is_computed(info: TensorInfo) -> bool:
-    is_float = info.dtype in _FLOATS
+    is_float = info.dtype in FLOATS
     return follows_from_config(info.name, is_float=is_float, dimensions=len(info.shape))
 
 
@@ -266,7 +271,7 @@ def _difference(
     skipped = 1 if resizable else 0
     if ours.shape[skipped:] != theirs.shape[skipped:] or len(ours.shape) != len(theirs.shape):
         return f"{name} is {_dimensions(theirs)}, the base's is {_dimensions(ours)}"
-    if theirs.dtype not in _FLOATS or ours.dtype not in _FLOATS:
+    if theirs.dtype not in FLOATS or ours.dtype not in FLOATS:
         return f"{name} is {theirs.dtype} (quantised or no weights), the base's is {ours.dtype}"
     return None
 

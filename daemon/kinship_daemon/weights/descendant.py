@@ -95,7 +95,12 @@ def _adapter(base: Checkpoint, adapter: Adapter) -> Descendant:
     contents = {name: _adapted(adapter, name) for name in adapter.names}
     files = tuple(sorted((SETTINGS, *own.files)))
     plain = Descendant(own.path, own.nbytes, own.parameters, contents, files)
-    return _in_base_rows(base, plain, _vocabulary(base, adapter))
+    seen = _in_base_rows(base, plain, _vocabulary(base, adapter))
+    if seen.aligned is None:
+        return seen
+    # A low-rank delta is one of the base's rows, and these tokens are in others.
+    moved = {name: _adapted(adapter, name, dense=is_vocabulary(name)) for name in adapter.names}
+    return replace(seen, contents=moved)
 
 
 def _vocabulary(base: Checkpoint, adapter: Adapter) -> Vocabulary | None:
@@ -139,5 +144,5 @@ def _reader(checkpoint: Checkpoint, name: str) -> Callable[[], Content]:
     return lambda: checkpoint.tensor(name)
 
 
-def _adapted(adapter: Adapter, name: str) -> Callable[[], Content]:
-    return lambda: adapter.content(name)
+def _adapted(adapter: Adapter, name: str, *, dense: bool = False) -> Callable[[], Content]:
+    return lambda: adapter.content(name, dense=dense)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -144,12 +145,16 @@ class ElementwiseSources:
             yield total.to(dtype)
             begin += len(block)
 
+    @cached_property
+    def _infos(self) -> Mapping[str, TensorInfo]:
+        return {info.name: info for info in self.tensors}
+
     def own_dtype(self, name: str) -> torch.dtype:
         return self._from_base.own_dtype(name)
 
     def _deltas(self, name: str, device: torch.device) -> list[Tensor]:
         """Each parent's w_i - b of one tensor, float32, in its shape."""
-        (info,) = (info for info in self.tensors if info.name == name)
+        info = self._infos[name]
         made = [torch.empty(info.elements, device=device) for _ in self._parents]
         opened = [
             sources.blocks(name, torch.float32, device)

@@ -16,7 +16,7 @@ from kinship_daemon.weights.inner import Kernel, Pending, doubtful_products, rem
 from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.low_rank import low_rank_products
 
-__all__ = ["BadTensor", "Joining", "Ledger", "extend", "start"]
+__all__ = ["BadTensor", "Joining", "Ledger", "extend", "start", "unmeasured"]
 
 # Tensors that are begun while the first of them is finished, so that no core waits.
 _AHEAD = 4
@@ -38,14 +38,19 @@ def start(base: Checkpoint, identity: str) -> Ledger:
     Raises:
         BadTensor: The base holds NaN or infinity.
     """
+    ledger = unmeasured(base, identity)
+    with Kernel("cpu", lambda _bytes: None) as kernel:
+        for index, name in enumerate(ledger.names):
+            pending = kernel.begin([base.tensor(name).reshape(-1)], 0)
+            ledger.gram[index] = _settled(name, pending, [(identity, base.path)], first=0)
+    return ledger
+
+
+def unmeasured(base: Checkpoint, identity: str) -> Ledger:
+    """The ledger of a base that nothing was read of: extended, it is measured with the others."""
     names = tuple(base.tensors)
     sizes = tuple(base.tensors[name].elements for name in names)
-    gram = torch.zeros(len(names), 2, 2, dtype=torch.float64)
-    with Kernel("cpu", lambda _bytes: None) as kernel:
-        for index, name in enumerate(names):
-            pending = kernel.begin([base.tensor(name).reshape(-1)], 0)
-            gram[index] = _settled(name, pending, [(identity, base.path)], first=0)
-    return Ledger(identity, (), names, sizes, gram)
+    return Ledger(identity, (), names, sizes, torch.zeros(len(names), 2, 2, dtype=torch.float64))
 
 
 def extend(
@@ -113,9 +118,11 @@ class Joining:
             *joining.items(),
         ]
         count = len(self._models) + 1
-        self._first = len(ledger.rows) + 2
+        # Without rows, nothing says that the base was measured.
+        self._first = len(ledger.rows) + 2 if ledger.rows else 0
         self._gram = torch.zeros(len(ledger.names), count, count, dtype=torch.float64)
-        self._gram[:, : self._first, : self._first] = ledger.gram
+        old = ledger.gram.shape[1]
+        self._gram[:, :old, :old] = ledger.gram
         self._places = {name: place for place, name in enumerate(ledger.names)}
         self._kernel = Kernel(device, progress or (lambda _bytes: None))
         self._begun: deque[_Begun] = deque()
@@ -135,7 +142,15 @@ class Joining:
             BadTensor: A model holds NaN or infinity in this tensor, or in one added before.
         """
         contents = [*(model.content(name) for model in self._known), *new]
-        self._begun.append(_Begun(name, self._base.tensor(name), contents, self._kernel, self._new))
+        begun = _Begun(
+            name,
+            self._base.tensor(name),
+            contents,
+            self._kernel,
+            new=len(self._known),
+            base_is_new=self._first == 0,
+        )
+        self._begun.append(begun)
         if len(self._begun) > _AHEAD:
             self._finish(self._begun.popleft())
 
@@ -151,11 +166,6 @@ class Joining:
         rows = tuple(identity for identity, _ in self._models[1:])
         return replace(self._before, rows=rows, gram=self._gram)
 
-    @property
-    def _new(self) -> int:
-        """The first of the new models among all leaves."""
-        return len(self._known)
-
     def _finish(self, begun: "_Begun") -> None:
         measured = begun.products(self._models)
         place, first = self._places[begun.name], self._first
@@ -167,7 +177,14 @@ class _Begun:
     """One tensor of all models, its dense part on its way through the kernel."""
 
     def __init__(
-        self, name: str, base: Tensor, contents: Sequence[Content], kernel: Kernel, new: int
+        self,
+        name: str,
+        base: Tensor,
+        contents: Sequence[Content],
+        kernel: Kernel,
+        *,
+        new: int,
+        base_is_new: bool,
     ) -> None:
         self.name = name
         self._contents = contents
@@ -175,7 +192,8 @@ class _Begun:
         self._low = [i for i, each in enumerate(contents) if isinstance(each, LowRank)]
         self._tensors = [each.reshape(-1) for each in (base, *contents) if isinstance(each, Tensor)]
         self._known = sum(i < new for i in self._dense)
-        joins = self._known < len(self._dense)
+        self._first = 0 if base_is_new else 2 + self._known
+        joins = base_is_new or self._known < len(self._dense)
         self._pending = kernel.begin(self._tensors, self._known) if joins else None
 
     def products(self, models: Sequence[tuple[str, Path]]) -> Tensor:
@@ -185,7 +203,7 @@ class _Begun:
         rows = [0, 1, *(i + 2 for i in self._dense)]
         if self._pending is not None:
             theirs = [models[0], *(models[i + 1] for i in self._dense)]
-            dense = _settled(self.name, self._pending, theirs, first=2 + self._known)
+            dense = _settled(self.name, self._pending, theirs, first=self._first)
             measured[torch.tensor(rows)[:, None], torch.tensor(rows)] = dense
         if self._low:
             self._add_low_rank(measured, rows, models)

@@ -117,6 +117,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         raise ModelError(f"{path}: its header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise ModelError(f"{path}: its header is not a JSON object")
+    if odd := next((name for name in header if not name.isprintable()), None):
+        raise ModelError(f"{path}: corrupt header: {odd[:80]!r} is no name of a tensor")
     header.pop("__metadata__", None)
     if len(header) > _MAX_TENSORS:
         raise ModelError(

@@ -88,7 +88,7 @@ class Kernel:
         sums = torch.zeros(size, size, dtype=torch.float64, device=self._device)
         for blocks in self._blocks(tensors, begin, end):
             runs = _load(buffer, blocks)
-            if not count:
+            if not known:
                 frame = runs[0][:, :_FRAME]
                 sums[:_FRAME, :_FRAME] += _products(frame, frame)
             for a in range(known // _TILE, tiles if count else 0):
@@ -150,9 +150,11 @@ def _load(buffer: Tensor, blocks: Sequence[Tensor]) -> list[Tensor]:
     base = padded[0, 1, :length].copy_(blocks[0])
     for tile in padded[1:]:
         tile[1, :length].copy_(base)
+    # Rounded to fp32 first, a float64 base would drown small deltas.
+    exact = blocks[0] if blocks[0].dtype == torch.float64 else base
     for place, block in enumerate(blocks[1:]):
         row = padded[place // _TILE, _FRAME + place % _TILE, :length]
-        torch.sub(block, base, out=row)
+        torch.sub(block, exact, out=row)
     return [tile.view(len(tile), runs, _RUN).transpose(0, 1) for tile in padded]
 
 

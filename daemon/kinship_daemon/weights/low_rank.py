@@ -34,17 +34,16 @@ def low_rank_products(dense: Sequence[Tensor], low: Sequence[LowRank]) -> tuple[
     downs = [delta.down.double() for delta in low]
     frame = torch.zeros(1 + len(dense), len(low), dtype=torch.float64)
     frame[0] = torch.stack([up.sum(0) @ down.sum(1) for up, down in zip(ups, downs, strict=True)])
-    stacked = torch.cat([delta.down for delta in low]).T.contiguous()
-    ranks = [len(delta.down) for delta in low]
     height = max(1, _BLOCK // columns)
     for begin in range(0, dense[0].numel(), height * columns):
         rows = [flat[begin : begin + height * columns].view(-1, columns) for flat in dense]
-        base = rows[0].float()
+        base = rows[0] if rows[0].dtype == torch.float64 else rows[0].float()
         for place, row in enumerate(rows):
-            delta = base if place == 0 else row - base
-            across = torch.split((delta.float() @ stacked).double(), ranks, 1)
+            delta = (base if place == 0 else row - base).float()
             first = begin // columns
-            for index, (up, part) in enumerate(zip(ups, across, strict=True)):
+            for index, up in enumerate(ups):
+                # Each for itself: the bits of a product must not depend on the other rows.
+                part = (delta @ low[index].down.T).double()
                 frame[1 + place, index] += (up[first : first + len(part)] * part).sum()
     own = [
         ((ups[i].T @ ups[j]) * (downs[i] @ downs[j].T)).sum()

@@ -7,8 +7,8 @@ decides (no filter matches all; the value may be a gradient). Tensors outside th
 gradient's first value, as in mergekit.
 """
 
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,7 +105,8 @@ def per_tensor(name: str, setting: object, names: Sequence[str], *, boolean: boo
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, bool | int | float) and math.isfinite(value)
+    # No math.isfinite, which fails on integers beyond any float.
+    return isinstance(value, bool | int | float) and abs(value) <= sys.float_info.max
 
 
 def _matches(condition: str | None, tensor: str) -> bool:

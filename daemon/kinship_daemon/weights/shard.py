@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ __all__ = ["Made", "Shard", "plan", "write_shard"]
 Made = Callable[[str, Tensor], None]
 
 _CPU = torch.device("cpu")
+# Bytes after which the disk is set to work, so that it does not have all to do in the end.
+_SYNC = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def write_shard(
                 if made:
                     blocks.append(block)
             if made:
-                made(name, (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).view(shape))
+                made(name, torch.cat(blocks or [torch.empty(0, dtype=dtype)]).view(shape))
     sync(part)
     part.rename(target)
     sync(folder)
@@ -98,6 +101,8 @@ def _finite(name: str, dtype: torch.dtype, sources: Opened) -> Iterator[Tensor]:
     for block in sources.blocks(name, dtype, _CPU):
         # The sum is not finite where one element is not, and costs a third of looking at each.
         if not bool(block.sum(dtype=torch.float32).isfinite()) and not bool(block.isfinite().all()):
+            if bool(block.isnan().any()):
+                raise ModelError(f"tensor {name} of the merge holds NaN; a model of it is broken")
             raise ModelError(f"tensor {name} of the merge does not fit {dtype}")
         yield block
 
@@ -124,6 +129,9 @@ class _Writer:
         self._digest = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
+        self._syncing = ThreadPoolExecutor(1)
+        self._synced: Future[None] | None = None
+        self._unsynced = 0
 
     def __enter__(self) -> "_Writer":
         self._file = self._path.open("wb")
@@ -133,8 +141,11 @@ class _Writer:
         try:
             if kind is None:
                 self._wait()
+                if self._synced is not None:
+                    self._synced.result()  # a disk error is told once, to whoever asks first
         finally:
             self._thread.shutdown()
+            self._syncing.shutdown()
             self._file.close()
 
     def write(self, content: memoryview, *, progressed: bool = True) -> None:
@@ -151,6 +162,10 @@ class _Writer:
     def _write(self, content: memoryview) -> None:
         self._digest.update(content)
         self._file.write(content)
+        self._unsynced += len(content)
+        if self._unsynced >= _SYNC and (self._synced is None or self._synced.done()):
+            self._synced = self._syncing.submit(os.fdatasync, self._file.fileno())
+            self._unsynced = 0
 
     def _wait(self) -> None:
         if self._pending is not None:

@@ -34,6 +34,8 @@ __all__ = [
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _ADDED = "added_tokens.json"
 _SETTINGS = "tokenizer_config.json"
+# Ids beyond any real vocabulary's would ask for as many rows.
+_MOST_TOKENS = 10_000_000
 _TENSOR = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out)\.(weight|bias)$")
 
 
@@ -228,7 +230,7 @@ def _read(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Mapping[str, in
     for token, row in _declared(folder).items():
         found.setdefault(token, row)
     for token, row in found.items():
-        if type(row) is not int or row < 0:
+        if type(row) is not int or not 0 <= row < _MOST_TOKENS:
             raise ModelError(f"{folder}: its token {token!r} has the id {row!r}, which is no id")
     return found
 
@@ -239,9 +241,16 @@ def _tokens(folder: Path) -> dict[str, int] | None:
     if (folder / "vocab.json").is_file():
         return read_json(folder / "vocab.json")
     if (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        return {token: row for row, token in enumerate(lines)}
+        return _lines(folder / "vocab.txt")
     return _sentencepiece(folder) if has_tokenizer(folder) else None
+
+
+def _lines(path: Path) -> dict[str, int]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    return {token: row for row, token in enumerate(lines)}
 
 
 def _fast(path: Path) -> dict[str, int]:
