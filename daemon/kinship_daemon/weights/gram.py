@@ -41,7 +41,7 @@ def start(base: Checkpoint, identity: str) -> Ledger:
     ledger = unmeasured(base, identity)
     with Kernel("cpu", lambda _bytes: None) as kernel:
         for index, name in enumerate(ledger.names):
-            pending = kernel.begin([base.tensor(name).reshape(-1)], 0)
+            pending = kernel.begin([base.tensor(name).reshape(-1)], 0, frame=True)
             ledger.gram[index] = _settled(name, pending, [(identity, base.path)], first=0)
     return ledger
 
@@ -194,7 +194,9 @@ class _Begun:
         self._known = sum(i < new for i in self._dense)
         self._first = 0 if base_is_new else 2 + self._known
         joins = base_is_new or self._known < len(self._dense)
-        self._pending = kernel.begin(self._tensors, self._known) if joins else None
+        self._pending = (
+            kernel.begin(self._tensors, self._known, frame=base_is_new) if joins else None
+        )
 
     def products(self, models: Sequence[tuple[str, Path]]) -> Tensor:
         """(rows, rows) float64, right in every row and column of a new model."""

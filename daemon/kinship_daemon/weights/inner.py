@@ -28,6 +28,8 @@ _PIECE = 16
 _TILE = 4
 # The rows above a tile's leaves: ones and b.
 _FRAME = 2
+# Between rows, so that the same place in each does not fall into the same lines of the cache.
+_GAP = 64
 # Below this mean square the products of single elements leave fp32's range.
 _FAINT = 1e-30
 
@@ -61,7 +63,7 @@ class Kernel:
         torch.set_float32_matmul_precision(self._precision)
         torch.set_num_threads(self._threads)
 
-    def begin(self, tensors: Sequence[Tensor], known: int) -> "Pending":
+    def begin(self, tensors: Sequence[Tensor], known: int, *, frame: bool = False) -> "Pending":
         """
         Start on the inner products of one tensor's rows {ones, b, d_1 .. d_n}.
 
@@ -69,49 +71,37 @@ class Kernel:
             tensors: Flat, on the CPU, of the base and the leaves, in row order.
             known: How many leaves are measured against each other already; those products are
                 left out.
+            frame: Whether those of ones and b with each other are wanted, too.
         """
         length = tensors[0].numel()
         step = self._block * _PIECE if self._device.type == "cpu" else max(length, 1)
         pieces = [
-            self._pool.submit(self._piece, tensors, known, begin, min(begin + step, length))
+            self._pool.submit(self._piece, tensors, known, frame, begin, min(begin + step, length))
             for begin in range(0, length, step)
         ]
         return Pending(tensors, pieces)
 
-    def _piece(self, tensors: Sequence[Tensor], known: int, begin: int, end: int) -> Tensor:
+    def _piece(
+        self, tensors: Sequence[Tensor], known: int, frame: bool, begin: int, end: int
+    ) -> Tensor:
         """The sums over elements begin..end, (rows, rows) float64, lower triangle of tiles."""
         count = len(tensors) - 1
-        tiles = max(1, -(-count // _TILE))
-        buffer = self._buffer(tiles)
-        buffer[-1, _FRAME + count - (tiles - 1) * _TILE :] = 0
-        size = _FRAME + tiles * _TILE
-        sums = torch.zeros(size, size, dtype=torch.float64, device=self._device)
+        desk = self._desk(-(-count // _TILE))
+        desk.clear(count)
+        sums = _Sums(desk.tiles, known // _TILE if count else desk.tiles, frame, self._device)
         for blocks in self._blocks(tensors, begin, end):
-            runs = _load(buffer, blocks)
-            if not known:
-                frame = runs[0][:, :_FRAME]
-                sums[:_FRAME, :_FRAME] += _products(frame, frame)
-            for a in range(known // _TILE, tiles if count else 0):
-                own = slice(_FRAME + a * _TILE, _FRAME + (a + 1) * _TILE)
-                leaves = runs[a][:, _FRAME:]
-                product = _products(runs[a], leaves)
-                sums[own, :_FRAME] += product[:_FRAME].T
-                sums[own, own] += product[_FRAME:]
-                for c in range(a):
-                    other = slice(_FRAME + c * _TILE, _FRAME + (c + 1) * _TILE)
-                    sums[own, other] += _products(leaves, runs[c][:, _FRAME:])
+            sums.add(desk.fill(blocks))
         self._progress(sum((end - begin) * tensor.element_size() for tensor in tensors))
-        return sums[: _FRAME + count, : _FRAME + count].cpu()
+        return sums.gathered()[: _FRAME + count, : _FRAME + count].cpu()
 
-    def _buffer(self, tiles: int) -> Tensor:
-        """(tiles, ones b and a tile of leaves, elements) float32, of the calling thread."""
-        buffer: Tensor | None = getattr(self._own, "buffer", None)
-        if buffer is None or len(buffer) < tiles:
-            shape = (tiles, _FRAME + _TILE, self._block)
-            buffer = torch.zeros(shape, dtype=torch.float32, device=self._device)
-            buffer[:, 0] = 1
-            self._own.buffer = buffer
-        return buffer[:tiles]
+    def _desk(self, tiles: int) -> "_Desk":
+        """The calling thread's own."""
+        desks: dict[int, _Desk] = self._own.__dict__.setdefault("desks", {})
+        tiles = max(1, tiles)
+        if tiles not in desks:
+            desks.clear()  # one at a time: memory stays flat
+            desks[tiles] = _Desk(tiles, self._block, self._device)
+        return desks[tiles]
 
     def _blocks(self, tensors: Sequence[Tensor], begin: int, end: int) -> Iterator[list[Tensor]]:
         starts = range(begin, end, self._block)
@@ -140,22 +130,91 @@ class Pending:
         return sums
 
 
-def _load(buffer: Tensor, blocks: Sequence[Tensor]) -> list[Tensor]:
-    """Fill in b and the deltas; per tile, the runs in use (runs, rows, _RUN), padded with zeros."""
-    length = blocks[0].numel()
-    runs = -(-length // _RUN)
-    padded = buffer[:, :, : runs * _RUN]
-    if length < runs * _RUN:
-        padded[:, 1:, length:] = 0
-    base = padded[0, 1, :length].copy_(blocks[0])
-    for tile in padded[1:]:
-        tile[1, :length].copy_(base)
-    # Rounded to fp32 first, a float64 base would drown small deltas.
-    exact = blocks[0] if blocks[0].dtype == torch.float64 else base
-    for place, block in enumerate(blocks[1:]):
-        row = padded[place // _TILE, _FRAME + place % _TILE, :length]
-        torch.sub(block, exact, out=row)
-    return [tile.view(len(tile), runs, _RUN).transpose(0, 1) for tile in padded]
+class _Runs:
+    """
+    What a desk holds of one block.
+
+    Attributes:
+        bases: Row b of each tile, (elements,).
+        leaves: The rows of the leaves, (elements,) each.
+        rows: Per tile, (runs, ones b and leaves, _RUN), padded with zeros.
+    """
+
+    def __init__(self, buffer: Tensor, length: int) -> None:
+        runs = -(-length // _RUN)
+        padded = buffer[:, :, : runs * _RUN]
+        if length < runs * _RUN:
+            padded[:, 1:, length:] = 0
+        self.bases = [tile[1, :length] for tile in padded]
+        self.leaves = [row[:length] for tile in padded for row in tile[_FRAME:]]
+        self.rows = [tile.view(len(tile), runs, _RUN).transpose(0, 1) for tile in padded]
+
+
+class _Desk:
+    """One core's buffer: for each tile of leaves the rows ones, b and theirs, in float32."""
+
+    def __init__(self, tiles: int, block: int, device: torch.device) -> None:
+        self.tiles = tiles
+        shape = (tiles, _FRAME + _TILE, block + _GAP)
+        self._buffer = torch.zeros(shape, dtype=torch.float32, device=device)[:, :, :block]
+        self._buffer[:, 0] = 1
+        self._block = block
+        self._whole = _Runs(self._buffer, block)
+
+    def clear(self, count: int) -> None:
+        """Zero the places of the last tile that so many leaves leave empty."""
+        self._buffer[-1, _FRAME + count - (self.tiles - 1) * _TILE :] = 0
+
+    def fill(self, blocks: Sequence[Tensor]) -> _Runs:
+        """Lay out b and the deltas of one block."""
+        length = blocks[0].numel()
+        runs = self._whole if length == self._block else _Runs(self._buffer, length)
+        base = runs.bases[0].copy_(blocks[0])
+        for other in runs.bases[1:]:
+            other.copy_(base)
+        # Rounded to fp32 first, a float64 base would drown small deltas.
+        exact = blocks[0] if blocks[0].dtype == torch.float64 else base
+        for row, block in zip(runs.leaves, blocks[1:], strict=False):
+            torch.sub(block, exact, out=row)
+        return runs
+
+
+class _Sums:
+    """Inner products of one piece, tile by tile; those of tiles before `first` are left out."""
+
+    def __init__(self, tiles: int, first: int, frame: bool, device: torch.device) -> None:
+        def zeros(rows: int, columns: int) -> Tensor:
+            return torch.zeros(rows, columns, dtype=torch.float64, device=device)
+
+        self._tiles = tiles
+        self._device = device
+        self._frame = zeros(_FRAME, _FRAME) if frame else None
+        self._own = {a: zeros(_FRAME + _TILE, _TILE) for a in range(first, tiles)}
+        self._across = {(a, c): zeros(_TILE, _TILE) for a in range(first, tiles) for c in range(a)}
+
+    def add(self, runs: _Runs) -> None:
+        leaves = [rows[:, _FRAME:] for rows in runs.rows]
+        if self._frame is not None:
+            frame = runs.rows[0][:, :_FRAME]
+            self._frame += _products(frame, frame)
+        for a, own in self._own.items():
+            own.add_(_products(runs.rows[a], leaves[a]))
+        for (a, c), across in self._across.items():
+            across.add_(_products(leaves[a], leaves[c]))
+
+    def gathered(self) -> Tensor:
+        """(rows, rows) of {ones, b, leaves}."""
+        size = _FRAME + self._tiles * _TILE
+        sums = torch.zeros(size, size, dtype=torch.float64, device=self._device)
+        if self._frame is not None:
+            sums[:_FRAME, :_FRAME] = self._frame
+        places = [slice(_FRAME + a * _TILE, _FRAME + (a + 1) * _TILE) for a in range(self._tiles)]
+        for a, own in self._own.items():
+            sums[places[a], :_FRAME] = own[:_FRAME].T
+            sums[places[a], places[a]] = own[_FRAME:]
+        for (a, c), across in self._across.items():
+            sums[places[a], places[c]] = across
+        return sums
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
