@@ -3,16 +3,16 @@ Runs the daemon again and again on one home, each time killed with SIGKILL at an
 
     python killed.py HOME KIND:MOMENT ... -- kinship-daemon's arguments
 
-MOMENT is `before` (the job is written down as running), `amid` (its work is done, nothing is
-written), or `after` (its result is committed). `seconds:7.5` kills that long after the start,
-wherever it then is: in the middle of an evaluation, more often than not. The imports are done
-once: every run is a fork of this process, which has started no thread.
+MOMENT is `before` (the job is written down as running), `during` (half a second later: its worker
+is at it, or still starting), `amid` (its work is done, nothing is written), or `after` (its result
+is committed). The imports are done once: every run is a fork of this process, which has started no
+thread.
 """
 
 import os
 import signal
 import sys
-import time
+import threading
 from contextlib import contextmanager
 
 from kinship_daemon import opening, scheduler  # noqa: F401 - imported for the forks
@@ -30,13 +30,16 @@ def arm(kind, moment):
 
     def mortal_start(self, key, job_kind, model=None):
         job = start(self, key, job_kind, model)
-        if moment == "before" and job_kind == kind and job.status == "running":
-            die()
+        if job_kind == kind and job.status == "running":
+            if moment == "before":
+                die()
+            elif moment == "during":
+                threading.Timer(0.5, die).start()
         return job
 
     @contextmanager
     def mortal_finish(self, key):
-        if self.job(key).kind != kind:
+        if self.job(key).kind != kind or moment in {"before", "during"}:
             with finish(self, key):
                 yield
             return
@@ -54,16 +57,13 @@ def fork(arguments, point=None):
     child = os.fork()
     if child == 0:
         try:
-            if point is not None and not point.startswith("seconds:"):
+            if point is not None:
                 arm(*point.split(":"))
             app.main(args=arguments, standalone_mode=False)
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
-    if point is not None and point.startswith("seconds:"):
-        time.sleep(float(point.partition(":")[2]))
-        os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
 
 

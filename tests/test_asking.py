@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from kinship_daemon.asking import PolicyFailed, ask
-from kinship_policies.policy import Decision, Member, Population
+from kinship_policies.policy import Decision, Member, Population, Proposal
 from kinship_policies.topk import TopKGreedy
 
 PAIR = Population(
@@ -15,6 +15,14 @@ PAIR = Population(
     members=(Member("a", 0.5), Member("b", 0.6)),
     kinship=((1.0, 0.2), (0.2, 1.0)),
 )
+
+UNSOUND = {
+    "hollow": Decision(None, (), None),
+    "parentless": Decision((Proposal(5, "pair", "why"),), (), None),
+    "wordy": Decision((), (), "high", stop="done"),
+    "alone": Decision((Proposal(("a", "a"), "pair", "why"),), (), None),
+    "strangers": Decision((), ("nobody",), None, stop="done"),
+}
 
 
 @dataclass
@@ -36,7 +44,7 @@ class Odd:
                 return {"merges": []}
             case "nan":
                 return Decision((), ("a",), float("nan"), stop="done")
-        return None
+        return UNSOUND.get(self.way)
 
 
 def test_a_policy_answers_as_it_would_here():
@@ -51,6 +59,11 @@ def test_a_policy_answers_as_it_would_here():
         ("dies", "its process died"),
         ("nonsense", "it answered with a dict"),
         ("nan", "not JSON compliant"),
+        ("hollow", "merges of its decision: Input should be a valid"),
+        ("parentless", "merges.0.parents of its decision: Input should be a valid"),
+        ("wordy", "top_mean_kinship of its decision: Input should be a valid number"),
+        ("alone", "it proposed to merge a, a alone"),
+        ("strangers", "its top names nobody"),
     ],
 )
 def test_what_a_policy_does_instead_is_said_in_one_line(way, said):

@@ -298,7 +298,7 @@ def test_the_first_three_differences_are_named(tmp_path, tiny_base):
 def test_another_architecture_is_refused(tmp_path, tiny_base):
     other = shutil.copytree(tiny_base, tmp_path / "other")
     tiny.config(other, architectures=["LlamaForCausalLM"])
-    with pytest.raises(ModelError, match="LlamaForCausalLM, the base's is MistralForCausalLM"):
+    with pytest.raises(ModelError, match="'LlamaForCausalLM', the base's is 'MistralForCausalLM'"):
         compare(Checkpoint.open(tiny_base), Checkpoint.open(other))
 
 

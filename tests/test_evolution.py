@@ -15,7 +15,7 @@ from kinship_daemon.daemon import BudgetReached
 from kinship_daemon.errors import WorkerDied
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
-from kinship_daemon.steps import carding, publication
+from kinship_daemon.steps import carding, facts, publication
 from kinship_policies.policy import Proposal
 from scripted import Scripted
 
@@ -151,6 +151,15 @@ def test_a_merge_with_somebody_unknown_is_the_policys_failure(home):
         assert not d.lineage.models(kind="merge")
 
 
+def test_weights_that_sum_to_0_are_the_policys_failure(home):
+    with opened(home) as d:
+        d.policy = Scripted(
+            [replace(pair("add", "max"), method="linear", parameters={"weight": 0})]
+        )
+        assert "the policy failed: linear: the weights sum to 0" in evolve(d)
+        assert not d.lineage.models(kind="merge")
+
+
 def test_a_coefficient_sweep_makes_a_child_for_every_step(home):
     sweep = tuple({"t": t} for t in (0.25, 0.5, 0.75))
     with opened(home) as d:
@@ -259,3 +268,13 @@ def test_newcomers_between_generations_are_told_to_the_policy(home):
         assert [f["newcomers"] for f in facts if f["newcomers"]] == [["demo/sequence"]]
         assert json.dumps(facts)
         assert torch.equal(d.ledger.gram, d.ledger.gram.transpose(1, 2))
+
+
+def test_who_came_while_a_policy_failed_is_new_to_the_next(home):
+    with opened(home) as d:
+        evolve(d)
+        policy, d.policy = d.policy, Broken()
+        opening.demo.release(home / "hub")
+        assert "the policy failed" in evolve(d)
+        d.policy = policy
+        assert facts.population(d).newcomers == ("demo/sequence",)

@@ -14,9 +14,9 @@ from test_main_job import history
 
 KINDS = ("admit", "ledger", "score", "decide", "merge", "validate", "gate", "publish")
 POINTS = [f"{kind}:{moment}" for kind, moment in product(KINDS, ("before", "amid", "after"))]
-# And by the clock, wherever that is: while scoring has begun, and while merges are being made.
-POINTS.insert(POINTS.index("score:amid"), "seconds:6")
-POINTS.insert(POINTS.index("merge:amid"), "seconds:7")
+# And while a model is being evaluated.
+POINTS.insert(POINTS.index("score:amid"), "score:during")
+POINTS.insert(POINTS.index("merge:amid"), "merge:during")
 
 # Small enough to be killed so often, and the gate opened wide so that something is published.
 ARGUMENTS = [

@@ -9,6 +9,7 @@ import pytest
 
 from command import call, environment, run
 from family import fill, merge, open_lineage, score
+from kinship_daemon.cli.simulate import _seeds
 from kinship_daemon.landscapes import open_landscape
 from kinship_policies.policy import Fact
 from kinship_policies.simulate.algebra import merged
@@ -301,6 +302,12 @@ def test_the_demo_is_really_merged_and_a_second_run_is_read_from_the_cache(tmp_p
     assert again.out == first.out
     assert not (cache / "evaluate.log").exists()
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()}.items() <= kept.items()
+
+
+def test_no_more_seeds_than_worlds_are_tried_where_nobody_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with open_landscape("demo:founders=6") as landscape:
+        assert _seeds(landscape, None) == landscape.most_seeds == 1
 
 
 def test_the_demos_worlds_are_as_many_as_its_sets_of_founders(monkeypatch, capfd, tmp_path):

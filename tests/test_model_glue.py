@@ -81,3 +81,8 @@ def test_a_budget_cuts_the_sweep_to_its_middle():
 def test_a_newcomer_takes_its_place_in_the_order():
     people = [*FOUNDERS, *fine_tunes(n=0.85)]
     assert parents(glued(*swept(0.1, "a", "b"), founders=people)) == [("a", "n")]
+
+
+def test_merges_whose_fine_tunes_are_gone_are_not_folded():
+    left = population(*swept(0.9, "x", "y"), default=0.3)
+    assert ModelGlue().propose(left).stop.startswith("folding starts from fine-tunes")

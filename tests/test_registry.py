@@ -192,9 +192,13 @@ def test_other_peoples_settings_are_checked_as_well(packages):
         ("lazypkg:Nobody", "cannot be imported .*is it installed, or on PYTHONPATH"),
         ("nowhere.at.all:Lazy", "No module named 'nowhere'"),
         ("lazypkg:not a name", "cannot be imported"),
+        ("slip:Lazy", r"cannot be imported .*SyntaxError: .*slip.py, line 1"),
+        ("typo:Lazy", r"cannot be imported .*name 'undefined' is not defined"),
     ],
 )
 def test_what_is_no_policy_is_told(packages, path, words):
+    (packages / "slip.py").write_text("def f(:\n")
+    (packages / "typo.py").write_text("Lazy = undefined\n")
     with pytest.raises(UsageError, match=words):
         make(path)
 

@@ -55,6 +55,7 @@ def test_history_repeats_itself_until_a_recorded_decision_is_another(home, repla
     def another(decision):
         decision["merges"][0]["parents"] = ["demo/sort", "demo/subtract"]
         decision["merges"][0]["parameters"] = {"t": 0.25}
+        decision["top_mean_kinship"] = 0.5
 
     rewrite(home, 1, another)
     result = replayed("--format", "json")
@@ -62,6 +63,7 @@ def test_history_repeats_itself_until_a_recorded_decision_is_another(home, repla
     first, *others = json.loads(result.out)
     assert first["differences"][0].startswith("no longer proposes demo/sort + demo/subtract (pair)")
     assert first["differences"][1].startswith("now proposes demo/")
+    assert first["differences"][-1].startswith("its top's mean kinship was 0.5, now ")
     assert not any(each["differences"] for each in others)
     assert result.err.count("\n") == 1
     assert f"1 of {decisions} decisions would be others today" in result.err

@@ -65,7 +65,8 @@ def test_a_second_signal_stops_at_once_and_the_worker_ends_too(tmp_path):
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
-    assert process.returncode in {0, 128 + signal.SIGINT}
+    # The last of them may find an interpreter that is already taking itself apart.
+    assert process.returncode in {0, 128 + signal.SIGINT, -signal.SIGINT}
     deadline = time.monotonic() + 10
     while workers(home) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from command import call, start
@@ -146,6 +147,7 @@ def test_a_record_answers_for_its_own_recipe_only(table, asked, known):
         ({}, "founders: Field required"),
         ({"founders": [{"name": "a"}]}, "founders.0.score"),
         ({"founders": [founder("a", 1), founder("a", 2)]}, "a is there twice"),
+        ({"founders": [founder("a", math.nan)]}, "founders.0.score: Input should be a finite"),
         ({"founders": THREE, "merges": [merge("m", "ax", 1)]}, "x is named but"),
         (
             {"founders": THREE, "merges": [merge("m", "ab", 1), merge("m", "ab", 2)]},
@@ -205,6 +207,9 @@ FIRST = ("founder-1", "founder-2")
         (Fixed(pairs(FIRST, parameters={"t": object()})), "not JSON serializable"),
         (Fixed(pairs(FIRST, method="magic")), "has no method 'magic'"),
         (Fixed(Decision((), ("nobody",), None, stop="x")), "the policy's top names nobody"),
+        (Fixed(Decision((), (), "high", stop="x")), "top_mean_kinship of its decision"),
+        (Fixed(Decision((), (), np.float32(0.5), stop="x")), "not JSON serializable"),
+        (Fixed(pairs(FIRST, parameters={"t": math.nan})), "not JSON compliant"),
     ],
 )
 def test_a_failing_policy_ends_its_own_run_only(policy, words):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
+import threading
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -41,6 +45,7 @@ def ask(policy: Policy, population: Population, seconds: float) -> Decision:
     Raises:
         PolicyFailed: There is none, or it is about models that the population does not have.
     """
+    deadline = time.monotonic() + seconds
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_answer, args=(theirs,), name="policy", daemon=True)
@@ -53,13 +58,12 @@ def ask(policy: Policy, population: Population, seconds: float) -> Decision:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     try:
-        ours.send_bytes(_packed(policy, population))
-        decision = _received(ours, time.monotonic() + seconds, seconds)
+        decision = _answered(ours, _packed(policy, population), deadline, seconds)
     finally:
         process.kill()
         process.join()
         ours.close()
-    _check_parents(decision, population)
+    _check_names(decision, population)
     return decision
 
 
@@ -73,8 +77,9 @@ def _packed(policy: Policy, population: Population) -> bytes:
         ) from None
 
 
-def _received(pipe: Connection, deadline: float, seconds: float) -> Decision:
+def _answered(pipe: Connection, question: bytes, deadline: float, seconds: float) -> Decision:
     try:
+        pipe.send_bytes(question)
         if not pipe.poll(max(0.0, deadline - time.monotonic())):
             raise PolicyFailed(f"it took longer than limits.decision_seconds ({seconds:g})")
         kind, text = pipe.recv()
@@ -82,28 +87,46 @@ def _received(pipe: Connection, deadline: float, seconds: float) -> Decision:
         raise PolicyFailed("its process died") from None
     if kind == "error":
         raise PolicyFailed(text)
-    return Decision.from_json(json.loads(text))
+    try:
+        return Decision.read(text)
+    except ValueError as error:
+        raise PolicyFailed(str(error)) from None
 
 
-def _check_parents(decision: Decision, population: Population) -> None:
+def _check_names(decision: Decision, population: Population) -> None:
     for proposal in decision.merges:
         if unknown := [name for name in proposal.parents if name not in population]:
             raise PolicyFailed(
                 f"it proposed to merge {', '.join(unknown)}, which the population does not have"
             )
+        if len({*proposal.parents}) < max(2, len(proposal.parents)):
+            raise PolicyFailed(f"it proposed to merge {', '.join(proposal.parents)} alone")
+    if unknown := [name for name in decision.top if name not in population]:
+        raise PolicyFailed(f"its top names {', '.join(unknown)}, who is not there")
 
 
 def _answer(pipe: Connection) -> None:
     """The child's life: one question, one answer."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)  # what a policy prints is no event of the daemon's
     try:
         policy, population = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own parent
         answer = ("decision", _decided(policy, population))
     except Exception as error:
         answer = ("error", _line(error))
-    pipe.send(answer)
+    sys.stdout.flush()  # this process may be killed as soon as it has answered
+    with suppress(BrokenPipeError):  # nobody is left who asked
+        pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    """A policy that hangs is not to outlive the daemon."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _decided(policy: Policy, population: Population) -> str:

@@ -72,6 +72,9 @@ def _differences(recorded: Decision, again: Decision) -> Iterator[str]:
         yield "proposes the same in another order"
     if recorded.top != again.top:
         yield f"its top was {_listed(recorded.top)}, now {_listed(again.top)}"
+    if recorded.top_mean_kinship != again.top_mean_kinship:
+        then_mean, now_mean = recorded.top_mean_kinship, again.top_mean_kinship
+        yield f"its top's mean kinship was {then_mean}, now {now_mean}"
     if (recorded.stop is None) != (again.stop is None):
         yield f"stopped then: {recorded.stop}" if recorded.stop else f"now stops: {again.stop}"
     if recorded.saturated != again.saturated:

@@ -37,7 +37,7 @@ class ModelGlue(BaseModel):
 
     Attributes:
         models: How many fine-tunes take part, the best.
-        threshold: Kinship above which two are of one cluster (and so on to their relatives).
+        threshold: A model is of a cluster when its kinship to the cluster's best is above this.
         order: The best comes first; then by `score`, or always the one of the highest `kinship`
             to what was folded so far.
     """
@@ -55,6 +55,9 @@ class ModelGlue(BaseModel):
             return decision(population, (), stop)
         founders = (member.name for member in population.members if not member.parents)
         chosen = population.best(self.models, among=founders)
+        if not chosen:
+            words = "folding starts from fine-tunes, and there are none"
+            return decision(population, (), in_words(population, words))
         folded = [self._fold(population, c) for c in clusters(population, chosen, self.threshold)]
         steps = [step for _, step in folded if step is not None]
         if steps:
@@ -65,7 +68,7 @@ class ModelGlue(BaseModel):
 
     def _fold(self, population: Population, names: tuple[str, ...]) -> tuple[str, Proposal | None]:
         """What the models have come to, and the next step, or None when all had their turn."""
-        glued, *waiting = population.best(len(names), among=names) or ("",)
+        glued, *waiting = population.best(len(names), among=names)
         while waiting:
             name = waiting[0] if self.order == "score" else _nearest(population, glued, waiting)
             if not population.was_merged(glued, name):

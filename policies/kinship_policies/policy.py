@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 __all__ = ["Decision", "Fact", "Member", "Past", "Policy", "Population", "Proposal", "Role"]
 
@@ -76,8 +77,10 @@ class Population:
             None where it is undefined.
         merged: Pairs merged before, each sorted by name.
         newcomers: Fine-tunes admitted since the previous generation was proposed; empty in
-            generation 1, where everyone is new.
-        previous_top: The top k of the previous decision, best first; None in generation 1.
+            generation 1, where everyone is new. A decision that failed, or had no budget, proposed
+            none.
+        previous_top: The top k of the previous decision, best first; None in generation 1 and
+            after a decision that failed or was another policy's.
         saturated: For how many decisions in a row, up to the previous one, the policy found
             the top k saturated.
         seed: For policies that draw; the same population and seed give the same decision.
@@ -349,6 +352,24 @@ class Decision:
             stop=data["stop"],
             saturated=data["saturated"],
         )
+
+    @staticmethod
+    def read(text: str) -> Decision:
+        """
+        From JSON that a stranger's policy may have made.
+
+        Raises:
+            ValueError: It is no decision; which part, in one line.
+        """
+        try:
+            return _DECISION.validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where} of its decision: {first['msg']}") from None
+
+
+_DECISION = TypeAdapter(Decision)
 
 
 def _proposal(data: Mapping[str, Any]) -> Proposal:

@@ -82,8 +82,8 @@ def make(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
         policy = cls(**given)
     except ValidationError as error:
         raise UsageError(f"policy {name}: {complaint(cls, error)}") from error
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"policy {name}: {error}") from error
+    except Exception as error:  # a stranger's code may raise anything
+        raise UsageError(f"policy {name}: {_line(error)}") from error
     if not isinstance(policy, Policy):
         raise UsageError(f"policy {name}: {cls.__name__} has no method propose(population)")
     return policy
@@ -111,14 +111,21 @@ def _refuse_unknown(name: str, given: Mapping[str, Any], known: list[str] | None
 def _load(entry: EntryPoint) -> type[Any]:
     try:
         loaded = entry.load()
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # as a module's mistakes are: a SyntaxError, a NameError
         raise UsageError(
-            f"policy {entry.name!r} cannot be imported from {entry.value!r} ({error}); "
+            f"policy {entry.name!r} cannot be imported from {entry.value!r} ({_line(error)}); "
             "is it installed, or on PYTHONPATH?"
         ) from error
     if not isinstance(loaded, type):
         raise UsageError(f"policy {entry.name!r}: {entry.value!r} is not a class")
     return loaded
+
+
+def _line(error: Exception) -> str:
+    """What was raised, in one line; its kind too where the words alone do not say."""
+    words = " ".join(str(error).split())
+    plain = isinstance(error, ImportError | AttributeError | TypeError | ValueError)
+    return words if plain else f"{type(error).__name__}: {words}"
 
 
 def _provider(entry: EntryPoint) -> str:

@@ -17,7 +17,13 @@ __all__ = ["replay_command"]
 
 @click.command("replay")
 @home_options
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="For each decision.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="For each decision.",
+)
 @click.option(
     "form", "--format", type=click.Choice(["table", "json"]), default="table", show_default=True
 )

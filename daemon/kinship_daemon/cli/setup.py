@@ -131,5 +131,5 @@ def _settings(policy: str) -> Iterator[str]:
         bounds += [f"above {f['exclusiveMinimum']:g}" for f in forms if "exclusiveMinimum" in f]
         bounds += [f"below {f['exclusiveMaximum']:g}" for f in forms if "exclusiveMaximum" in f]
         bounds += [f"one of {', '.join(f['enum'])}" for f in forms if "enum" in f]
-        default = json.dumps(field["default"])
+        default = json.dumps(field["default"]) if "default" in field else "required"
         yield f"{name}: {default}" + (f"  ({', '.join(bounds)})" if bounds else "")

@@ -162,7 +162,8 @@ def _seeds(landscape: Landscape, asked: int | None) -> int:
         raise UsageError(
             f"--seeds {asked}: the landscape has {most} different worlds; at most {most} tell more"
         )
-    return asked or landscape.usual_seeds
+    usual = landscape.usual_seeds
+    return asked or (usual if most is None else min(usual, most))
 
 
 def _simulate(

@@ -10,8 +10,10 @@ from kinship_daemon.asking import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
 from kinship_daemon.daemon import BudgetReached, Daemon
 from kinship_daemon.errors import Transient, UsageError
 from kinship_daemon.steps.facts import policy_identity, population
+from kinship_daemon.steps.making import coefficients
 from kinship_daemon.steps.scoring import finished_today, mean_score, score, scores
-from kinship_daemon.weights.recipe import Recipe, check
+from kinship_daemon.weights.methods.registry import is_elementwise
+from kinship_daemon.weights.recipe import Recipe, check, combine
 from kinship_policies.policy import Decision, Population, Proposal
 from kinship_storage.records import Generation, Model
 
@@ -166,6 +168,9 @@ def _child(
     )
     check(recipe, d.ledger.names)
     parents = [d.lineage.require(name) for name in proposal.parents]
+    if not is_elementwise(method):
+        # What only shows with the parents at hand, such as weights that sum to 0, is refused too.
+        combine(d.ledger, recipe, [coefficients(d, parent) for parent in parents])
     return Model(
         id=name,
         kind="merge",

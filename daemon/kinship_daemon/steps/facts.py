@@ -38,7 +38,7 @@ def population(d: Daemon) -> Population:
         for name, length in zip(names, sizes, strict=True)
     )
     last = d.lineage.last_generation()
-    before = set() if last is None else {m["name"] for m in last.facts["members"]}
+    before = _known_before(d)
     past = _history(d)
     # What another policy, or this one otherwise set, thought of the top is nothing to go by.
     same = last is not None and bool(past) and past[-1].generation == last.number
@@ -52,7 +52,9 @@ def population(d: Daemon) -> Population:
             for model in d.lineage.models(kind="merge")
             for pair in combinations(model.parents, 2)
         ),
-        newcomers=tuple(m.name for m in members if last and not m.parents and m.name not in before),
+        newcomers=tuple(
+            m.name for m in members if before and not m.parents and m.name not in before
+        ),
         previous_top=None if decision is None else decision.top,
         saturated=0 if decision is None else decision.saturated,
         seed=d.config.seed,
@@ -60,6 +62,18 @@ def population(d: Daemon) -> Population:
         budget=_budget(d),
         layers=_layers(d, made_of) if "layers" in uses else (),
     )
+
+
+def _known_before(d: Daemon) -> frozenset[str]:
+    """
+    Who was there when a policy decided last.
+
+    One that failed, or had no budget, took up nobody: who was new to it is new still.
+    """
+    for generation in reversed(d.lineage.generations()):
+        if not (generation.stop or "").startswith(FAILED) and generation.facts.get("budget") != 0:
+            return frozenset(member["name"] for member in generation.facts["members"])
+    return frozenset()
 
 
 def policy_identity(d: Daemon) -> tuple[str, dict[str, Any]]:

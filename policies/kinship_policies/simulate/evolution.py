@@ -194,15 +194,14 @@ class _Evolution:
             rows.append(self._make(generation, child))
             if self._result.error is not None:
                 break
-        mean = None if decision.top_mean_kinship is None else _or_none(decision.top_mean_kinship)
         made = tuple(row["name"] for row in rows if row["outcome"] == "made")
-        self._history.append(Past(generation, decision.top, mean, made))
+        self._history.append(Past(generation, decision.top, decision.top_mean_kinship, made))
         self._result.generations.append(
             {
                 "generation": generation,
                 "merges": rows,
                 "top": list(decision.top),
-                "top_mean_kinship": mean,
+                "top_mean_kinship": decision.top_mean_kinship,
                 "stop": decision.stop,
             }
         )
@@ -300,6 +299,7 @@ def _check(decision: object, population: Population) -> None:
     """Raises ValueError saying what is wrong with it."""
     if not isinstance(decision, Decision):
         raise ValueError(f"the policy answered a {type(decision).__name__}, not a Decision")
+    Decision.read(json.dumps(decision.to_json(), allow_nan=False))  # it can be recorded
     names = {member.name for member in population.members}
     for proposal in decision.merges:
         if strangers := [name for name in proposal.parents if name not in names]:

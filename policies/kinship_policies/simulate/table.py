@@ -28,7 +28,7 @@ class _Founder(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    score: float
+    score: float = Field(allow_inf_nan=False)
 
 
 class _Merge(_Founder):
