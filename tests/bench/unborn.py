@@ -65,7 +65,8 @@ def _kinships(path: Path, count: int) -> torch.Tensor:
     ledger = Ledger.load(path)
     leaves = [leaf(ledger, row) for row in ledger.rows]
     children = _children(ledger, leaves, count)
-    return torch.stack([matrix(ledger, [child, *leaves], "pcc")[0, 1:] for child in children])
+    # Children with each other, too: all come from the same few products of matrices.
+    return matrix(ledger, [*children, *leaves], "pcc")[:count, count:]
 
 
 def _children(ledger: Ledger, leaves: Sequence[Coefficients], count: int) -> list[Coefficients]:
