@@ -78,6 +78,8 @@ def test_a_buffer_that_the_model_keeps_need_not_be_in_the_file(tmp_path, tiny_ba
     live.model.layers[0].register_buffer("inv_freq", torch.ones(4))
 
     load_into(live, leaf_assembly(tiny_base, "b"), device="cpu")
+    assert live.model.position_ids.tolist() == list(range(8))
+    assert live.model.layers[0].inv_freq.tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("said", ["both", "neither"])

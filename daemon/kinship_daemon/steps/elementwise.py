@@ -9,13 +9,12 @@ from pathlib import Path
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.hub.files import local_files
-from kinship_daemon.steps.making import ancestors, assembly, first_leaf, residents
+from kinship_daemon.steps.making import ancestors, assembly, first_leaf, is_leaf, residents
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.elementwise import ElementwiseAssembly, elementwise_assembly
 from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.materialise import write
-from kinship_daemon.weights.methods.registry import is_elementwise
 from kinship_daemon.weights.recipe import Recipe
 from kinship_daemon.weights.shard import Made
 from kinship_storage.records import File, Model
@@ -30,9 +29,11 @@ def make_children(d: Daemon) -> None:
     In the order of generations, so that a parent is there before its children. One that cannot be
     made is quarantined.
     """
-    for model in _needed(d):
-        elementwise = model.recipe is not None and is_elementwise(model.recipe["method"])
-        if elementwise and not _is_made(d, model):
+    made = [model for model in d.lineage.models(kind="merge") if is_leaf(model)]
+    # Most homes have none, and who needs whom is a walk through the whole family.
+    needed = {model.id for model in _needed(d)} if made else set()
+    for model in made:
+        if model.id in needed and not _is_made(d, model):
             _make(d, model)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from kinship_daemon.asking import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
 from kinship_daemon.daemon import BudgetReached, Daemon
 from kinship_daemon.errors import Transient, UsageError
-from kinship_daemon.steps.facts import policy_identity, population
+from kinship_daemon.steps.facts import policy_identity, population, standing
 from kinship_daemon.steps.making import coefficients
 from kinship_daemon.steps.scoring import finished_today, mean_score, score, scores
 from kinship_daemon.weights.methods.registry import is_elementwise
@@ -55,12 +55,8 @@ def converged(d: Daemon) -> str | None:
         return None
     # With their scores: other evaluation settings are a change too.
     then = Population.from_json(last.facts)
-    return last.stop if _state(population(d)) == _state(then) else None
-
-
-def _state(facts: Population) -> tuple[object, ...]:
-    """What a stop depends on: others, other scores or a larger budget are worth asking again."""
-    return facts.budget, [(member.name, member.tasks) for member in facts.members]
+    before = then.budget, {member.name: dict(member.tasks) for member in then.members}
+    return last.stop if standing(d) == before else None
 
 
 def unfinished(d: Daemon) -> bool:

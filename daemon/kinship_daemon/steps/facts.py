@@ -18,7 +18,7 @@ from kinship_daemon.weights.recipe import Coefficients
 from kinship_policies.policy import Decision, Fact, Matrix, Member, Past, Population
 from kinship_storage.records import Generation, Model
 
-__all__ = ["policy_identity", "population"]
+__all__ = ["policy_identity", "population", "standing"]
 
 
 def population(d: Daemon) -> Population:
@@ -64,6 +64,17 @@ def population(d: Daemon) -> Population:
     )
 
 
+def standing(d: Daemon) -> tuple[int | None, dict[str, dict[str, float]]]:
+    """What a stop depends on: the budget left, and everyone's scores by task."""
+    everyone = {
+        model.id: scores(d, model, "selection") for model in d.population_models("admitted")
+    }
+    scored = {
+        name: {row.task: row.score for row in rows} for name, rows in everyone.items() if rows
+    }
+    return _budget(d), scored
+
+
 def _known_before(d: Daemon) -> frozenset[str]:
     """
     Who was there when a policy decided last.
@@ -105,10 +116,11 @@ def _history(d: Daemon) -> tuple[Past, ...]:
     children: dict[int, list[str]] = {}
     for model in d.lineage.models(kind="merge"):
         children.setdefault(model.generation, []).append(model.id)
+    identity = policy_identity(d)
     return tuple(
         _past(generation, children.get(generation.number, []))
         for generation in d.lineage.generations()
-        if (generation.policy, generation.settings) == policy_identity(d)
+        if (generation.policy, generation.settings) == identity
         and not (generation.stop or "").startswith(FAILED)
     )
 
