@@ -16,9 +16,9 @@ ROOTS = {
 ORDER = ["kinship_storage", "kinship_policies", "kinship_daemon"]
 # Inside the daemon: what a room may use of it. Not the loop, not the config, not the lineage.
 ROOMS = {
-    "weights": {"durable", "errors", "weights"},
+    "weights": {"durable", "errors", "parts", "weights"},
     "evaluate": {"errors", "evaluate", "weights"},
-    "hub": {"durable", "errors", "hub"},
+    "hub": {"durable", "errors", "hub", "parts"},
 }
 
 

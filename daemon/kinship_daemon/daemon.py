@@ -14,7 +14,7 @@ from typing import TypeVar
 from kinship_daemon.config import Config
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import hash_file
-from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.errors import KinshipError, ModelError, Stopped
 from kinship_daemon.evaluate.records import Settings
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.home import Home
@@ -32,10 +32,6 @@ from kinship_storage.records import Model, Status
 _T = TypeVar("_T")
 
 __all__ = ["BudgetReached", "Daemon", "Stopped", "cached_hash"]
-
-
-class Stopped(Exception):
-    """The daemon was asked to stop; raised between steps, where everything is saved."""
 
 
 class BudgetReached(KinshipError):

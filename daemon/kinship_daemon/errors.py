@@ -6,7 +6,15 @@ import errno
 
 from kinship_storage.errors import KinshipError, UsageError
 
-__all__ = ["KinshipError", "ModelError", "Transient", "UsageError", "WorkerDied", "disk_words"]
+__all__ = [
+    "KinshipError",
+    "ModelError",
+    "Stopped",
+    "Transient",
+    "UsageError",
+    "WorkerDied",
+    "disk_words",
+]
 
 _DISK = {
     errno.ENOSPC: "free some space",
@@ -26,7 +34,20 @@ class WorkerDied(ModelError):
 
 
 class Transient(KinshipError):
-    """The world is away for a while (hub unreachable, 5xx): worth trying again later."""
+    """
+    The world is away for a while (hub unreachable, 5xx): worth trying again later.
+
+    Attributes:
+        retry_seconds: How long it says it will be away; None if it does not say.
+    """
+
+    def __init__(self, message: str, retry_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class Stopped(Exception):
+    """The daemon was asked to stop; raised where everything done is saved."""
 
 
 def disk_words(error: OSError) -> str | None:

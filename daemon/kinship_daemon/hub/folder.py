@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -13,9 +14,10 @@ from typing import Any
 from kinship_daemon.durable import hash_file, sync
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.hub.files import local_files
-from kinship_daemon.hub.front_matter import declared_bases, front_matter
+from kinship_daemon.hub.front_matter import declared_bases, front_matter, tags
 from kinship_daemon.hub.names import check_repo_id
 from kinship_daemon.hub.records import Listing, Publication, Repo, RepoFile, UnknownRepo
+from kinship_daemon.parts import FolderParts, Parts
 
 __all__ = ["FolderHub"]
 
@@ -53,7 +55,7 @@ class FolderHub:
     def about(self) -> str:
         return f"folder {self._root} with {len(list(self._ids()))} repos"
 
-    def descendants(self, base: str) -> Iterator[Listing]:
+    def descendants(self, base: str, since: datetime | None = None) -> Iterator[Listing]:
         found = []
         for repo_id in self._ids():
             text = self._readme(self._root / repo_id)
@@ -65,7 +67,8 @@ class FolderHub:
                 repo = self.repo(repo_id)
             except UnknownRepo:
                 continue  # removed while we looked
-            found.append(Listing(repo_id, repo.revision, repo.modified))
+            if since is None or repo.modified >= since:
+                found.append(Listing(repo_id, repo.revision, repo.modified, tags(repo.card)))
         yield from sorted(found, key=lambda listing: (listing.modified, listing.id))
 
     def repo(self, repo_id: str, revision: str | None = None) -> Repo:
@@ -89,15 +92,16 @@ class FolderHub:
             problem=unreadable or problem,
         )
 
+    def parts(self, repo: Repo) -> Parts:
+        return FolderParts(self._content(repo))
+
     def fetch(
         self,
         repo: Repo,
         into: Path,  # noqa: ARG002 - nothing is copied
         progress: Callable[[int], None] | None = None,
     ) -> Path:
-        folder = self._folder(repo.id)
-        if folder is None or _revision(self._files(folder, self._root)[0]) != repo.revision:
-            raise UnknownRepo(f"{repo.id} in {self._root} changed since it was looked at")
+        folder = self._content(repo)
         if progress is not None:
             progress(sum(file.size for file in repo.files))
         return folder
@@ -122,6 +126,20 @@ class FolderHub:
         else:
             self._place(folder, files, target)
         return Publication(repo_id, _revision(files), str(target))
+
+    def may_write(self, namespace: str) -> str:
+        check_repo_id(f"{namespace}/name")
+        place = self._root / namespace
+        if not os.access(place if place.exists() else self._root, os.W_OK):
+            raise UsageError(f"{self._root} is not writable; merges are published in it")
+        return f"into {place}"
+
+    def _content(self, repo: Repo) -> Path:
+        """A repo's folder, as long as it is what it was."""
+        folder = self._folder(repo.id)
+        if folder is None or _revision(self._files(folder, self._root)[0]) != repo.revision:
+            raise UnknownRepo(f"{repo.id} in {self._root} changed since it was looked at")
+        return folder
 
     def _place(self, folder: Path, files: tuple[RepoFile, ...], target: Path) -> None:
         """Copy to a hidden sibling, then rename: the repo is there whole, or not at all."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kinship_daemon.errors import UsageError
+from kinship_daemon.parts import Parts
 
 __all__ = ["Hub", "Listing", "Publication", "Repo", "RepoFile", "UnknownRepo"]
 
@@ -25,11 +26,19 @@ class Listing:
     Attributes:
         revision: Names the exact content.
         modified: Last change, UTC.
+        tags: As the hub gives them, its own `base_model:...` too.
+        downloads: As the hub counts them, of late.
     """
 
     id: str
     revision: str
     modified: datetime
+    tags: tuple[str, ...] = ()
+    gated: bool = False
+    private: bool = False
+    disabled: bool = False
+    downloads: int = 0
+    likes: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,11 +106,12 @@ class Hub(Protocol):
             Transient: it does not answer.
         """
 
-    def descendants(self, base: str) -> Iterator[Listing]:
+    def descendants(self, base: str, since: datetime | None = None) -> Iterator[Listing]:
         """
         Every repo that declares `base` as (one of) its base models, sorted by (modified, id).
 
-        A hub may leave out declared quantised copies: there are thousands, and none can be merged.
+        Args:
+            since: Only those that changed then or later, and no more is read than that takes.
 
         Raises:
             Transient: the hub does not answer.
@@ -115,6 +125,14 @@ class Hub(Protocol):
             UnknownRepo: no such repo or revision.
             ModelError: it cannot be had (gated, disabled, unreadable).
             Transient: the hub does not answer.
+        """
+
+    def parts(self, repo: Repo) -> Parts:
+        """
+        Pieces of a repo's files at its revision, without fetching the files.
+
+        Raises:
+            UnknownRepo, ModelError, Transient: as `repo`; also from each read.
         """
 
     def fetch(self, repo: Repo, into: Path, progress: Callable[[int], None] | None = None) -> Path:
@@ -136,5 +154,14 @@ class Hub(Protocol):
 
         Raises:
             KinshipError: the repo exists with other content, or may not be written.
+            Transient: the hub does not answer.
+        """
+
+    def may_write(self, namespace: str) -> str:
+        """
+        One line that says as whom we may publish under a namespace.
+
+        Raises:
+            UsageError: we may not, and what would work.
             Transient: the hub does not answer.
         """
