@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from family import fill, open_lineage, score
+from noticed import PLAN, TIME, notice
 
 
 @pytest.fixture
@@ -59,6 +60,30 @@ def test_the_export_is_the_contract(family):
             "stop": "converged",
         },
     ]
+
+
+def test_the_export_says_who_waits_and_who_was_refused_and_why(family):
+    notice(family)
+    document = json.loads(json.dumps(family.export(), allow_nan=False))
+    assert set(document) == {"base", "models", "candidates", "generations"}
+    assert [c["id"] for c in document["candidates"]] == ["demo/add", "demo/far", "demo/gguf"]
+    assert document["candidates"][-1] == {
+        "id": "demo/gguf",
+        "repo": "demo/gguf",
+        "revision": "1" * 40,
+        "status": "refused",
+        "reason": "quantised (gguf)",
+        "modified": TIME,
+        "downloads": 0,
+        "likes": 0,
+        "bytes": None,
+        "triaged": True,
+        "novelty": None,
+        "novelty_error": None,
+        "read_bytes": 300,
+        "gone": True,
+    }
+    assert document["candidates"][0]["novelty"] == 0.75
 
 
 def test_the_export_shows_the_scores_of_the_homes_settings(family):
@@ -118,9 +143,20 @@ def test_recipes_are_recomputed_from_their_parents_weights(family):
             "INSERT INTO files VALUES ('gone', 'a', 1, 'ff')",
             "files: row 4 refers to a row of models that is gone",
         ),
+        (
+            "INSERT INTO candidates VALUES ('m1', '2026-01-30T21:04:00Z', 0, 0, 0, 0, 0, 0, 0, 0)",
+            "candidate m1: is a merge and came from no hub",
+        ),
+        ("DELETE FROM models WHERE id = 'demo/gguf'", "candidates: row 3 refers to a row of"),
+        (
+            f"UPDATE samples SET vector = x'00' WHERE plan = '{PLAN}' AND model = 'demo/add'",
+            f"plan {PLAN}: its vectors have 2 lengths",
+        ),
     ],
 )
 def test_every_contradiction_is_found(family, path, damage, problem):
+    notice(family)
+    assert family.verify() == []
     stranger = sqlite3.connect(path)  # references are not enforced here
     stranger.execute(damage)
     stranger.commit()

@@ -1,6 +1,7 @@
 """The Gram ledger against plain float64, on kind and unkind weights."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,75 @@ def test_weights_are_never_whole_in_private_memory(tmp_path):
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_products(family):
     assert_close(family.ledger(device="cuda").gram, family.exact(), 1e-6)
+
+
+def in_parts(family: Family, ledger: gram.Ledger, groups, new) -> gram.Ledger:
+    """The new leaves measured against one group of the known at a time."""
+    joining = {name: family.leaves[name] for name in new}
+    parts = []
+    for group in groups:
+        known = {name: family.leaves[name] for name in group}
+        parts.append(gram.extend(ledger.keep(group), family.base, known, joining))
+    return ledger.joined(parts)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [["leaf1", "leaf2", "leaf3", "leaf4", "leaf5"]],
+        [["leaf4", "leaf1"], ["leaf5"], ["leaf3", "leaf2"]],
+        [["leaf1", "leaf2", "leaf3"], [], ["leaf3", "leaf4", "leaf5"]],
+    ],
+)
+@pytest.mark.parametrize("new", [["leaf7"], ["leaf7", "leaf6"]])
+def test_newcomers_measured_group_by_group_have_the_same_bits(family, groups, new):
+    first = {name: family.leaves[name] for name in ("leaf3", "leaf1", "leaf5", "leaf2", "leaf4")}
+    ledger = gram.extend(gram.start(family.base, "b"), family.base, {}, first)
+    joining = {name: family.leaves[name] for name in new}
+    whole = gram.extend(ledger, family.base, first, joining)
+    joined = in_parts(family, ledger, groups, new)
+    assert (joined.base, joined.rows, joined.names) == (whole.base, whole.rows, whole.names)
+    assert torch.equal(joined.gram, whole.gram)
+
+
+def test_adapters_measured_group_by_group_have_the_same_bits(mixed):
+    names = list(mixed.leaves)
+    for new in names:
+        first = {name: mixed.leaves[name] for name in names if name != new}
+        ledger = gram.extend(gram.start(mixed.base, "b"), mixed.base, {}, first)
+        whole = gram.extend(ledger, mixed.base, first, {new: mixed.leaves[new]})
+        joined = in_parts(mixed, ledger, [[name] for name in first], [new])
+        assert torch.equal(joined.gram, whole.gram)
+
+
+def test_the_first_newcomers_of_a_base_are_one_part(family):
+    for ledger in (gram.unmeasured(family.base, "b"), gram.start(family.base, "b")):
+        joined = in_parts(family, ledger, [[]], family.leaves)
+        assert torch.equal(joined.gram, family.ledger().gram)
+
+
+def test_parts_without_newcomers_change_nothing(family):
+    ledger = family.ledger()
+    joined = ledger.joined([ledger.keep(["leaf1"]), ledger.keep(ledger.rows)])
+    assert joined.rows == ledger.rows
+    assert torch.equal(joined.gram, ledger.gram)
+
+
+def test_parts_that_do_not_make_a_whole_are_refused(family):
+    whole = family.ledger()
+    names = [f"leaf{i}" for i in range(1, 7)]
+    ledger = whole.keep(names)
+    part, rest = whole.keep(["leaf1", "leaf2", "leaf7"]), whole.keep([*names[2:], "leaf7"])
+    assert torch.equal(ledger.joined([part, rest]).gram, whole.gram)
+    with pytest.raises(KinshipError, match=r"not measured against leaf3 \(4 of 6 in no part\)"):
+        ledger.joined([part])
+    with pytest.raises(KinshipError, match=r"against leaf1 \(6 of 6"):
+        ledger.joined([])
+    with pytest.raises(KinshipError, match="different new rows"):
+        ledger.joined([part, whole.keep(names)])
+    stranger = replace(rest, base="another")
+    with pytest.raises(KinshipError, match="not of the ledger of base b"):
+        ledger.joined([part, stranger])
 
 
 def low_rank(rows: int, columns: int, rank: int, seed: int) -> LowRank:

@@ -97,9 +97,29 @@ def test_models_are_ordered_and_found(family):
         "demo/add",
         "demo/sort",
     ]
+    assert [m.id for m in family.models("finetune", ("quarantined", "admitted"))] == [
+        "demo/add",
+        "demo/bad",
+        "demo/sort",
+    ]
+    assert family.models(status=()) == []
     assert family.find("demo/add", "1" * 40).id == "demo/add"
     assert family.find("demo/add", "2" * 40) is None
     assert [m.id for m in family.by_weights("recipe:m1")] == ["m1"]
+
+
+def test_every_model_comes_with_its_own_parents_however_it_is_found(family):
+    family.add_model(merge("m2", ("m1", "demo/sort"), generation=2))
+    expected = {"m1": ("demo/add", "demo/sort"), "m2": ("m1", "demo/sort")}
+
+    def parents(models):
+        return {m.id: m.parents for m in models if m.parents}
+
+    assert parents(family.models()) == expected
+    assert parents(family.models("merge")) == expected
+    assert parents(family.models(status="proposed")) == {"m2": expected["m2"]}
+    assert parents(family.models(status=("admitted", "proposed"))) == expected
+    assert parents([family.model("m2"), *family.by_weights("recipe:m1")]) == expected
 
 
 def test_what_is_learned_later_is_updated_and_origin_is_not(family):

@@ -124,7 +124,7 @@ def test_selection_and_validation_share_no_document():
 
 
 def test_the_export_keeps_its_contract(export):
-    assert set(export) == {"base", "models", "generations"}
+    assert set(export) == {"base", "models", "generations", "candidates"}
     assert export["base"] == demo.BASE
     models = {model["id"]: model for model in export["models"]}
     for model in models.values():

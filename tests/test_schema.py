@@ -11,6 +11,7 @@ from sqlite_utils import Database
 from family import fill, open_lineage
 from kinship_storage.errors import LineageError
 from kinship_storage.schema import MIGRATIONS, migrate, version
+from noticed import PLAN, notice
 
 ASSETS = Path(__file__).parent / "assets"
 NEXT = (*MIGRATIONS, ("ALTER TABLE models ADD COLUMN mood TEXT",))
@@ -20,10 +21,23 @@ def raw(path):
     return Database(sqlite3.connect(path, isolation_level=None))
 
 
+@pytest.fixture(params=[1, 2])
+def schema(request):
+    return request.param
+
+
 @pytest.fixture
-def old(tmp_path):
-    """The database that schema 1 wrote, as `fill` fills it."""
-    return Path(shutil.copy(ASSETS / "lineage-v1.db", tmp_path / "lineage.db"))
+def old(tmp_path, schema):
+    """The database that a schema wrote: what `fill` adds, and since schema 2 `notice`."""
+    return Path(shutil.copy(ASSETS / f"lineage-v{schema}.db", tmp_path / "lineage.db"))
+
+
+def dump(path):
+    """Every row of every table, in order."""
+    db = raw(path)
+    rows = {t.name: sorted(map(repr, t.rows)) for t in db.tables}
+    db.close()
+    return rows
 
 
 def test_a_new_file_is_strict_in_wal_mode_and_at_the_latest_version(tmp_path):
@@ -42,9 +56,11 @@ def test_commits_reach_the_disk_and_references_are_enforced(tmp_path):
         assert lineage._store.query("PRAGMA foreign_keys") == [{"foreign_keys": 1}]
 
 
-def test_an_old_file_reads_like_one_written_today(old, tmp_path):
+def test_an_old_file_reads_like_one_written_today(old, schema, tmp_path):
     with open_lineage(old) as then, open_lineage(tmp_path / "new.db") as now:
         fill(now)
+        if schema > 1:
+            notice(now)
         assert then.export() == now.export()
         assert then.models() == now.models()
         assert then.scores("recipe:m1") == now.scores("recipe:m1")
@@ -54,14 +70,33 @@ def test_an_old_file_reads_like_one_written_today(old, tmp_path):
         assert then.jobs() == now.jobs()
         assert then.kinships("pcc") == now.kinships("pcc")
         assert then.files("demo/add") == now.files("demo/add")
+        assert then.candidates() == now.candidates()
+        assert then.samples(PLAN) == now.samples(PLAN)
         assert then.verify() == []
         assert version(raw(old)) == len(MIGRATIONS)
 
 
-def test_an_old_file_takes_the_next_migration_and_keeps_its_rows(old):
+def test_an_old_file_is_brought_up_to_date_and_keeps_every_row(old, schema):
+    before = dump(old)
+    with open_lineage(old):
+        pass
+    after = dump(old)
+    assert {name: after[name] for name in before} == before
+    assert all(rows for name, rows in before.items() if name != "hashes")
+    assert version(raw(old)) == len(MIGRATIONS)
+
+
+def test_an_old_file_can_be_taken_up_as_a_watch_goes_on(old):
+    with open_lineage(old) as lineage:
+        notice(lineage)
+        assert [found.model for found in lineage.candidates("seen")] == ["demo/far"]
+        assert lineage.verify() == []
+
+
+def test_an_old_file_takes_the_next_migration_and_keeps_its_rows(old, schema):
     db = raw(old)
     before = list(db.query("SELECT id FROM models ORDER BY id"))
-    assert migrate(db, "lineage.db", NEXT) == len(NEXT) - 1
+    assert migrate(db, "lineage.db", NEXT) == len(NEXT) - schema
     assert version(db) == len(NEXT)
     assert list(db.query("SELECT id FROM models WHERE mood IS NULL ORDER BY id")) == before
     assert migrate(db, "lineage.db", NEXT) == 0
@@ -69,6 +104,7 @@ def test_an_old_file_takes_the_next_migration_and_keeps_its_rows(old):
 
 def test_a_migration_that_fails_leaves_neither_its_tables_nor_its_number(old):
     db = raw(old)
+    migrate(db, "lineage.db")
     broken = (*MIGRATIONS, ("CREATE TABLE fresh (a TEXT) STRICT", "INSERT INTO nowhere VALUES (1)"))
     with pytest.raises(sqlite3.OperationalError):
         migrate(db, "lineage.db", broken)

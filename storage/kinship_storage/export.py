@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kinship_storage.records import Generation, Model
+from kinship_storage.records import Candidate, Generation, Model
 from kinship_storage.store import Store
 
 if TYPE_CHECKING:
@@ -17,13 +17,14 @@ Scores = dict[str, dict[str, Any]]  # task -> {score, stderr, n}
 
 def export(lineage: Lineage, store: Store) -> dict[str, Any]:
     """
-    Base, models (sorted by generation and id) and decisions (in order).
+    Base, models (sorted by generation and id), candidates (sorted by id) and decisions (in order).
 
     Scores are those under the home's settings, the fact `settings`: {split: fingerprint}. A split
     that it does not name shows its latest score of each task.
     """
     models = lineage.models()
     scores = _scores(store, lineage.get("settings") or {})
+    by_id = {model.id: model for model in models}
     published = {p.model: p.repo for p in lineage.publications()}
     base = next((model.name for model in models if model.kind == "base"), lineage.get("base"))
     return {
@@ -31,6 +32,9 @@ def export(lineage: Lineage, store: Store) -> dict[str, Any]:
         "models": [
             _model(model, scores.get(model.weights or "", {}), published.get(model.id))
             for model in models
+        ],
+        "candidates": [
+            _candidate(candidate, by_id[candidate.model]) for candidate in lineage.candidates()
         ],
         "generations": [_generation(generation) for generation in lineage.generations()],
     }
@@ -61,6 +65,19 @@ def _model(model: Model, scores: dict[str, Scores], published: str | None) -> di
         "validation": dict(sorted(scores.get("validation", {}).items())),
         "published": published,
         "status": model.status,
+    }
+
+
+def _candidate(candidate: Candidate, model: Model) -> dict[str, Any]:
+    """What the hub and triage say, and what became of it; what was sampled stays behind."""
+    said = dict(vars(candidate))
+    return {
+        "id": said.pop("model"),
+        "repo": model.repo,
+        "revision": model.revision,
+        "status": model.status,
+        "reason": model.reason,
+        **said,
     }
 
 

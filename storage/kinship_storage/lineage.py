@@ -1,6 +1,7 @@
 """
-The lineage: which models exist and from which exact bytes, who descends from whom, every kinship,
-score, decision, gate, publication and step of the work (design section 5).
+The lineage: which models exist and from which exact bytes, who descends from whom, what a watch
+noticed of whom, every kinship, score, decision, gate, publication and step of the work (design
+section 5).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from kinship_storage.candidates import Candidates
 from kinship_storage.export import export
 from kinship_storage.jobs import Jobs
 from kinship_storage.models import Models
@@ -23,7 +25,7 @@ from kinship_storage.verify import verify
 __all__ = ["Lineage"]
 
 
-class Lineage(Models, Results, Jobs):
+class Lineage(Models, Candidates, Results, Jobs):
     """
     The one database of a home. For one thread at a time, whichever opened it.
 

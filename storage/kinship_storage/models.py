@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -116,11 +116,26 @@ class Models:
             )
         return found
 
-    def models(self, kind: Kind | None = None, status: Status | None = None) -> list[Model]:
-        """Sorted by generation, then id."""
-        given = {"kind": kind, "status": status}
-        wanted = {name: value for name, value in given.items() if value is not None}
-        return self._models(" AND ".join(f"{name} = ?" for name in wanted), *wanted.values())
+    def models(
+        self, kind: Kind | None = None, status: Status | Sequence[Status] | None = None
+    ) -> list[Model]:
+        """Of this kind, with this status or one of these; sorted by generation, then id."""
+        terms, args = [], []
+        if kind is not None:
+            terms.append("kind = ?")
+            args.append(str(kind))
+        if status is not None:
+            statuses = [status] if isinstance(status, str) else list(status)
+            terms.append(f"status IN ({', '.join('?' * len(statuses))})")
+            args += statuses
+        return self._models(" AND ".join(terms), *args)
+
+    def known_revisions(self) -> frozenset[tuple[str, str]]:
+        """(repo, revision) of every model that came from a hub."""
+        found = self._store.query(
+            "SELECT repo, revision FROM models WHERE repo IS NOT NULL AND revision IS NOT NULL"
+        )
+        return frozenset((values["repo"], values["revision"]) for values in found)
 
     def find(self, repo: str, revision: str) -> Model | None:
         """The model that came from this revision of the repo."""
@@ -137,18 +152,19 @@ class Models:
 
     def _models(self, where: str, *args: object) -> list[Model]:
         found = self._store.rows("models", where or None, args, order="generation, id")
-        parents = self._parents([values["id"] for values in found])
-        return [record(Model, values, parents=parents[values["id"]]) for values in found]
+        parents = self._parents(where, args)
+        return [
+            record(Model, values, parents=tuple(parents.get(values["id"], ()))) for values in found
+        ]
 
-    def _parents(self, models: list[str]) -> dict[str, tuple[str, ...]]:
-        one = len(models) == 1
-        links: list[Row] = self._store.rows(
-            "parents", "model = ?" if one else None, models if one else (), order="model, position"
-        )
-        found: dict[str, list[str]] = {model: [] for model in models}
+    def _parents(self, where: str, args: Sequence[object]) -> dict[str, list[str]]:
+        """Of those models only; one that has none is left out."""
+        theirs = f"model IN (SELECT id FROM models WHERE {where})" if where else None  # noqa: S608  # written in this file
+        links: list[Row] = self._store.rows("parents", theirs, args, order="model, position")
+        found: dict[str, list[str]] = {}
         for link in links:
             found.setdefault(link["model"], []).append(link["parent"])
-        return {model: tuple(names) for model, names in found.items()}
+        return found
 
 
 def _same(there: Model, given: Model) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
+    "Candidate",
     "File",
     "Gate",
     "Generation",
@@ -72,6 +73,36 @@ class Model:
     def name(self) -> str:
         """What people call it: the repo it came from, or its id."""
         return self.repo or self.id
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """
+    What a hub says of a model that a watch noticed, and what triage found out from afar.
+
+    Attributes:
+        model: Its id in the lineage.
+        modified: When the hub saw it change last.
+        downloads: As the hub counts them, of late.
+        bytes: Size of its weights files; None until it is known.
+        triaged: Whether triage is through with it; its model's status says with what outcome.
+        novelty: One minus its highest kinship to the population when it was triaged; None where
+            that is unknown.
+        novelty_error: Standard error of `novelty`.
+        read_bytes: Bytes read from the hub to triage it.
+        gone: The hub has it no more.
+    """
+
+    model: str
+    modified: str
+    downloads: int = 0
+    likes: int = 0
+    bytes: int | None = None
+    triaged: bool = False
+    novelty: float | None = None
+    novelty_error: float | None = None
+    read_bytes: int = 0
+    gone: bool = False
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,33 @@ _FIRST: Migration = (
     ) STRICT""",
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_FIRST,)
+_SECOND: Migration = (
+    """CREATE TABLE candidates (
+        model TEXT PRIMARY KEY REFERENCES models (id),
+        modified TEXT NOT NULL CHECK (modified GLOB '????-??-??T??:??:??Z'),
+        downloads INTEGER NOT NULL,
+        likes INTEGER NOT NULL,
+        bytes INTEGER,
+        triaged INTEGER NOT NULL CHECK (triaged IN (0, 1)),
+        novelty REAL,
+        novelty_error REAL,
+        read_bytes INTEGER NOT NULL,
+        gone INTEGER NOT NULL CHECK (gone IN (0, 1))
+    ) STRICT""",
+    """CREATE TABLE samples (
+        plan TEXT NOT NULL,
+        model TEXT NOT NULL REFERENCES models (id),
+        vector BLOB NOT NULL,
+        PRIMARY KEY (plan, model)
+    ) STRICT""",
+    "CREATE INDEX samples_by_model ON samples (model)",
+    # Ten thousand refused candidates must not be read to find the few models at work.
+    "CREATE INDEX models_by_status ON models (status, id)",
+    "CREATE INDEX models_by_kind ON models (kind, status)",
+    "CREATE INDEX jobs_by_kind ON jobs (kind, status)",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_FIRST, _SECOND)
 
 
 def version(db: Database) -> int:

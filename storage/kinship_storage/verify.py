@@ -21,14 +21,20 @@ _TOLERANCE = 1e-9
 
 
 def verify(lineage: Lineage, store: Store, identity: Identity | None) -> list[str]:
-    """A line per problem, in the order: file, models, scores, decisions, publications, jobs."""
+    """
+    A line per problem, in the order: file, models, candidates, samples, scores, decisions,
+    publications, jobs.
+    """
+    models = {model.id: model for model in lineage.models()}
     return [
         *_file(store),
-        *_models(lineage, identity),
+        *_models(models, identity),
+        *_candidates(lineage, models),
+        *_samples(store),
         *_scores(lineage, store),
-        *_decisions(lineage),
+        *_decisions(lineage, models),
         *_publications(lineage),
-        *_jobs(lineage),
+        *_jobs(lineage, models),
     ]
 
 
@@ -40,8 +46,7 @@ def _file(store: Store) -> Iterator[str]:
         yield f"{row['table']}: row {row['rowid']} refers to a row of {row['parent']} that is gone"
 
 
-def _models(lineage: Lineage, identity: Identity | None) -> Iterator[str]:
-    models = {model.id: model for model in lineage.models()}
+def _models(models: Mapping[str, Model], identity: Identity | None) -> Iterator[str]:
     for model in models.values():
         missing = [parent for parent in model.parents if parent not in models]
         for parent in missing:
@@ -71,6 +76,22 @@ def _merge(model: Model, models: Mapping[str, Model], identity: Identity | None)
         yield f"model {model.id}: its recipe gives {again}, the lineage says {model.weights}"
 
 
+def _candidates(lineage: Lineage, models: Mapping[str, Model]) -> Iterator[str]:
+    for candidate in lineage.candidates():
+        model = models[candidate.model]
+        if model.kind not in ("finetune", "adapter") or model.repo is None:
+            yield f"candidate {model.id}: is a {model.kind} and came from no hub"
+
+
+def _samples(store: Store) -> Iterator[str]:
+    """A plan reads the same of everyone, so that one product compares them all."""
+    for row in store.query(
+        "SELECT plan, count(DISTINCT length(vector)) AS lengths FROM samples"
+        " GROUP BY plan HAVING lengths > 1 ORDER BY plan"
+    ):
+        yield f"plan {row['plan']}: its vectors have {row['lengths']} lengths"
+
+
 def _scores(lineage: Lineage, store: Store) -> Iterator[str]:
     for row in store.query("SELECT DISTINCT weights FROM scores ORDER BY weights"):
         for score in lineage.scores(row["weights"]):
@@ -88,12 +109,11 @@ def _score(score: ScoreRow) -> Iterator[str]:
         yield f"{what}: says {score.score}, its samples give {mean}"
 
 
-def _decisions(lineage: Lineage) -> Iterator[str]:
-    known = {model.id for model in lineage.models()}
+def _decisions(lineage: Lineage, models: Mapping[str, Model]) -> Iterator[str]:
     for generation in lineage.generations():
         merges = generation.decision.get("merges", [])
         named = {parent for merge in merges for parent in merge["parents"]}
-        for name in sorted((named | set(generation.decision.get("top", []))) - known):
+        for name in sorted((named | set(generation.decision.get("top", []))) - models.keys()):
             yield f"generation {generation.number}: names {name}, which is not in the lineage"
         if generation.stop is not None and merges:
             yield f"generation {generation.number}: is a stop and yet proposes merges"
@@ -106,7 +126,7 @@ def _publications(lineage: Lineage) -> Iterator[str]:
             yield f"model {publication.model}: published without having passed the gate"
 
 
-def _jobs(lineage: Lineage) -> Iterator[str]:
+def _jobs(lineage: Lineage, models: Mapping[str, Model]) -> Iterator[str]:
     """Of the jobs whose result this storage knows: scoring, `gate` and `publish`."""
 
     def scored(model: Model) -> object:
@@ -120,7 +140,7 @@ def _jobs(lineage: Lineage) -> Iterator[str]:
     for job in lineage.jobs("done"):
         if job.model is None:
             continue
-        model = lineage.model(job.model)
+        model = models.get(job.model)
         if model is None:
             yield f"job {job.key}: done, but its model {job.model} is not in the lineage"
         elif job.kind in results and not results[job.kind](model):

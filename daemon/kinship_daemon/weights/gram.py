@@ -66,7 +66,8 @@ def extend(
     Add rows, reading the base and every resident checkpoint once.
 
     `known` are the models of all the ledger's rows and `new` those that join, by weights identity.
-    `progress` is called with the bytes just read.
+    `progress` is called with the bytes just read. Where not all of `known` are at hand at once,
+    extend the ledger of some at a time and put the parts together (`Ledger.joined`).
 
     Raises:
         BadTensor: A checkpoint holds NaN or infinity; the ledger given is still good.

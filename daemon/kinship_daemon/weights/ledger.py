@@ -53,6 +53,53 @@ class Ledger:
         gram = self.gram[:, index][:, :, index]
         return replace(self, rows=tuple(self.rows[i] for i in kept), gram=gram)
 
+    def joined(self, parts: Sequence["Ledger"]) -> "Ledger":
+        """
+        The ledger with new rows that were measured against some of its leaves at a time.
+
+        Bit for bit what one `gram.extend` over all of them gives, for when not all leaves are on
+        the disk at once.
+
+        Args:
+            parts: Each `gram.extend(ledger.keep(group), base, group, new)`, of the same new ones;
+                every row of this ledger is in at least one.
+
+        Raises:
+            KinshipError: A row is in no part, or the parts are not of this ledger or not of the
+                same new rows.
+        """
+        self._check(parts)
+        new = parts[0].rows[len(self._in(parts[0])) :]
+        rows, known = (*self.rows, *new), len(self.rows) + 2
+        gram = self.gram.new_zeros(len(self.names), len(rows) + 2, len(rows) + 2)
+        # Without rows, nothing says that the base was measured.
+        gram[:, :known, :known] = self.gram if self.rows else parts[0].gram[:, :known, :known]
+        place = {row: i + 2 for i, row in enumerate(rows)}
+        for part in reversed(parts):  # what all measured, new by new, is the first one's
+            theirs = torch.tensor([0, 1, *(place[row] for row in part.rows)])
+            strip = part.gram[:, :, len(part.rows) + 2 - len(new) :]
+            gram[:, theirs, known:] = strip
+            gram[:, known:, theirs] = strip.transpose(1, 2)
+        return replace(self, rows=rows, gram=gram)
+
+    def _in(self, part: "Ledger") -> tuple[str, ...]:
+        """Those of this ledger's rows that a part holds."""
+        mine = set(self.rows)
+        return tuple(row for row in part.rows if row in mine)
+
+    def _check(self, parts: Sequence["Ledger"]) -> None:
+        held = {row for part in parts for row in part.rows}
+        if missing := [row for row in self.rows if row not in held]:
+            raise KinshipError(
+                f"the new models were not measured against {missing[0]}"
+                f" ({len(missing)} of {len(self.rows)} in no part); measure them against all"
+            )
+        facts = {(part.base, part.names, part.sizes) for part in parts}
+        if facts != {(self.base, self.names, self.sizes)}:
+            raise KinshipError(f"the parts are not of the ledger of base {self.base}")
+        if len({part.rows[len(self._in(part)) :] for part in parts}) > 1:
+            raise KinshipError("the parts of a ledger hold different new rows")
+
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all; the same ledger gives the same bytes."""
         facts = {

@@ -1,0 +1,29 @@
+"""What a watch adds to the small lineage of `family`."""
+
+from dataclasses import replace
+
+from family import finetune
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Candidate
+
+TIME = "2026-01-30T21:04:00Z"
+PLAN = "sample:1"
+
+
+def waiting(name: str, **changes) -> Candidate:
+    return Candidate(f"demo/{name}", **{"modified": TIME, **changes})
+
+
+def notice(lineage: Lineage) -> None:
+    """One candidate that was admitted, one refused, one that waits; two of them sampled."""
+    far = finetune("far", status="seen", license=None, joined=None)
+    copy = finetune("gguf", status="refused", reason="quantised (gguf)", joined=None)
+    for model in (far, copy):
+        lineage.add_model(replace(model, weights=None))
+    lineage.add_candidate(
+        waiting("add", likes=2, bytes=1000, triaged=True, novelty=0.75, novelty_error=0.01)
+    )
+    lineage.add_candidate(waiting("far", downloads=12))
+    lineage.add_candidate(waiting("gguf", triaged=True, read_bytes=300, gone=True))
+    lineage.put_sample(PLAN, "demo/sort", bytes(16))
+    lineage.put_sample(PLAN, "demo/add", bytes(range(16)))
