@@ -47,7 +47,10 @@ def test_every_measurement_has_its_rows(tmp_path):
     found = tmp_path / "found.json"
     names = ("pair", "all-pairs", "kernel", "linear", "exactness", "growth")
     size = ("--parameters", "1e6", "--repeat", "1", "--models", "3")
-    done = bench(*size, "--only", ",".join(names), "--json", found, "--folder", tmp_path / "kept")
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    out.mkdir()
+    places = ("--json", found, "--folder", kept, "--out", out)
+    done = bench(*size, "--only", ",".join(names), *places)
     assert done.returncode in (0, 1), done.stderr
     result = json.loads(found.read_text(encoding="utf-8"))
     rows = {row["work"]: row for row in result["rows"]}
@@ -64,13 +67,26 @@ def test_every_measurement_has_its_rows(tmp_path):
     assert ours == pytest.approx(truth, abs=1e-6)
     assert {"processor", "cores", "memory", "torch", "mergekit", "date"} <= set(result["machine"])
     # Models are kept, outputs are not.
-    assert not list((tmp_path / "kept").glob("tmp*"))
+    assert not list(kept.glob("tmp*"))
+    assert not list(out.iterdir())
 
 
 def test_an_unknown_measurement_is_refused_with_the_known_ones():
     done = bench("--only", "kernels")
     assert done.returncode == 2
     assert "no measurement 'kernels'; there are pair, all-pairs, kernel" in done.stderr
+
+
+def test_outputs_go_where_they_are_asked_to_and_the_table_knows_what_that_is(part, tmp_path):
+    done = bench("--only", "linear", "--out", tmp_path / "none")
+    assert done.returncode == 2
+    assert f"no folder {tmp_path / 'none'}" in done.stderr
+    filesystem = part("table").filesystem
+    mounts = Path("/proc/mounts")
+    if mounts.exists():
+        assert filesystem(Path("/proc/self")) == filesystem(Path("/proc")) == "proc"
+        kinds = {line.split()[2] for line in mounts.read_text().splitlines()}
+        assert filesystem(tmp_path) in kinds
 
 
 def test_models_are_the_same_every_time_and_kin(part, tmp_path):

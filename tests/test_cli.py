@@ -1,6 +1,7 @@
 """The commands that need no daemon: their contracts, and one line for every mistake."""
 
 import csv
+import gc
 import io
 import json
 
@@ -149,6 +150,11 @@ def test_a_device_that_is_not_there_is_one_line(call, arguments):
     assert result.code == 2
     assert "no CUDA device" in result.err
     assert result.err.count("\n") == 1
+
+
+def test_garbage_is_collected_again_once_a_command_is_imported(call):
+    assert call("methods").code == 0
+    assert gc.isenabled()
 
 
 def test_every_command_is_listed_and_has_help(call):

@@ -21,9 +21,10 @@ def by_sorting(values: list[float], count: int, skip: int = 0) -> list[float]:
     return [value if i in kept else 0.0 for i, value in enumerate(values)]
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """So that a small tensor has many, and threads have something to share."""
+@pytest.fixture(autouse=True, params=[3, 1 << 18], ids=["guesses off", "guesses right"])
+def small_blocks(monkeypatch, request):
+    """So that a small tensor has many, and threads have something to share; of a sample, too."""
+    monkeypatch.setattr(sparse, "_SAMPLED", request.param)
     monkeypatch.setitem(blocks._BLOCK, "cpu", 5)
     monkeypatch.setattr(sparse, "_COUNTED", 7)
 

@@ -15,7 +15,7 @@ from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.report import reporter
 
-__all__ = ["DEFAULT_HUB", "Found", "find_base", "find_models", "hub_for"]
+__all__ = ["DEFAULT_HUB", "Found", "cache_folder", "find_base", "find_models", "hub_for"]
 
 DEFAULT_HUB = "https://huggingface.co"
 
@@ -81,9 +81,10 @@ def _fetch(repo_id: str, revision: str | None, where: str) -> Path:
     size = sum(file.size for file in wanted(repo.files))
     report = reporter(log_json=False, stream=sys.stderr)
     with report.progress(f"fetch {repo_id}", size, "bytes") as advance:
-        return hub.fetch(repo, _cache(), advance)
+        return hub.fetch(repo, cache_folder(), advance)
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where what is fetched outside a home is kept (XDG base directory specification)."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "kinship-daemon"

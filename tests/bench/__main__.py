@@ -21,6 +21,7 @@ from tests.bench.kinships import all_pairs, exactness, growth, pair
 from tests.bench.merges import linear, slerp, ties
 from tests.bench.models import nbytes
 from tests.bench.processes import CommandFailed
+from tests.bench.sample import sample
 from tests.bench.table import Progress, Row, gigabytes, machine, markdown, progress
 from tests.bench.unborn import unborn
 
@@ -38,6 +39,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "unborn": unborn,
     "exactness": exactness,
     "growth": growth,
+    "sample": sample,
     "device": device,
 }
 _WRITING = ("linear", "slerp", "ties")
@@ -55,8 +57,9 @@ def main() -> int:
             print("that is too little; free some, or name another --folder", file=sys.stderr)
             return 2
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=room)))
+        out = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.out or scratch)))
         shown = stack.enter_context(progress())
-        bench = Bench(room, scratch, options.parameters, options.models, options.repeat, shown)
+        bench = Bench(room, scratch, out, options.parameters, options.models, options.repeat, shown)
         rows = [row for name in options.only for row in _measured(name, bench, shown)]
     facts = machine()
     print(markdown(rows, facts, nbytes(options.parameters) // 2))
@@ -96,6 +99,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.bench", description=__doc__)
     parser.add_argument("--folder", type=Path, help="where models are made, and kept for reuse")
     parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where merges are written, ours and mergekit's (in --folder); in memory, say, so that "
+        "no disk is waited for",
+    )
+    parser.add_argument(
         "--parameters", type=float, default=0.85e9, help="of a model, about (0.85e9)"
     )
     parser.add_argument("--models", type=int, default=8, help="fine-tunes for all pairs (8)")
@@ -112,6 +122,8 @@ def _options() -> argparse.Namespace:
     for name in options.only:
         if name not in MEASUREMENTS:
             parser.error(f"no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
+    if options.out is not None and not options.out.is_dir():
+        parser.error(f"no folder {options.out}")
     if options.models < 2 or options.repeat < 1:
         parser.error("--models takes 2 or more, --repeat 1 or more")
     return options

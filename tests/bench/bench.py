@@ -15,7 +15,8 @@ class Bench:
     """
     Attributes:
         room: Where models are made.
-        scratch: For outputs; emptied at the end.
+        scratch: For what is written but merges; emptied at the end.
+        out: Where merges are written, likewise.
         parameters: Of a model, about.
         models: How many fine-tunes there may be.
         repeat: How often each thing is timed.
@@ -23,6 +24,7 @@ class Bench:
 
     room: Path
     scratch: Path
+    out: Path
     parameters: float
     models: int
     repeat: int

@@ -13,7 +13,7 @@ import yaml
 from tests.bench.bench import Bench
 from tests.bench.models import warm
 from tests.bench.processes import in_turns, kinship_daemon
-from tests.bench.table import Row, gigabytes, verdict
+from tests.bench.table import Row, filesystem, gigabytes, verdict
 from torch import Tensor
 
 from kinship_daemon.weights.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def _speed(bench: Bench, name: str, recipe: dict[str, Any], bar: float) -> Row:
     commands = _commands(bench, recipe | _USUAL)
     ours, peer = in_turns(commands, bench.repeat, lambda: _emptied(bench))
     ratio = peer.best / ours.best
-    apart = compare(bench.scratch / "ours", bench.scratch / "theirs", bench.pair()[1:])
+    apart = compare(bench.out / "ours", bench.out / "theirs", bench.pair()[1:])
     return Row(
         f"{name} merge of 2",
         str(ours),
@@ -75,7 +75,7 @@ def _speed(bench: Bench, name: str, recipe: dict[str, Any], bar: float) -> Row:
         f"{bar:g} times faster, less memory",
         verdict(ratio >= bar, ours.private < peer.private),
         f"{gigabytes(ours.private)} / {gigabytes(peer.private)}",
-        (f"outputs with `dtype: bfloat16`: {apart}.",),
+        (f"outputs with `dtype: bfloat16`: {apart}; both written to {filesystem(bench.out)}.",),
         {"ours": [r.seconds for r in ours.runs], "peer": [r.seconds for r in peer.runs]},
     )
 
@@ -83,7 +83,7 @@ def _speed(bench: Bench, name: str, recipe: dict[str, Any], bar: float) -> Row:
 def _outputs(bench: Bench, name: str, recipe: dict[str, Any], *, span: bool) -> Row:
     bench.progress.runs(f"{name} of 2 in fp32, to compare the outputs")
     in_turns(_commands(bench, recipe | _EXACT), 1)
-    apart = compare(bench.scratch / "ours", bench.scratch / "theirs", bench.pair()[1:])
+    apart = compare(bench.out / "ours", bench.out / "theirs", bench.pair()[1:])
     _emptied(bench)
     return Row(
         f"{name}: outputs beside mergekit's",
@@ -102,14 +102,14 @@ def _commands(bench: Bench, recipe: dict[str, Any]) -> tuple[list[str], list[str
     _emptied(bench)
     file = bench.scratch / "recipe.yml"
     file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
-    ours, theirs = bench.scratch / "ours", bench.scratch / "theirs"
+    ours, theirs = bench.out / "ours", bench.out / "theirs"
     mergekit = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(file), str(theirs)]
     return kinship_daemon("merge", file, ours, "--device", "cpu"), mergekit
 
 
 def _emptied(bench: Bench) -> None:
     for name in ("ours", "theirs"):
-        shutil.rmtree(bench.scratch / name, ignore_errors=True)
+        shutil.rmtree(bench.out / name, ignore_errors=True)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 
-__all__ = ["Progress", "Row", "gigabytes", "machine", "markdown", "verdict"]
+__all__ = ["Progress", "Row", "filesystem", "gigabytes", "machine", "markdown", "verdict"]
 
 _HEADINGS = (
     "work", "ours", "against", "ratio", "bar", "verdict", "private memory, ours / theirs"
@@ -59,6 +59,17 @@ def verdict(*met: bool) -> str:
 
 def gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
+
+
+def filesystem(folder: Path) -> str:
+    """What kind of file system a folder lies on: ext4, or tmpfs, which is memory."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return "an unknown file system"
+    kinds = {Path(where): kind for _, where, kind, *_ in mounts}
+    above = (folder.resolve(), *folder.resolve().parents)
+    return next(kinds[path] for path in above if path in kinds)
 
 
 class Progress:

@@ -6,13 +6,14 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from kinship_daemon.cli.figures import cell, matrix_and_mean, short
 from kinship_daemon.cli.ledger import device_option, hub_option, ledger_of
 from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import UsageError
@@ -27,7 +28,6 @@ from kinship_daemon.weights.kinship import (
     by_tensor,
     kind_of,
     matrix,
-    mean_pairwise,
 )
 from kinship_daemon.weights.parameters import layer_of
 from kinship_daemon.weights.recipe import Coefficients, leaf
@@ -54,6 +54,13 @@ _OUTSIDE = "outside"  # the layers
     metavar="FILE.png|svg",
     help="Also draw a clustered heat map; with --by layer, lines over depth.",
 )
+@click.option(
+    "fraction",
+    "--sample",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="FRACTION",
+    help="Estimate from this part of the weights, such as 0.002; nothing is fetched.",
+)
 @device_option
 @click.option(
     "form",
@@ -69,6 +76,7 @@ def kinship_command(
     metric: Metric,
     by: str,
     plot: Path | None,
+    fraction: float | None,
     device: str,
     form: str,
     hub: str | None,
@@ -76,18 +84,36 @@ def kinship_command(
     """Kinship of two or more MODELS: folders or hub ids."""
     if len(models) < 2:
         raise UsageError("kinship takes two models or more")
+    if fraction is not None and by != "model":
+        raise UsageError(f"--by {by} reads whole models; leave out --sample, or --by")
     picture = None if plot is None else _format(plot)
+    if fraction is None:
+        result = _exact(models, base, metric, by, device, hub)
+        show = _FORMS
+    else:
+        from kinship_daemon.cli import sample  # noqa: PLC0415 - only where it is asked for
+
+        result = sample.sampled_kinship(models, base, metric, fraction, hub)
+        show = {"table": sample.table, "json": _json, "csv": sample.csv_lines}
+    if plot and picture:
+        whole_file(plot, _picture(result, picture))
+        click.echo(f"wrote {plot}", err=True)
+    show[form](result)
+
+
+def _exact(
+    models: Sequence[str], base: str, metric: Metric, by: str, device: str, hub: str | None
+) -> dict[str, Any]:
     start = time.monotonic()
     found_base = find_base(base, hub)
     found = find_models(models, base, hub)
     ledger, read = ledger_of(found_base, found, device)
     rows = [leaf(ledger, name) for name in models]
-    whole = matrix(ledger, rows, metric)
     result: dict[str, Any] = {
         "base": base,
         "metric": metric,
         "models": list(models),
-        **_values(whole),
+        **matrix_and_mean(matrix(ledger, rows, metric)),
         "parameters": sum(ledger.sizes),
         "bytes_read": read,
         "seconds": 0.0,
@@ -95,10 +121,7 @@ def kinship_command(
     if by != "model":
         result[f"{by}s"] = _parts(ledger, rows, metric, by)
     result["seconds"] = round(time.monotonic() - start, 3)
-    if plot and picture:
-        whole_file(plot, _picture(result, picture))
-        click.echo(f"wrote {plot}", err=True)
-    {"table": _table, "json": _json, "csv": _csv}[form](result)
+    return result
 
 
 def _format(plot: Path) -> str:
@@ -129,22 +152,14 @@ def _parts(
     sizes = dict.fromkeys(views, 0)
     for group, size in zip(groups, ledger.sizes, strict=True):
         sizes[group] += size
-    return [{key: label, "parameters": sizes[label], **_values(v)} for label, v in views.items()]
-
-
-def _values(kinships: torch.Tensor) -> dict[str, Any]:
-    """A matrix and the mean over its pairs; NaN is no JSON: null."""
-    rows = kinships.tolist()
-    mean = mean_pairwise(kinships)
-    return {
-        "matrix": [[None if x != x else x for x in row] for row in rows],  # noqa: PLR0124
-        "mean": None if mean != mean else mean,  # noqa: PLR0124
-    }
+    return [
+        {key: label, "parameters": sizes[label], **matrix_and_mean(v)} for label, v in views.items()
+    ]
 
 
 def _picture(result: Mapping[str, Any], form: str) -> bytes:
-    names = _short(result["models"])
-    (base,) = _short([result["base"]])
+    names = short(result["models"])
+    (base,) = short([result["base"]])
     if "layers" in result:
         from kinship_daemon.draw.layers import layer_lines  # noqa: PLC0415 - slow to import
 
@@ -153,17 +168,6 @@ def _picture(result: Mapping[str, Any], form: str) -> bytes:
     from kinship_daemon.draw.heat_map import heat_map  # noqa: PLC0415 - slow to import
 
     return heat_map(_numbers(result["matrix"]), names, result["metric"], base, form)
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Folders by their last part, unless two would be called the same."""
-    last = [_last(name) for name in names]
-    return [cut if last.count(cut) == 1 else name for cut, name in zip(last, names, strict=True)]
-
-
-def _last(name: str) -> str:
-    folder = Path(name).expanduser()
-    return folder.resolve().name or name if folder.is_dir() else name
 
 
 def _json(result: Mapping[str, Any]) -> None:
@@ -188,20 +192,20 @@ def _csv(result: Mapping[str, Any]) -> None:
 
 
 def _table(result: Mapping[str, Any]) -> None:
-    names, values = _short(result["models"]), result["matrix"]
-    (base,) = _short([result["base"]])
+    names, values = short(result["models"]), result["matrix"]
+    (base,) = short([result["base"]])
     width = max(map(len, names))
     click.echo(f"{result['metric']} of deltas from {base}")
     for i, (name, row) in enumerate(zip(names, values, strict=True)):
-        click.echo(f"{name:<{width}}  " + "  ".join(_cell(x) for x in row[: i + 1]))
+        click.echo(f"{name:<{width}}  " + "  ".join(cell(x) for x in row[: i + 1]))
     if len(names) > 2:
-        click.echo(f"mean over pairs {_cell(result['mean'])}")
+        click.echo(f"mean over pairs {cell(result['mean'])}")
     parts = _parts_of(result)
     if parts is not None and len(names) > 2:
         pairs = [f"{b} & {a}" for i, a in enumerate(names) for b in names[:i]]
         click.echo(f"by {parts[0]}, the columns are: {'; '.join(pairs)}")
     for label, part in () if parts is None else parts[1]:
-        cells = [_cell(x) for i, row in enumerate(part["matrix"]) for x in row[:i]]
+        cells = [cell(x) for i, row in enumerate(part["matrix"]) for x in row[:i]]
         click.echo(f"{' '.join(cells)}  {label}")
     click.echo(
         f"{result['parameters']:,} parameters, {amount(result['bytes_read'], 'bytes')} read, "
@@ -227,5 +231,8 @@ def _numbers(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
     return [[float("nan") if x is None else x for x in row] for row in values]
 
 
-def _cell(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:9.4f}"
+_FORMS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "table": _table,
+    "json": _json,
+    "csv": _csv,
+}

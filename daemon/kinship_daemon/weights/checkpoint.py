@@ -3,9 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
 
@@ -13,31 +13,38 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kinship_daemon.errors import ModelError
-from kinship_daemon.weights.header import DTYPES, TensorInfo, read_header
+from kinship_daemon.weights.fit import HEAD, alike_tied, compare, first_three, says_tied
+from kinship_daemon.weights.header import DTYPES, FLOATS, TensorInfo, read_header
 
 __all__ = [
     "DTYPES",
+    "FLOATS",
+    "INDEX",
+    "SINGLE",
     "Checkpoint",
     "TensorInfo",
     "alike_tied",
     "compare",
     "first_three",
     "follows_from_config",
+    "gathered",
+    "parse_json",
     "read_json",
+    "shards",
+    "weight_map",
     "weights_identity",
+    "why_no_weights",
 ]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MAX_JSON_BYTES = 100_000_000
 _LONGEST_NAME = 200
 # Buffers that old transformers saved and every one we support computes from config.json.
 _COMPUTED = re.compile(r"(^|\.)(\w*inv_freq|cos_cached|sin_cached|masked_bias|position_ids)$")
 # The causal mask of GPT-2 and its kin; a bias that is learnt is a vector of floats.
 _MASK = re.compile(r"\.(attn|attention)\.bias$")
-_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -61,22 +68,10 @@ class Checkpoint:
         Raises:
             ModelError: No safetensors (pickle files are named), or a truncated or corrupt file.
         """
-        found: dict[str, TensorInfo] = {}
-        for file in _weight_files(path):
-            for name, info in read_header(path / file).items():
-                if name in found:
-                    raise ModelError(f"{path}: tensor {name} is in {found[name].file} and {file}")
-                found[name] = info
-        _check_index(path, found)
-        tied = _says_tied(path)
-        kept = {
-            name: found[name]
-            for name in sorted(found)
-            if not _is_computed(found[name]) and not (tied and name == _HEAD)
-        }
-        if not kept:
-            raise ModelError(f"{path}: its weight files hold no tensors")
-        return cls(path, MappingProxyType(kept))
+        index = None if (path / SINGLE).exists() else _index(path)
+        files = [SINGLE] if index is None else shards(path, index, lambda f: (path / f).is_file())
+        headers = {file: read_header(path / file) for file in files}
+        return cls(path, gathered(path, headers, index, tied=says_tied(cls(path, {}))))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -101,51 +96,71 @@ class Checkpoint:
             raise ModelError(f"{self.path / file}: cannot be read: {error}") from error
         return tensor
 
+    def config(self) -> Mapping[str, Any] | None:
+        """What config.json says now; None where there is none."""
+        path = self.path / "config.json"
+        return read_json(path) if path.exists() else None
 
-def compare(base: Checkpoint, other: Checkpoint, *, resizable: Container[str] = ()) -> None:
+    def without(self, name: str) -> "Checkpoint":
+        kept = {other: info for other, info in self.tensors.items() if other != name}
+        return replace(self, tensors=MappingProxyType(kept))
+
+
+def gathered(
+    path: PurePath,
+    headers: Mapping[str, Mapping[str, TensorInfo]],
+    weight_map: Mapping[str, Any] | None,
+    *,
+    tied: bool | None,
+) -> Mapping[str, TensorInfo]:
     """
-    Check that `other` can descend from `base`: same architecture, tensor names and shapes.
+    The tensors of all files of a model, sorted by name, but for what is left out (`Checkpoint`).
 
     Args:
-        resizable: Tensors that may have more or fewer rows than the base's.
+        path: The model, for messages.
+        headers: Of its weight files, by file.
+        weight_map: Of its index, which they must bear out; None where it has none.
+        tied: What its config says of its embeddings.
 
     Raises:
-        ModelError: It cannot; the first three differences are named.
+        ModelError: A tensor is in two files, or not where the index says; or there is none.
     """
-    ours, theirs = _architecture(base.path), _architecture(other.path)
-    if ours != theirs:
-        raise ModelError(f"{other.path}: its architecture is {theirs!r}, the base's is {ours!r}")
-    _refuse_half_tied(base, other)
-    differences = []
-    for name in sorted({*base.tensors, *other.tensors}):
-        our, their = base.tensors.get(name), other.tensors.get(name)
-        difference = _difference(name, our, their, resizable=name in resizable)
-        if difference:
-            differences.append(difference)
-    if differences:
-        raise ModelError(
-            f"{other.path}: its weights do not fit the base's: {first_three(differences)}"
-        )
+    found: dict[str, TensorInfo] = {}
+    for file, header in headers.items():
+        for name, info in header.items():
+            if name in found:
+                raise ModelError(f"{path}: tensor {name} is in {found[name].file} and {file}")
+            found[name] = info
+    for name, file in sorted((weight_map or {}).items()):
+        if name not in found or found[name].file != file:
+            raise ModelError(f"{path / INDEX}: says that {file} holds {name}, but it does not")
+    kept = {
+        name: found[name]
+        for name in sorted(found)
+        if not _is_computed(found[name]) and not (tied and name == HEAD)
+    }
+    if not kept:
+        raise ModelError(f"{path}: its weight files hold no tensors")
+    return MappingProxyType(kept)
 
 
-def first_three(differences: Sequence[str]) -> str:
-    """Enough to see what is wrong, and how many more there are."""
-    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-    return "; ".join(differences[:3]) + more
-
-
-def alike_tied(base: Checkpoint, other: Checkpoint) -> Checkpoint:
+def shards(
+    path: PurePath, weight_map: Mapping[str, Any], exists: Callable[[str], bool]
+) -> list[str]:
     """
-    `other` without the second copy of tied embeddings that only its base gives away.
+    The files that an index names, sorted.
 
-    A config that says nothing of tying means its architecture's default. Where the base's is
-    silent too and the base has no lm_head of its own, that default is to tie.
+    Raises:
+        ModelError: One leads out of the model's folder, is no safetensors file, or is not there.
     """
-    silent = _says_tied(base.path) is None and _says_tied(other.path) is None
-    if not silent or _HEAD in base.tensors or _HEAD not in other.tensors:
-        return other
-    kept = {name: info for name, info in other.tensors.items() if name != _HEAD}
-    return replace(other, tensors=MappingProxyType(kept))
+    files = sorted({str(file) for file in weight_map.values()})
+    for file in files:
+        plain = not {"/", "\\", "\0"}.intersection(file) and not file.startswith(".")
+        if not plain or not file.endswith(".safetensors") or len(file) > _LONGEST_NAME:
+            raise ModelError(f"{path / INDEX}: names {file[:80]!r}, no file of this folder")
+        if not exists(file):
+            raise ModelError(f"{path}: its shard {file} is missing; fetch it again")
+    return files
 
 
 def follows_from_config(name: str, *, is_float: bool, dimensions: int) -> bool:
@@ -171,54 +186,49 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ModelError(f"{path}: over {_MAX_JSON_BYTES} bytes, which no such file needs")
-        text = path.read_text(encoding="utf-8")
+        return parse_json(path, path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent}: has no {path.name}") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def parse_json(path: PurePath, content: bytes) -> dict[str, Any]:
+    """
+    The same from the file's bytes.
+
+    Raises:
+        ModelError: They are no JSON object.
+    """
+    try:
+        text = content.decode("utf-8")
         value = json.loads(text)
         if "\\u" in text:
             # Half a surrogate pair is valid JSON, and can be neither printed nor stored.
             json.dumps(value, ensure_ascii=False).encode()
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent}: has no {path.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: is not a JSON object")
     return value
 
 
-def _weight_files(path: Path) -> list[str]:
-    if (path / SINGLE).exists():
-        return [SINGLE]
-    if not (path / INDEX).exists():
-        raise ModelError(_why_no_weights(path))
-    files = sorted({str(file) for file in _weight_map(path).values()})
-    for file in files:
-        plain = not {"/", "\\", "\0"}.intersection(file) and not file.startswith(".")
-        if not plain or not file.endswith(".safetensors") or len(file) > _LONGEST_NAME:
-            raise ModelError(f"{path / INDEX}: names {file[:80]!r}, no file of this folder")
-        if not (path / file).is_file():
-            raise ModelError(f"{path}: its shard {file} is missing; fetch it again")
-    return files
+def weight_map(path: PurePath, index: Mapping[str, Any]) -> Mapping[str, Any]:
+    """
+    Tensors' files by an index of shards.
 
-
-def _weight_map(path: Path) -> dict[str, Any]:
-    weight_map = read_json(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    Raises:
+        ModelError: It has none.
+    """
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not found:
         raise ModelError(f"{path / INDEX}: has no weight_map")
-    return weight_map
+    return found
 
 
-def _check_index(path: Path, found: Mapping[str, TensorInfo]) -> None:
-    if (path / SINGLE).exists():
-        return
-    for name, file in sorted(_weight_map(path).items()):
-        if name not in found or found[name].file != file:
-            raise ModelError(f"{path / INDEX}: says that {file} holds {name}, but it does not")
-
-
-def _why_no_weights(path: Path) -> str:
-    if not path.is_dir():
-        return f"{path}: no such folder"
-    names = sorted(entry.name for entry in path.iterdir())
+def why_no_weights(path: PurePath, files: Iterable[str]) -> str:
+    """What is wrong with a model of these files, neither SINGLE nor INDEX among them."""
+    names = sorted(files)
     pickles = [name for name in names if name.endswith(_PICKLES) and name != "training_args.bin"]
     if any(name.endswith(".safetensors") for name in names):
         if "adapter_model.safetensors" in names:
@@ -230,51 +240,14 @@ def _why_no_weights(path: Path) -> str:
     return f"{path}: has no weights ({SINGLE}, or {INDEX} with its shards)"
 
 
-def _architecture(path: Path) -> str:
-    config = read_json(path / "config.json")
-    named = config.get("architectures")
-    if isinstance(named, list) and named:
-        return ", ".join(str(name) for name in named)
-    raise ModelError(f"{path / 'config.json'}: names no architectures")
-
-
-def _says_tied(path: Path) -> bool | None:
-    """What config.json says; None where it says nothing."""
-    if not (path / "config.json").exists():
-        return None
-    said = read_json(path / "config.json").get("tie_word_embeddings")
-    return None if said is None else bool(said)
+def _index(path: Path) -> Mapping[str, Any]:
+    if (path / INDEX).exists():
+        return weight_map(path, read_json(path / INDEX))
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such folder")
+    raise ModelError(why_no_weights(path, (entry.name for entry in path.iterdir())))
 
 
 def _is_computed(info: TensorInfo) -> bool:
     is_float = info.dtype in FLOATS
     return follows_from_config(info.name, is_float=is_float, dimensions=len(info.shape))
-
-
-def _refuse_half_tied(base: Checkpoint, other: Checkpoint) -> None:
-    for tied, untied, words in (
-        (base, other, "has an lm_head.weight of its own, the base's embeddings are tied"),
-        (other, base, "has no lm_head.weight (tied embeddings), the base has one of its own"),
-    ):
-        half = _HEAD in untied.tensors and _HEAD not in tied.tensors
-        if half and _says_tied(tied.path) is not False:
-            raise ModelError(f"{other.path}: {words}; these cannot be merged")
-
-
-def _difference(
-    name: str, ours: TensorInfo | None, theirs: TensorInfo | None, *, resizable: bool
-) -> str | None:
-    if theirs is None:
-        return f"{name} is missing"
-    if ours is None:
-        return f"{name} is not in the base"
-    skipped = 1 if resizable else 0
-    if ours.shape[skipped:] != theirs.shape[skipped:] or len(ours.shape) != len(theirs.shape):
-        return f"{name} is {_dimensions(theirs)}, the base's is {_dimensions(ours)}"
-    if theirs.dtype not in FLOATS or ours.dtype not in FLOATS:
-        return f"{name} is {theirs.dtype} (quantised or no weights), the base's is {ours.dtype}"
-    return None
-
-
-def _dimensions(info: TensorInfo) -> str:
-    return "x".join(str(n) for n in info.shape) or "a scalar"

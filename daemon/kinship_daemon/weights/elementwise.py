@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,11 +19,16 @@ from torch import Tensor
 from kinship_daemon.errors import ModelError, UsageError
 from kinship_daemon.weights.assembly import Assembly, Sources
 from kinship_daemon.weights.checkpoint import TensorInfo
+from kinship_daemon.weights.methods.blocks import Blocks, blocks_of, in_parts, room
 from kinship_daemon.weights.methods.method import Draw, ElementwiseMethod
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import Recipe, resolve
+from kinship_daemon.weights.vocabulary import is_vocabulary
 
 __all__ = ["ElementwiseAssembly", "ElementwiseSources", "Settings", "elementwise_assembly"]
+
+# Elements handed on at a time.
+_BLOCK = 1 << 22
 
 # One tensor's parameters by name; a list where each parent has its own.
 Settings = Mapping[str, float | bool | list[float]]
@@ -107,13 +113,14 @@ class ElementwiseSources:
 
     def __init__(self, assembly: ElementwiseAssembly) -> None:
         """See `ElementwiseAssembly.open`."""
-        base, *parents = (Sources(one) for one in _over_all_leaves(assembly))
+        base, *parents = (_Source(one) for one in _over_all_leaves(assembly))
         self.base, self.leaves = base.base, base.leaves
         self.union, self.rows, self.tokenizers = base.union, base.rows, base.tokenizers
         self._from_base, self._parents = base, parents
         self._identities = [parent.identity for parent in assembly.parents]
         self._parameters = assembly.parameters
         self._merge = method(assembly.method)
+        self._held: Tensor | None = None
 
     @property
     def tensors(self) -> Sequence[TensorInfo]:
@@ -125,25 +132,26 @@ class ElementwiseSources:
         One tensor of the result, flat, block after block of whole rows.
 
         Merged in fp32 and rounded to `dtype` once. A tensor that no parent has changed is handed
-        on, hence exact in any dtype. Holds the parents' deltas of the tensor, in fp32.
+        on, hence exact in any dtype. Holds the parents' deltas of the largest tensor, in fp32.
 
         Raises:
             ModelError: A parent's tensor, or the base's, holds NaN or infinity.
         """
-        deltas = self._deltas(name, device)
-        changed = [self._is_changed(index, name, delta) for index, delta in enumerate(deltas)]
-        if not any(changed):
+        info = self._infos[name]
+        deltas = self._room(info.elements, device)
+        if not self._measure(name, deltas):
             yield from self._from_base.blocks(name, dtype, device)
             return
         assert isinstance(self._merge, ElementwiseMethod)
         settings = self._parameters[name]
-        merged = self._merge(deltas, settings, _draw(settings, name)).reshape(-1)
-        del deltas
+        shaped = [delta.view(info.shape) for delta in deltas]
+        merged = self._merge(shaped, settings, _draw(settings, name)).reshape(-1)
         begin = 0
-        for block in self._from_base.blocks(name, torch.float32, device):
-            total = merged[begin : begin + len(block)].add_(block)
-            yield total.to(dtype)
-            begin += len(block)
+        for (base,) in _pieces([self._from_base], info, device):
+            for block in blocks_of(len(base), _BLOCK):
+                length = block.stop - block.start
+                yield _sum(merged[begin : begin + length], base[block], dtype)
+                begin += length
 
     @cached_property
     def _infos(self) -> Mapping[str, TensorInfo]:
@@ -152,33 +160,99 @@ class ElementwiseSources:
     def own_dtype(self, name: str) -> torch.dtype:
         return self._from_base.own_dtype(name)
 
-    def _deltas(self, name: str, device: torch.device) -> list[Tensor]:
-        """Each parent's w_i - b of one tensor, float32, in its shape."""
-        info = self._infos[name]
-        made = [torch.empty(info.elements, device=device) for _ in self._parents]
-        opened = [
-            sources.blocks(name, torch.float32, device)
-            for sources in (self._from_base, *self._parents)
-        ]
-        begin = 0
-        for base, *weights in zip(*opened, strict=True):
-            end = begin + len(base)
-            for delta, weight in zip(made, weights, strict=True):
-                torch.sub(weight, base, out=delta[begin:end])
-            begin = end
-        return [delta.view(info.shape) for delta in made]
+    def _room(self, elements: int, device: torch.device) -> list[Tensor]:
+        """
+        Where each parent's delta of one tensor goes, flat float32.
 
-    def _is_changed(self, index: int, name: str, delta: Tensor) -> bool:
-        if delta.numel() == 0:
+        The same memory for every tensor: new pages take the system longer than the sums take us.
+        """
+        if self._held is None or self._held.device.type != device.type:
+            largest = max(info.elements for info in self.tensors)
+            self._held = torch.empty(len(self._parents), largest, device=device)
+        return [row[:elements] for row in self._held]
+
+    def _measure(self, name: str, deltas: Sequence[Tensor]) -> bool:
+        """Fill in each parent's w_i - b of one tensor; whether any of them is other than 0."""
+        extremes, begin = [], 0
+        sources = [self._from_base, *self._parents]
+        for base, *weights in _pieces(sources, self._infos[name], deltas[0].device):
+            end = begin + len(base)
+            extremes += _subtract(weights, base, [delta[begin:end] for delta in deltas])
+            begin = end
+        if not extremes:
             return False
-        least, most = (float(extreme) for extreme in torch.aminmax(delta))
+        least, most = torch.stack(extremes).amin(0)[0], torch.stack(extremes).amax(0)[1]
         # NaN is neither above nor below anything.
-        if not (least > -torch.inf and most < torch.inf):
+        bad = ~((least > -torch.inf) & (most < torch.inf))
+        if bool(bad.any()):
             raise ModelError(
-                f"tensor {name} of the parent {self._identities[index]}, or of the base, holds "
-                "NaN or infinity; the model is broken"
+                f"tensor {name} of the parent {self._identities[int(bad.nonzero()[0])]}, or of "
+                "the base, holds NaN or infinity; the model is broken"
             )
-        return not least == most == 0
+        return bool((least != 0).any() or (most != 0).any())
+
+
+class _Source(Sources):
+    """One of the models that a merge is made of."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        super().__init__(assembly)
+        self._table = dict(assembly.coefficients)
+
+    def as_it_lies(self, info: TensorInfo) -> Tensor | None:
+        """A tensor that is one file's own, flat, mapped and in its dtype; None where it is not."""
+        if self.union is not None and is_vocabulary(info.name):
+            return None
+        used = [(place, weight) for place, weight in enumerate(self._table[info.name]) if weight]
+        if len(used) != 1 or used[0][1] != 1:
+            return None
+        place = used[0][0]
+        own = self.leaves[place - 1].own(info.name) if place else self.base.tensor(info.name)
+        return own.reshape(-1)[: info.elements] if isinstance(own, Tensor) else None
+
+
+def _pieces(
+    sources: Sequence[_Source], info: TensorInfo, device: torch.device
+) -> Iterator[Sequence[Tensor]]:
+    """One tensor of each, flat, piece after piece: the files' own memory, or else float32."""
+    whole = [source.as_it_lies(info) for source in sources]
+    mapped = [tensor for tensor in whole if tensor is not None]
+    if len(mapped) == len(whole):
+        yield mapped
+    else:
+        made = [source.blocks(info.name, torch.float32, device) for source in sources]
+        yield from zip(*made, strict=True)
+
+
+def _subtract(weights: Sequence[Tensor], base: Tensor, deltas: Sequence[Tensor]) -> list[Tensor]:
+    """Each of `weights` less `base`, in fp32, into `deltas`; per block (2, deltas) extremes."""
+
+    def work(blocks: Blocks) -> list[Tensor]:
+        buffer = room(deltas[0], 1)[0]
+        found = []
+        for block in blocks:
+            exact = buffer[: block.stop - block.start].copy_(base[block])
+            for weight, delta in zip(weights, deltas, strict=True):
+                delta[block].copy_(weight[block]).sub_(exact)
+            ends = [torch.stack(torch.aminmax(delta[block])) for delta in deltas]
+            found.append(torch.stack(ends, 1).cpu())
+        return found
+
+    return list(chain.from_iterable(in_parts(work, deltas[0])))
+
+
+def _sum(merged: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of one block, in fp32, rounded once."""
+    total = torch.empty(len(merged), dtype=dtype, device=merged.device)
+
+    def work(blocks: Blocks) -> None:
+        buffer = room(merged, 1)[0]
+        for block in blocks:
+            exact = buffer[: block.stop - block.start].copy_(base[block])
+            total[block].copy_(exact.add_(merged[block]))
+
+    in_parts(work, merged)
+    return total
 
 
 def _over_all_leaves(assembly: ElementwiseAssembly) -> list[Assembly]:

@@ -10,17 +10,26 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
 from kinship_daemon.errors import ModelError
 
-__all__ = ["DTYPES", "TensorInfo", "encode_header", "read_header"]
+__all__ = [
+    "DTYPES",
+    "FLOATS",
+    "MAX_HEADER_BYTES",
+    "TensorInfo",
+    "encode_header",
+    "header_length",
+    "parse_header",
+    "read_header",
+]
 
 # The safetensors library refuses longer headers too.
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 # The largest open mixture-of-experts models have some 60,000.
 _MAX_TENSORS = 100_000
 
@@ -41,17 +50,26 @@ DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# What weights are kept in.
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One named tensor as its header describes it; `file` is a name inside the model's folder."""
+    """
+    One named tensor as its header describes it.
+
+    Attributes:
+        file: A name inside the model's folder.
+        offset: Where in the file its data begin, in bytes.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: str
+    offset: int
 
     @property
     def elements(self) -> int:
@@ -72,12 +90,50 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            text = file.read(_header_length(path, file.read(8), size))
+            text = file.read(header_length(path, file.read(8), size))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_header(path, text, size)
+
+
+def header_length(path: PurePath, prefix: bytes, size: int, *, most: int = MAX_HEADER_BYTES) -> int:
+    """
+    The bytes of JSON that follow the first 8.
+
+    Args:
+        path: The file, for messages.
+        prefix: Its first 8 bytes.
+        size: Its bytes.
+
+    Raises:
+        ModelError: The file ends before, or the length is absurd (more than `most`).
+    """
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or (length > size - 8 and length <= most):
+        raise ModelError(f"{path}: truncated: {size} bytes end inside its header; fetch it again")
+    if length > most:
+        raise ModelError(
+            f"{path}: not a safetensors file: its header claims {length} bytes, "
+            f"the most allowed is {most}"
+        )
+    return length
+
+
+def parse_header(path: PurePath, text: bytes, size: int) -> dict[str, TensorInfo]:
+    """
+    Every tensor of a header's JSON, in sorted name order.
+
+    Args:
+        path: The file, for messages and for the tensors' `file`.
+        text: What follows the first 8 bytes, `header_length` of them.
+        size: Bytes of the whole file.
+
+    Raises:
+        ModelError: It is corrupt or absurd, or the file is not as long as it says.
+    """
     entries = _parse(path, text)
-    data_bytes = size - 8 - len(text)
-    return _check_layout(path, entries, data_bytes)
+    begin = 8 + len(text)
+    return _check_layout(path, entries, begin, size - begin)
 
 
 def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
@@ -98,19 +154,7 @@ def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) ->
     return len(text).to_bytes(8, "little") + text
 
 
-def _header_length(path: Path, prefix: bytes, size: int) -> int:
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or (length > size - 8 and length <= _MAX_HEADER_BYTES):
-        raise ModelError(f"{path}: truncated: {size} bytes end inside its header; fetch it again")
-    if length > _MAX_HEADER_BYTES:
-        raise ModelError(
-            f"{path}: not a safetensors file: its header claims {length} bytes, "
-            f"the most allowed is {_MAX_HEADER_BYTES}"
-        )
-    return length
-
-
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _parse(path: PurePath, text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -134,12 +178,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_layout(path: Path, entries: dict[str, Any], data_bytes: int) -> dict[str, TensorInfo]:
+def _check_layout(
+    path: PurePath, entries: dict[str, Any], begin: int, data_bytes: int
+) -> dict[str, TensorInfo]:
     """Offsets must cover the data exactly: no gap, no overlap, nothing outside the file."""
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, TensorInfo] = {}
     for name in sorted(entries):
-        info, start, end = _entry(path, name, entries[name])
+        info, start, end = _entry(path, name, entries[name], begin)
         tensors[name] = info
         spans.append((start, end, name))
     position = 0
@@ -158,7 +204,7 @@ def _check_layout(path: Path, entries: dict[str, Any], data_bytes: int) -> dict[
     return tensors
 
 
-def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, int, int]:
+def _entry(path: PurePath, name: str, entry: object, begin: int) -> tuple[TensorInfo, int, int]:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]}:
             pass
@@ -168,7 +214,7 @@ def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, int, int]:
         raise ModelError(f"{path}: corrupt header: tensor {name} has a size that is no size")
     if dtype not in DTYPES:
         raise ModelError(f"{path}: tensor {name} has the unknown dtype {dtype[:20]}")
-    info = TensorInfo(name, dtype, tuple(shape), path.name)
+    info = TensorInfo(name, dtype, tuple(shape), path.name, begin + start)
     if info.nbytes != end - start:
         raise ModelError(
             f"{path}: corrupt header: tensor {name} of shape {list(shape)[:8]} and dtype {dtype} "

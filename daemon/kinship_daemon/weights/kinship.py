@@ -197,8 +197,9 @@ def _parts(
     parts = torch.zeros(len(coefficients), len(tensors), len(places), dtype=torch.float64)
     index = torch.tensor(tensors)
     for own, model in zip(parts, coefficients, strict=True):
-        own[:, 0] = model.base[index]
-        own[:, [column[row] for row in model.rows]] = model.deltas[index]
+        own[:, 0] = model.base.index_select(0, index)
+        columns = torch.tensor([column[row] for row in model.rows], dtype=torch.int64)
+        own.index_copy_(1, columns, model.deltas.index_select(0, index))
     # A merge whose factors sum to 1 has no part along the base, but for rounding.
     along_base = parts[..., 0] - 1
     negligible = along_base.abs() <= NEGLIGIBLE * (1 + parts[..., 1:].abs().sum(-1))

@@ -162,15 +162,21 @@ def combine(ledger: Ledger, recipe: Recipe, parents: Sequence[Coefficients]) -> 
         raise UsageError(f"a recipe of {len(recipe.parents)} parents was given {len(parents)}")
     rows = tuple(sorted({row for parent in parents for row in parent.rows}))
     models = _over(rows, parents)
-    # Over {b, d_1 .. d_n}: without the ledger's first row, ones.
-    places = torch.tensor([1, *(ledger.rows.index(row) + 2 for row in rows)])
-    gram = ledger.gram.index_select(1, places).index_select(2, places)
-    dots = models @ gram @ models.transpose(1, 2)
-    factors = merge(dots, parameters)
+    factors = merge(_dots(ledger, rows, models, needed=merge.uses_dots), parameters)
     child = (factors[:, None, :] @ models)[:, 0]
     used = child[:, 1:].any(0)
     kept = tuple(row for row, keep in zip(rows, used.tolist(), strict=True) if keep)
     return Coefficients(kept, child[:, 0], child[:, 1:][:, used])
+
+
+def _dots(ledger: Ledger, rows: Sequence[str], models: Tensor, *, needed: bool) -> Tensor:
+    """Inner products of full weights over {b, d of rows}; zeros where nobody looks at them."""
+    if not needed:
+        return models.new_zeros(len(models), models.shape[1], models.shape[1])
+    # Over {b, d_1 .. d_n}: without the ledger's first row, ones.
+    places = torch.tensor([1, *(ledger.rows.index(row) + 2 for row in rows)])
+    gram = ledger.gram.index_select(1, places).index_select(2, places)
+    return models @ gram @ models.transpose(1, 2)
 
 
 def _over(rows: tuple[str, ...], parents: Sequence[Coefficients]) -> Tensor:
@@ -180,7 +186,8 @@ def _over(rows: tuple[str, ...], parents: Sequence[Coefficients]) -> Tensor:
     models[:, 0, 0] = 1
     for index, parent in enumerate(parents, start=1):
         models[:, index, 0] = parent.base
-        models[:, index, [1 + rows.index(row) for row in parent.rows]] = parent.deltas
+        places = torch.tensor([1 + rows.index(row) for row in parent.rows], dtype=torch.int64)
+        models[:, index].index_copy_(1, places, parent.deltas)
     return models
 
 

@@ -211,8 +211,8 @@ def _sum_weights(
     parts: Sequence[Tensor], weights: Sequence[float], divisor: Tensor, spare: Tensor
 ) -> None:
     """Per element the sum of the weights of those parts that are above 0; 1 where it is none."""
-    divisor.zero_()
-    for part, weight in zip(parts, weights, strict=True):
+    torch.gt(parts[0], 0, out=divisor).mul_(weights[0])
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
         divisor.add_(torch.gt(part, 0, out=spare), alpha=weight)
     torch.abs(divisor, out=spare)
     divisor.add_(torch.lt(spare, _NO_DIVISOR, out=spare))

@@ -1,0 +1,42 @@
+"""Kinships as people and machines read them: rounded, undefined, by short names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinship_daemon.weights.kinship import mean_pairwise
+
+__all__ = ["cell", "matrix_and_mean", "plain", "short"]
+
+
+def matrix_and_mean(kinships: torch.Tensor) -> dict[str, Any]:
+    """A matrix and the mean over its pairs; NaN is no JSON: null."""
+    mean = mean_pairwise(kinships)
+    return {"matrix": plain(kinships), "mean": None if math.isnan(mean) else mean}
+
+
+def plain(values: torch.Tensor) -> list[Any]:
+    """Nested lists, with None for what is undefined."""
+    if values.ndim > 1:
+        return [plain(row) for row in values]
+    return [None if math.isnan(x) else x for x in values.tolist()]
+
+
+def short(names: Sequence[str]) -> list[str]:
+    """Folders by their last part, unless two would be called the same."""
+    last = [_last(name) for name in names]
+    return [cut if last.count(cut) == 1 else name for cut, name in zip(last, names, strict=True)]
+
+
+def cell(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:9.4f}"
+
+
+def _last(name: str) -> str:
+    folder = Path(name).expanduser()
+    return folder.resolve().name or name if folder.is_dir() else name

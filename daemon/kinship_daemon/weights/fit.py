@@ -1,0 +1,129 @@
+"""Whether a model can descend from a base: told from their headers and configs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Protocol, Self, TypeVar
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.weights.header import FLOATS, TensorInfo
+
+__all__ = ["HEAD", "Model", "alike_tied", "compare", "first_three", "says_tied"]
+
+HEAD = "lm_head.weight"
+
+
+class Model(Protocol):
+    """A model of which the headers are known, in a folder or on a hub."""
+
+    @property
+    def path(self) -> PurePath:
+        """Where it lies, for messages."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def config(self) -> Mapping[str, Any] | None:
+        """
+        Its config.json; None if it has none.
+
+        Raises:
+            ModelError: It cannot be read.
+        """
+
+    def without(self, name: str) -> Self:
+        """The same model, one tensor left out."""
+
+
+_Model = TypeVar("_Model", bound=Model)
+
+
+def compare(base: Model, other: Model, *, resizable: Container[str] = ()) -> None:
+    """
+    Check that `other` can descend from `base`: same architecture, tensor names and shapes.
+
+    Args:
+        resizable: Tensors that may have more or fewer rows than the base's.
+
+    Raises:
+        ModelError: It cannot; the first three differences are named.
+    """
+    ours, theirs = _architecture(base), _architecture(other)
+    if ours != theirs:
+        raise ModelError(f"{other.path}: its architecture is {theirs!r}, the base's is {ours!r}")
+    _refuse_half_tied(base, other)
+    differences = []
+    for name in sorted({*base.tensors, *other.tensors}):
+        our, their = base.tensors.get(name), other.tensors.get(name)
+        difference = _difference(name, our, their, resizable=name in resizable)
+        if difference:
+            differences.append(difference)
+    if differences:
+        raise ModelError(
+            f"{other.path}: its weights do not fit the base's: {first_three(differences)}"
+        )
+
+
+def first_three(differences: Sequence[str]) -> str:
+    """Enough to see what is wrong, and how many more there are."""
+    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return "; ".join(differences[:3]) + more
+
+
+def alike_tied(base: Model, other: _Model) -> _Model:
+    """
+    `other` without the second copy of tied embeddings that only its base gives away.
+
+    A config that says nothing of tying means its architecture's default. Where the base's is
+    silent too and the base has no lm_head of its own, that default is to tie.
+    """
+    silent = says_tied(base) is None and says_tied(other) is None
+    if not silent or HEAD in base.tensors or HEAD not in other.tensors:
+        return other
+    return other.without(HEAD)
+
+
+def says_tied(model: Model) -> bool | None:
+    """What config.json says of tied embeddings; None where it says nothing."""
+    said = (model.config() or {}).get("tie_word_embeddings")
+    return None if said is None else bool(said)
+
+
+def _architecture(model: Model) -> str:
+    config = model.config()
+    if config is None:
+        raise ModelError(f"{model.path}: has no config.json")
+    named = config.get("architectures")
+    if isinstance(named, list) and named:
+        return ", ".join(str(name) for name in named)
+    raise ModelError(f"{model.path / 'config.json'}: names no architectures")
+
+
+def _refuse_half_tied(base: Model, other: Model) -> None:
+    for tied, untied, words in (
+        (base, other, "has an lm_head.weight of its own, the base's embeddings are tied"),
+        (other, base, "has no lm_head.weight (tied embeddings), the base has one of its own"),
+    ):
+        half = HEAD in untied.tensors and HEAD not in tied.tensors
+        if half and says_tied(tied) is not False:
+            raise ModelError(f"{other.path}: {words}; these cannot be merged")
+
+
+def _difference(
+    name: str, ours: TensorInfo | None, theirs: TensorInfo | None, *, resizable: bool
+) -> str | None:
+    if theirs is None:
+        return f"{name} is missing"
+    if ours is None:
+        return f"{name} is not in the base"
+    skipped = 1 if resizable else 0
+    if ours.shape[skipped:] != theirs.shape[skipped:] or len(ours.shape) != len(theirs.shape):
+        return f"{name} is {_dimensions(theirs)}, the base's is {_dimensions(ours)}"
+    if theirs.dtype not in FLOATS or ours.dtype not in FLOATS:
+        return f"{name} is {theirs.dtype} (quantised or no weights), the base's is {ours.dtype}"
+    return None
+
+
+def _dimensions(info: TensorInfo) -> str:
+    return "x".join(str(n) for n in info.shape) or "a scalar"

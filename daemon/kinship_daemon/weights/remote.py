@@ -1,0 +1,139 @@
+"""A model of which only the headers have been read, wherever its files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePath, PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.parts import Parts
+from kinship_daemon.weights.checkpoint import (
+    INDEX,
+    SINGLE,
+    gathered,
+    parse_json,
+    shards,
+    weight_map,
+    why_no_weights,
+)
+from kinship_daemon.weights.fit import Model, alike_tied, compare, says_tied
+from kinship_daemon.weights.header import TensorInfo, header_length, parse_header
+from kinship_daemon.weights.vocabulary import is_vocabulary
+
+__all__ = ["Remote", "check_fits", "open_remote"]
+
+# Read at once, in the hope that the header ends there: so long are those of 130 tensors.
+_FIRST_BYTES = 16_384
+# A tensor's share of a header beside its name: more than most take.
+_ENTRY_BYTES = 90
+# 100,000 tensors' worth: more would be read for nothing.
+_MOST_HEADER_BYTES = 20_000_000
+_MOST_INDEX_BYTES = 20_000_000
+_MOST_CONFIG_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Remote:
+    """
+    A model's headers, and where to read pieces of its tensors.
+
+    Attributes:
+        name: For messages.
+        tensors: Without what `Checkpoint` leaves out, sorted.
+        parts: Pieces of its files.
+        settings: Its config.json; None if it has none.
+    """
+
+    name: str
+    tensors: Mapping[str, TensorInfo]
+    parts: Parts
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def path(self) -> PurePath:
+        """The name, for messages that speak of its files."""
+        return PurePosixPath(self.name)
+
+    @property
+    def nbytes(self) -> int:
+        """Of its weights, read or not."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def config(self) -> Mapping[str, Any] | None:
+        return self.settings
+
+    def without(self, name: str) -> Remote:
+        kept = {other: info for other, info in self.tensors.items() if other != name}
+        return replace(self, tensors=MappingProxyType(kept))
+
+
+def open_remote(name: str, parts: Parts, files: Mapping[str, int]) -> Remote:
+    """
+    Read and check a model's headers, its index if it has shards, and its config.json.
+
+    Args:
+        files: Bytes of every file that the model has.
+
+    Raises:
+        ModelError: No safetensors (pickle files are named), or a corrupt or absurd file.
+        Transient: They cannot be had now.
+    """
+    path = PurePosixPath(name)
+    index: Mapping[str, Any] | None = None
+    if SINGLE not in files:
+        if INDEX not in files:
+            raise ModelError(why_no_weights(path, files))
+        index = weight_map(path, _json(path, INDEX, parts, files, _MOST_INDEX_BYTES))
+    settings = None
+    if "config.json" in files:
+        settings = _json(path, "config.json", parts, files, _MOST_CONFIG_BYTES)
+    named = [SINGLE] if index is None else shards(path, index, files.__contains__)
+    headers = {file: _header(path / file, parts, files[file], index) for file in named}
+    tied = says_tied(Remote(name, {}, parts, settings))
+    return Remote(name, gathered(path, headers, index, tied=tied), parts, settings)
+
+
+def check_fits(base: Model, remote: Remote) -> Remote:
+    """
+    Check that a model can descend from `base`, without the second copy of tied embeddings.
+
+    Embeddings may have more or fewer rows than the base's, as long as they agree on how many.
+
+    Raises:
+        ModelError: It cannot; the first three differences are named.
+    """
+    own = alike_tied(base, remote)
+    named = [name for name in base.tensors if is_vocabulary(name)]
+    rows = {own.tensors[name].shape[:1] for name in named if name in own.tensors}
+    compare(base, own, resizable=named if len(rows) == 1 else ())
+    return own
+
+
+def _json(
+    path: PurePath, file: str, parts: Parts, files: Mapping[str, int], most: int
+) -> dict[str, Any]:
+    if files[file] > most:
+        raise ModelError(f"{path / file}: over {most} bytes, which no such file needs")
+    return parse_json(path / file, parts.read(file, [(0, files[file])])[0])
+
+
+def _header(
+    path: PurePath, parts: Parts, size: int, index: Mapping[str, Any] | None
+) -> dict[str, TensorInfo]:
+    """One file's header in one read if it is as long as expected, else in two."""
+    first = min(size, _expected(path.name, index))
+    begin = parts.read(path.name, [(0, first)])[0]
+    end = 8 + header_length(path, begin[:8], size, most=_MOST_HEADER_BYTES)
+    if end > first:
+        begin += parts.read(path.name, [(first, end)])[0]
+    return parse_header(path, begin[8:end], size)
+
+
+def _expected(file: str, index: Mapping[str, Any] | None) -> int:
+    """How long the index lets expect a shard's header to be; a guess where there is none."""
+    if index is None:
+        return _FIRST_BYTES
+    return 8 + sum(len(name) + _ENTRY_BYTES for name, shard in index.items() if shard == file)

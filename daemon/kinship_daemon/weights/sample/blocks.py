@@ -1,0 +1,119 @@
+"""Blocks of tensors, read through `Parts`: neighbours in one request, many requests at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kinship_daemon.weights.header import DTYPES
+from kinship_daemon.weights.remote import Remote
+
+__all__ = ["Progress", "Spans", "read_blocks"]
+
+# Called with the bytes just read.
+Progress = Callable[[int], None]
+# [start, end) in elements of a tensor.
+Spans = Sequence[tuple[int, int]]
+
+# Blocks nearer than this come in one request: it costs more than so many bytes.
+_GAP_BYTES = 1024
+_LONGEST_RUN_BYTES = 1 << 22
+# Requests between two calls of `progress`.
+_TOGETHER = 128
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Bytes start..end of a file, and where in the tensor's blocks they go."""
+
+    start: int
+    end: int
+    tensor: str
+    at: int
+
+
+@dataclass
+class _Run:
+    """Blocks that are read in one request."""
+
+    start: int
+    end: int
+    blocks: list[_Block] = field(default_factory=list)
+
+
+def read_blocks(
+    source: Remote, places: Mapping[str, Spans], progress: Progress | None = None
+) -> dict[str, Tensor]:
+    """
+    Blocks of some tensors.
+
+    Args:
+        places: By tensor.
+
+    Returns:
+        By tensor, its blocks one after the other, (elements,) in the model's own dtype.
+
+    Raises:
+        ModelError, Transient: As the parts do.
+    """
+    content: dict[str, NDArray[np.uint8]] = {}
+    files: dict[str, list[_Block]] = {}
+    for name, spans in places.items():
+        info = source.tensors[name]
+        each, at = DTYPES[info.dtype].itemsize, 0
+        for start, end in spans:
+            first, last = info.offset + start * each, info.offset + end * each
+            files.setdefault(info.file, []).append(_Block(first, last, name, at))
+            at += last - first
+        content[name] = np.empty(at, dtype=np.uint8)
+    for file in sorted(files):
+        runs = list(_runs(sorted(files[file], key=lambda block: (block.start, block.end))))
+        for begin in range(0, len(runs), _TOGETHER):
+            _read_runs(source, file, runs[begin : begin + _TOGETHER], content, progress)
+    return {
+        name: torch.from_numpy(own).view(DTYPES[source.tensors[name].dtype])
+        for name, own in content.items()
+    }
+
+
+def _runs(blocks: Sequence[_Block]) -> Iterator[_Run]:
+    """Blocks in ascending order, near ones together."""
+    run: _Run | None = None
+    for block in blocks:
+        if run is None or not _near(run, block):
+            if run is not None:
+                yield run
+            run = _Run(block.start, block.end)
+        run.end = max(run.end, block.end)
+        run.blocks.append(block)
+    if run is not None:
+        yield run
+
+
+def _near(run: _Run, block: _Block) -> bool:
+    return (
+        block.start - run.end <= _GAP_BYTES
+        and max(run.end, block.end) - run.start <= _LONGEST_RUN_BYTES
+    )
+
+
+def _read_runs(
+    source: Remote,
+    file: str,
+    runs: Sequence[_Run],
+    content: Mapping[str, NDArray[np.uint8]],
+    progress: Progress | None,
+) -> None:
+    pieces = source.parts.read(file, [(run.start, run.end) for run in runs])
+    for run, piece in zip(runs, pieces, strict=True):
+        data = np.frombuffer(piece, dtype=np.uint8)
+        for block in run.blocks:
+            part = data[block.start - run.start : block.end - run.start]
+            content[block.tensor][block.at : block.at + len(part)] = part
+    if progress is not None:
+        progress(sum(map(len, pieces)))

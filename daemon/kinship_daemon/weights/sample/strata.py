@@ -1,0 +1,85 @@
+"""Cuts a tensor into blocks, and draws some of them, stratum by stratum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from kinship_daemon.weights.header import TensorInfo
+from kinship_daemon.weights.sample import chance
+from kinship_daemon.weights.vocabulary import is_vocabulary
+
+__all__ = ["Stratum", "drawn"]
+
+# Blocks drawn of a stratum: neighbours are alike, and what sets strata apart is no error.
+_STRATUM = 8
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """
+    Some neighbouring blocks of one tensor, and those drawn of them.
+
+    Attributes:
+        tensor: Its name.
+        blocks: How many there are.
+        spans: [start, end) of those drawn, in elements of the tensor, ascending; of almost equal
+            length. In a vocabulary tensor each lies within one row.
+    """
+
+    tensor: str
+    blocks: int
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def drawn(self) -> int:
+        return len(self.spans)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Elements of each drawn block."""
+        return tuple(end - start for start, end in self.spans)
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def elements(self) -> int:
+        return sum(self.lengths)
+
+
+def drawn(info: TensorInfo, share: float, length: float, seed: str) -> Iterator[Stratum]:
+    """
+    The strata of one tensor.
+
+    Args:
+        share: Elements that are drawn, about; of two blocks or more, at least two blocks are.
+        length: Elements of a block, about.
+        seed: Of the draw, with the tensor's name.
+    """
+    in_rows = is_vocabulary(info.name) and bool(info.shape)
+    rows = info.shape[0] if in_rows else 1
+    row = info.elements // rows
+    pieces = max(1, min(row, -int(-row // length)))
+    blocks = rows * pieces
+    many = min(blocks, max(1, int(share * blocks / info.elements)))
+    if blocks > 1:
+        many = max(many, min(blocks, 2))  # of one alone no spread can be told
+    strata = max(1, many // _STRATUM)
+    stream = chance.key(f"{seed} {info.name}")
+    for number in range(strata):
+        first, last = (blocks * at // strata for at in (number, number + 1))
+        count = many * (number + 1) // strata - many * number // strata
+        order = np.argsort(chance.mixed(stream, first, last), kind="stable")[:count]
+        spans = tuple(_span(int(at) + first, row, pieces) for at in np.sort(order))
+        yield Stratum(info.name, last - first, spans)
+
+
+def _span(block: int, row: int, pieces: int) -> tuple[int, int]:
+    """Where a block lies: row by row, each cut into as many pieces."""
+    number, piece = divmod(block, pieces)
+    return number * row + row * piece // pieces, number * row + row * (piece + 1) // pieces
