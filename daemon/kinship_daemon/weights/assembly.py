@@ -18,10 +18,9 @@ from kinship_daemon.weights.vocabulary import Union, Vocabulary, is_vocabulary, 
 
 __all__ = ["Assembly", "Makeable", "Opened", "Sources", "assemble", "leaf_assembly", "weights_over"]
 
-# Elements handed on at a time: 16 MB in fp32, so that no tensor is ever whole in private memory.
-_BLOCK = 1 << 22
-# Elements summed at a time: on a CPU fp32 sum and summand, 2 MB, stay in the cache.
-_PIECE = {"cpu": 1 << 18}
+# Elements handed on at a time (no tensor is ever whole in private memory) and summed at a time (on
+# a CPU fp32 sum and summand, 2 MB, stay in the cache).
+_STEPS = {"cpu": (1 << 20, 1 << 18), "cuda": (1 << 22, 1 << 22)}
 
 
 class Opened(Protocol):
@@ -326,5 +325,5 @@ def _term(own: Tensor | LowRank, weights: Tensor, places: Tensor | None, number:
 
 def _steps(columns: int, device: torch.device) -> tuple[int, int]:
     """Rows in a block that is handed on, and rows summed at a time."""
-    piece = _PIECE.get(device.type, _BLOCK)
-    return max(1, _BLOCK // max(columns, 1)), max(1, piece // max(columns, 1))
+    handed, summed = _STEPS.get(device.type, _STEPS["cuda"])
+    return max(1, handed // max(columns, 1)), max(1, summed // max(columns, 1))
