@@ -180,8 +180,8 @@ def test_names_with_the_adapters_own_name_are_known(tmp_path, bases):
 def test_adapters_and_fine_tunes_are_summed_together(tmp_path, bases, block, monkeypatch):
     base = bases["mistral"]
     if block:
-        monkeypatch.setattr("kinship_daemon.weights.assembly._BLOCK", 4 * block)
-        monkeypatch.setattr("kinship_daemon.weights.assembly._PIECE", {"cpu": block})
+        steps = {"cpu": (4 * block, block)}
+        monkeypatch.setattr("kinship_daemon.weights.assembly._STEPS", steps)
     one = adapter(base, tmp_path / "a", 1, merge=True)
     two = adapter(base, tmp_path / "b", 2, merge=True, target_modules="all-linear")
     full = tiny.finetune(base, tmp_path / "c", 3)

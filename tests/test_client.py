@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save, save_file
 import hub_server
 from hub_server import TOKEN, HubServer
 from kinship_daemon.errors import KinshipError, ModelError, Transient, UsageError
-from kinship_daemon.hub import client as client_module
+from kinship_daemon.hub import calls, download, wire
 from kinship_daemon.hub.client import ApiHub, machine_token
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import UnknownRepo
@@ -25,6 +25,13 @@ BASE = "org/base"
 def online(monkeypatch):
     """The other tests run with HF_HUB_OFFLINE; this server is at home."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Tries follow each other sooner than in the world."""
+    monkeypatch.setattr(calls, "_BACKOFF_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(download, "_PAUSE_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -92,10 +99,13 @@ def test_descendants_of_every_relation_are_listed_oldest_change_first(server, hu
 
     found = list(hub.descendants(BASE))
 
-    assert [line.id for line in found] == ["org/adapter", "org/plain", "org/tuned"]
+    assert [line.id for line in found] == ["org/adapter", "org/plain", "org/small", "org/tuned"]
     assert found[-1].revision == newest
     assert found[-1].modified.utcoffset().total_seconds() == 0
-    assert len(server.asked("GET", "/api/models")) == 2
+    assert f"base_model:quantized:{BASE}" in found[2].tags
+    filters = [request.query["filter"][0] for request in server.asked("GET", "/api/models")]
+    relations = ["", "", "finetune:", "adapter:"]
+    assert filters == [f"base_model:{relation}{BASE}" for relation in relations]
 
 
 def test_a_listing_line_that_makes_no_sense_is_passed_over(server, hub):
@@ -214,13 +224,10 @@ def test_bytes_that_were_wrong_once_are_fetched_once_more(server, hub, tmp_path)
 def test_a_download_that_broke_off_goes_on_where_it_stopped(server, hub, tmp_path):
     sha = server.add("org/a", model())
     server.fault("/lfs/.*", "truncate")
-    repo = hub.repo("org/a")
-    with pytest.raises(Transient):
-        hub.fetch(repo, tmp_path)
-    assert not (tmp_path / "org--a" / sha).exists()
 
-    place = hub.fetch(repo, tmp_path)
+    place = hub.fetch(hub.repo("org/a"), tmp_path)
 
+    assert place.name == sha
     ranges = [r.headers.get("range") for r in server.asked("GET", "/lfs/.*", "storage")]
     assert ranges[0] is None
     assert ranges[1].startswith("bytes=")
@@ -264,15 +271,15 @@ def test_errors_say_what_and_what_would_work(server, hub, tmp_path):
 def test_a_server_in_trouble_is_transient_and_named(server, hub):
     server.add("org/a", model())
     for status in (500, 502, 429):
-        server.fault("/api/models/org/a", status=status)
+        server.fault("/api/models/org/a", status=status, n=3)
         with pytest.raises(Transient, match=rf"/api/models/org/a answered {status}"):
             hub.repo("org/a")
-    server.fault("/api/models", status=503)
+    server.fault("/api/models", status=503, n=3)
     with pytest.raises(Transient, match="/api/models answered 503"):
         list(hub.descendants(BASE))
 
 
-def test_an_unreachable_hub_is_transient_at_once():
+def test_an_unreachable_hub_is_transient():
     nowhere = ApiHub("http://127.0.0.1:9", timeout_seconds=5)
     for ask in (
         lambda: nowhere.repo("org/a"),
@@ -287,7 +294,7 @@ def test_an_unreachable_hub_is_transient_at_once():
 
 def test_a_silent_server_is_given_up_on(server, tmp_path, monkeypatch):
     # Calls for which huggingface_hub takes no timeout are bounded too.
-    monkeypatch.setattr(client_module, "_BOUND_SECONDS", 0.3)
+    monkeypatch.setattr(wire, "_BOUND_SECONDS", 0.3)
     impatient = ApiHub(server.url, token=TOKEN, timeout_seconds=0.3)
     server.add("org/a", model())
     repo = impatient.repo("org/a")
@@ -299,7 +306,7 @@ def test_a_silent_server_is_given_up_on(server, tmp_path, monkeypatch):
     }
     for asked, call in calls.items():
         method, path = asked.split()
-        server.fault(path, "stall", method=method)
+        server.fault(path, "stall", method=method, n=3)
         begin = time.monotonic()
         with pytest.raises(Transient, match="cannot be reached"):
             call()
@@ -309,7 +316,7 @@ def test_a_silent_server_is_given_up_on(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["/api/models", "/api/models/org/a", "/api/whoami-v2"])
 def test_a_page_that_says_back_soon_is_transient(server, hub, path):
     server.add("org/a", model())
-    server.fault(path, "html")
+    server.fault(path, "html", n=3)
     with pytest.raises(Transient, match=f"{path} does not answer with JSON"):
         list(hub.descendants(BASE)), hub.repo("org/a"), hub.about()
 
@@ -368,14 +375,14 @@ def test_a_commit_whose_answer_was_lost_counts_as_done(server, hub, tmp_path):
 
 
 def test_an_upload_that_failed_is_named_by_its_own_error(server, hub, tmp_path):
-    server.fault("/upload/.*", method="PUT", status=403, n=2)
-    with pytest.raises(KinshipError, match="answered 403 laid fault"):
+    server.fault("/upload/.*", method="PUT", status=403, n=3)
+    with pytest.raises(Transient, match="its storage server answered 403"):
         hub.publish("tester/merge", folder(tmp_path), "a merge", private=True)
     assert len(server.repos["tester/merge"].commits) == 1
 
 
 def test_a_commit_that_failed_is_transient_and_can_be_repeated(server, hub, tmp_path):
-    server.fault("/api/models/tester/merge/commit/main", method="POST", status=500)
+    server.fault("/api/models/tester/merge/commit/main", method="POST", status=500, n=3)
     with pytest.raises(Transient, match="answered 500"):
         hub.publish("tester/merge", folder(tmp_path), "a merge", private=True)
     assert hub.publish("tester/merge", folder(tmp_path), "a merge", private=True)
@@ -423,7 +430,7 @@ def test_the_token_is_in_no_message_and_no_log(server, hub, tmp_path, caplog):
     wrong = "hf_notaknowntoken"
     with pytest.raises(KinshipError) as refused:
         ApiHub(server.url, token=wrong).publish("tester/m", folder(tmp_path), "m", private=True)
-    server.fault("/api/models/org/a", status=500, headers={"X-Error-Message": f"bad {TOKEN}"})
+    server.fault("/api/models/org/a", status=500, n=3, headers={"X-Error-Message": f"bad {TOKEN}"})
     with pytest.raises(Transient) as failed:
         hub.repo("org/a")
     with pytest.raises(UsageError) as unsendable:
@@ -477,3 +484,277 @@ def test_our_server_answers_the_real_client_in_full(server, tmp_path):
     path = api.hf_hub_download("org/a", "model.safetensors", local_dir=tmp_path)
     assert Path(path).read_bytes() == model()["model.safetensors"]
     assert api.model_info("org/a").sha == sha
+
+
+def fine_tunes(server, count: int) -> None:
+    for number in range(count):
+        card = {"base_model": BASE, "base_model_relation": "finetune"}
+        server.add(f"org/m{number:05}", {}, card)
+
+
+def test_a_poll_with_nothing_new_is_one_request(server, hub):
+    fine_tunes(server, 250)
+    last = server.repos["org/m00249"].modified
+    server.log.clear()
+
+    assert [line.id for line in hub.descendants(BASE, since=last)] == ["org/m00249"]
+    assert [request.query["limit"] for request in server.log] == [["100"]]
+
+    server.add("org/new", {}, {"base_model": BASE})
+    server.log.clear()
+    found = [line.id for line in hub.descendants(BASE, since=last)]
+    assert found == ["org/m00249", "org/new"]
+    assert len(server.log) == 1
+
+
+def test_a_poll_reads_as_far_as_there_is_something_new(server, hub):
+    fine_tunes(server, 250)
+    since = server.repos["org/m00050"].modified
+    assert len(list(hub.descendants(BASE, since=since))) == 200
+    assert len(server.log) == 3
+
+
+def test_a_few_lines_out_of_place_hide_nothing(server, hub):
+    fine_tunes(server, 100)
+    # An old time on three of the newest hundred: such lines must not end the reading.
+    since = server.repos["org/m00010"].modified
+    server.page = 20
+
+    def misplaced(rows):
+        rows[7]["lastModified"] = "2020-01-01T00:00:00.000Z"
+        return rows
+
+    server.fault("/api/models", "edit", n=3, edit=misplaced)
+    assert len(list(hub.descendants(BASE, since=since))) == 90 - 3
+
+
+def test_a_listing_in_no_order_is_read_to_its_end(server, hub):
+    fine_tunes(server, 250)
+    since = server.repos["org/m00247"].modified
+    server.fault("/api/models", "out-of-order")
+    found = [line.id for line in hub.descendants(BASE, since=since)]
+    assert found == ["org/m00247", "org/m00248", "org/m00249"]
+    assert len(server.log) == 3
+
+
+def test_lines_without_tags_or_with_odd_numbers_are_lines(server, hub):
+    odd = {"downloads": 2**70, "likes": "many", "gated": "manual", "private": None}
+    server.add("org/a", {}, {"base_model": BASE}, extra=odd)
+    server.fault("/api/models", "tags-null", n=3)
+    (line,) = hub.descendants(BASE)
+    assert (line.tags, line.downloads, line.likes, line.gated) == ((), 0, 0, True)
+
+
+def test_a_listing_without_end_is_left(server, hub, monkeypatch):
+    monkeypatch.setattr(wire, "_MOST_PAGES", 5)
+    server.fault(
+        "/api/models", "pass", n=-1, headers={"Link": f'<{server.url}/api/models>; rel="next"'}
+    )
+    with pytest.raises(Transient, match="more than 5 pages"):
+        list(hub.descendants(BASE))
+
+
+def test_an_answer_longer_than_anything_is_not_read_to_its_end(server, hub, monkeypatch):
+    server.add("org/a", model())
+    monkeypatch.setattr(wire, "_MOST_BYTES", 1000)
+    with pytest.raises(Transient, match="longer than 1000 bytes"):
+        hub.repo("org/a")
+
+
+@pytest.mark.parametrize("path", ["../../x", "/etc/passwd", "a/./b", "a//b", "a\\b", "a\nb", ""])
+def test_a_file_that_would_lead_out_of_its_folder_is_refused(server, hub, path):
+    entry = {"rfilename": path, "size": 3, "blobId": "0" * 40}
+    server.add("org/a", model(), extra={"siblings": [entry]})
+    with pytest.raises(ModelError, match=r"org/a has a file named .* not a path in a repo"):
+        hub.repo("org/a")
+
+
+@pytest.mark.parametrize("size", [-1, 2**60, "12", 1.5, True, [3]])
+def test_an_absurd_size_is_refused(server, hub, size):
+    plain = {"rfilename": "config.json", "size": size, "blobId": "0" * 40}
+    large = {"rfilename": "x", "lfs": {"size": size, "sha256": "0" * 64, "pointerSize": 1}}
+    for entry in (plain, large):
+        server.add("org/a", model(), extra={"siblings": [entry]})
+        with pytest.raises(ModelError, match=r"org/a (config\.json|x): its size is said to be"):
+            hub.repo("org/a")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"siblings": [{"rfilename": "x", "size": 1, "lfs": {"size": 1, "sha256": "../up"}}]},
+        {"siblings": "many"},
+        {"lastModified": "yesterday"},
+        {"lastModified": 7},
+        {"lastModified": "0001-01-01T00:00:00+14:00"},
+    ],
+)
+def test_a_description_that_makes_no_sense_condemns_one_model(server, hub, extra):
+    server.add("org/a", model(), extra=extra)
+    with pytest.raises(ModelError, match="org/a in a way that cannot be read"):
+        hub.repo("org/a")
+
+
+def test_json_that_no_one_could_read_condemns_one_model(server, hub, monkeypatch):
+    server.add("org/a", model())
+    monkeypatch.setattr(wire, "_all_of", lambda _: b"[" * 100_000)
+    with pytest.raises(ModelError, match="JSON that cannot be read"):
+        hub.repo("org/a")
+
+
+def test_a_card_that_is_none_is_a_problem_of_the_repo(server, hub):
+    server.add("org/a", model())
+    server.fault("/api/models/org/a", "card")
+    repo = hub.repo("org/a")
+    assert (repo.card, repo.config) == ({}, {})
+    assert repo.problem == "README.md's front matter is not a mapping"
+    odd = {"ignore_metadata_errors": 3, "model-index": ["?"], "self": 1, "tags": None}
+    server.add("org/b", model(), extra={"cardData": odd})
+    assert hub.repo("org/b").card == {"ignore_metadata_errors": 3, "self": 1}
+
+
+def test_a_renamed_repo_keeps_the_name_we_know_it_by(server, hub, tmp_path):
+    sha = server.add("org/a", model())
+    server.rename("org/a", "new/name")
+    repo = hub.repo("org/a", sha)
+    assert repo.id == "org/a"
+    assert hub.fetch(repo, tmp_path) == tmp_path / "org--a" / sha
+
+
+def test_a_repo_that_is_disabled_or_forbidden_condemns_itself_alone(server, hub, tmp_path):
+    server.add("org/a", model())
+    repo = hub.repo("org/a")
+    server.repos["org/a"].disabled = True
+    assert hub.repo("org/a").disabled
+    with pytest.raises(ModelError, match="has disabled org/a"):
+        hub.fetch(repo, tmp_path)
+    server.fault("/api/models/org/a", status=403)
+    with pytest.raises(ModelError, match="answered 403"):
+        hub.repo("org/a")
+    server.delete("org/a")
+    with pytest.raises(UnknownRepo, match="has no model org/a"):
+        hub.repo("org/a")
+
+
+@pytest.mark.parametrize("action", ["expire", "truncate", "reset-body", "status", "reset"])
+def test_a_download_survives_a_few_breaks(server, hub, tmp_path, action):
+    server.add("org/a", model())
+    server.fault("/lfs/.*", action, n=2, server="storage")
+    place = hub.fetch(hub.repo("org/a"), tmp_path)
+    assert (place / "model.safetensors").read_bytes() == model()["model.safetensors"]
+
+
+def test_a_download_that_gets_nowhere_is_given_up_on(server, hub, tmp_path):
+    server.add("org/a", model())
+    server.fault("/lfs/.*", "reset", n=-1)
+    with pytest.raises(Transient, match="cannot be reached"):
+        hub.fetch(hub.repo("org/a"), tmp_path)
+    assert len(server.asked("GET", "/lfs/.*", "storage")) == 3
+
+
+def test_a_file_that_changes_under_its_download_is_noticed(server, hub, tmp_path):
+    server.add("org/a", model())
+    server.fault("/lfs/.*", "truncate")
+    server.fault("/org/a/resolve/.*/model.safetensors", "changed", skip=1)
+    with pytest.raises(ModelError, match="changed on the hub since it was listed"):
+        hub.fetch(hub.repo("org/a"), tmp_path)
+
+
+def test_a_redirect_to_a_stranger_gets_no_token(server, hub, tmp_path):
+    server.add("org/a", model())
+    server.fault("/org/a/resolve/.*|/api/models.*", "redirect", n=-1, server="hub")
+    place = hub.fetch(hub.repo("org/a"), tmp_path)
+    list(hub.descendants(BASE))
+    assert (place / "model.safetensors").read_bytes() == model()["model.safetensors"]
+    assert len([request for request in server.log if request.server == "elsewhere"]) > 3
+    assert server.leaks() == []
+
+
+def test_a_repo_that_was_created_public_is_not_filled_in_private(server, hub, tmp_path):
+    server.add("tester/merge", {})
+    with pytest.raises(KinshipError, match=r"is public, but publish\.public is false"):
+        hub.publish("tester/merge", folder(tmp_path), "a merge", private=True)
+    assert len(server.repos["tester/merge"].commits) == 1
+
+
+def test_a_target_that_was_renamed_or_disabled_is_named(server, hub, tmp_path):
+    place = folder(tmp_path)
+    server.add("tester/merge", {}, private=True)
+    server.rename("tester/merge", "tester/other")
+    with pytest.raises(KinshipError, match="tester/merge was renamed to tester/other"):
+        hub.publish("tester/merge", place, "a merge", private=True)
+    server.repos["tester/other"].disabled = True
+    with pytest.raises(KinshipError, match="tester/other is disabled"):
+        hub.publish("tester/other", place, "a merge", private=True)
+
+
+def test_what_the_hub_gives_no_hash_of_is_not_taken_for_ours(server, hub, tmp_path):
+    place = folder(tmp_path)
+    hub.publish("tester/merge", place, "a merge", private=True)
+    server.fault(
+        "/api/models/tester/merge",
+        "edit",
+        edit=lambda info: info | {"siblings": [s | {"blobId": None} for s in info["siblings"]]},
+    )
+    with pytest.raises(KinshipError, match="exists with other content"):
+        hub.publish("tester/merge", place, "a merge", private=True)
+
+
+def test_under_faults_at_random_a_publication_lands_exactly_once(server, hub, tmp_path):
+    place = folder(tmp_path)
+    kinds = ("500", "502", "503", "reset", "truncate", "html", "lost")
+    server.chaos(5, 0.3, kinds, streak=1)
+    for _ in range(30):
+        try:
+            published = hub.publish("tester/merge", place, "a merge", private=True)
+            break
+        except Transient:
+            continue
+    assert len(server.repos["tester/merge"].commits) == 2
+    assert published.revision == server.repos["tester/merge"].head[0]
+
+
+@pytest.mark.parametrize(
+    ("namespace", "token", "says"),
+    [
+        ("tester", {}, "under tester/ as tester"),
+        ("Tester", {}, "under Tester/ as tester"),
+        ("lab", {"orgs": {"lab": "contributor"}}, "under lab/ as tester, a member of lab"),
+        (
+            "lab",
+            {"role": "fineGrained", "orgs": {"lab": "write"}, "scopes": {"lab": ["repo.write"]}},
+            "under lab/ as tester, a member of lab",
+        ),
+    ],
+)
+def test_a_token_that_may_write_says_as_whom(server, namespace, token, says):
+    assert ApiHub(server.url, token=server.token(**token)).may_write(namespace) == says
+
+
+@pytest.mark.parametrize(
+    ("namespace", "token", "says"),
+    [
+        ("tester", {"role": "read"}, "may only read; make one of role write"),
+        ("lab", {}, "lab is neither tester nor an organisation of theirs"),
+        ("lab", {"orgs": {"lab": "read"}}, "role 'read' in lab, which may not write"),
+        (
+            "lab",
+            {"role": "fineGrained", "orgs": {"lab": "admin"}, "scopes": {"tester": ["repo.write"]}},
+            "no repo.write for lab",
+        ),
+        (
+            "tester",
+            {"role": "fineGrained", "scopes": {"tester": ["repo.content.read"]}},
+            "no repo.write for tester",
+        ),
+    ],
+)
+def test_a_token_that_may_not_write_says_what_would_work(server, namespace, token, says):
+    with pytest.raises(UsageError, match=says):
+        ApiHub(server.url, token=server.token(**token)).may_write(namespace)
+
+
+def test_who_may_write_is_not_asked_without_a_token(server):
+    with pytest.raises(UsageError, match="needs a token that may write"):
+        ApiHub(server.url).may_write("tester")
+    assert server.log == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,20 +13,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kinship_daemon.durable import hash_file, sync
-from kinship_daemon.errors import ModelError
-from kinship_daemon.hub.files import intact, sidecars, weight_files
-from kinship_daemon.hub.names import check_revision, slug
+from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.hub.files import intact, place, sidecars, weight_files
 from kinship_daemon.hub.records import Repo, RepoFile
 
 __all__ = ["Content", "fetch"]
 
 Advance = Callable[[int], None]
 
-# Opens a file of a repo at an offset. Gives the offset it really starts at (0 where the server
-# cannot resume) and the bytes from there on.
-Content = Callable[[Repo, RepoFile, int], AbstractContextManager[tuple[int, Iterator[bytes]]]]
+# Opens a file of a repo at an offset. Gives blocks with their offsets, from there on, or from 0
+# where the server cannot resume.
+Content = Callable[[Repo, RepoFile, int], AbstractContextManager[Iterator[tuple[int, bytes]]]]
 
 _BLOCK = 1 << 20
+_BREAKS = 20  # of one file in one call; the next call goes on
+_FRUITLESS = 3  # of them in a row that brought nothing
+_PAUSE_SECONDS = 0.5
 
 
 class _MismatchError(Exception):
@@ -38,6 +41,7 @@ def fetch(
     content: Content,
     sha256: Callable[[Path], str] = hash_file,
     progress: Advance | None = None,
+    pause: Callable[[float], None] = time.sleep,
 ) -> Path:
     """
     A folder below `into` with a repo's config, tokenizer and safetensors files at its revision.
@@ -47,13 +51,14 @@ def fetch(
 
     Args:
         progress: Gets the bytes that are there since its last call.
+        pause: Waits so many seconds; may raise to end the call, also when asked for 0.
 
     Raises:
         ModelError: a file is missing, or its size or hash is not what the hub declares.
+        Transient: the connection broke too often. What is there stays.
     """
-    copy = _Copy(repo, content, sha256, progress or (lambda _: None))
-    final = into / slug(repo.id) / check_revision(repo.revision).replace("/", "-")
-    stage = final.with_name(f".{final.name}.part")
+    copy = _Copy(repo, content, sha256, progress or (lambda _: None), pause)
+    final, stage = place(into, repo.id, repo.revision)
     if final.is_dir():
         if copy.complete(final):
             return final
@@ -79,6 +84,7 @@ class _Copy:
     content: Content
     sha256: Callable[[Path], str]
     advance: Advance
+    pause: Callable[[float], None]
 
     def complete(self, folder: Path) -> bool:
         # The index first: only when it is right can it say which shards there are.
@@ -111,29 +117,74 @@ class _Copy:
     def _receive(self, file: RepoFile, part: Path) -> None:
         """Complete `part` and check it; it stays as it is when the connection breaks."""
         with part.open("a+b") as out:
+            growing = _Growing(file, out, self.advance)
             if part.stat().st_size > file.size:
-                out.truncate(0)
-            digest = _digest(file)
-            length = _feed(out, digest, self.advance)
-            if length < file.size:
-                with self.content(self.repo, file, length) as (start, blocks):
-                    if start != length:
-                        out.truncate(0)
-                        digest, length = _digest(file), 0
-                    for block in blocks:
-                        out.write(block)
-                        digest.update(block)
-                        length += len(block)
-                        self.advance(len(block))
-                        if length > file.size:
-                            raise _MismatchError(f"more than the {file.size} bytes declared")
+                growing.restart()
+            self._feed(growing)
+            self._complete(file, growing)
             out.flush()
             os.fsync(out.fileno())
-        expected = file.sha256 or file.blob
-        if length != file.size:
-            raise _MismatchError(f"{length} bytes where the hub declares {file.size}")
-        if expected is not None and digest.hexdigest() != expected:
-            raise _MismatchError(f"its hash is {digest.hexdigest()}, not {expected} as declared")
+        expected, found = file.sha256 or file.blob, growing.digest.hexdigest()
+        if growing.length != file.size:
+            raise _MismatchError(f"{growing.length} bytes where the hub declares {file.size}")
+        if expected is not None and found != expected:
+            raise _MismatchError(f"its hash is {found}, not {expected} as declared")
+
+    def _feed(self, growing: _Growing) -> None:
+        """Hash what an earlier call has left."""
+        growing.out.seek(0)
+        while block := growing.out.read(_BLOCK):
+            growing.count(block)
+            self.pause(0)
+
+    def _complete(self, file: RepoFile, growing: _Growing) -> None:
+        """Ask for the rest; when the connection breaks, from there on, a few times."""
+        breaks = fruitless = 0
+        while growing.length < file.size:
+            before = growing.length
+            try:
+                with self.content(self.repo, file, before) as blocks:
+                    for offset, block in blocks:
+                        growing.add(offset, block)
+                return
+            except Transient as error:
+                breaks += 1
+                fruitless = fruitless + 1 if growing.length <= before else 0
+                if breaks == _BREAKS or fruitless == _FRUITLESS or error.retry_seconds:
+                    raise
+                self.pause(_PAUSE_SECONDS)
+
+
+@dataclass
+class _Growing:
+    """A file as it arrives."""
+
+    file: RepoFile
+    out: BinaryIO
+    advance: Advance
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        self.digest = _digest(self.file)
+
+    def restart(self) -> None:
+        self.out.truncate(0)
+        self.digest, self.length = _digest(self.file), 0
+
+    def add(self, offset: int, block: bytes) -> None:
+        if offset != self.length:
+            self.restart()
+        if offset != self.length:
+            raise _MismatchError(f"bytes from {offset} on, which were not asked for")
+        self.out.write(block)
+        self.count(block)
+        if self.length > self.file.size:
+            raise _MismatchError(f"more than the {self.file.size} bytes declared")
+
+    def count(self, block: bytes) -> None:
+        self.digest.update(block)
+        self.length += len(block)
+        self.advance(len(block))
 
 
 def _digest(file: RepoFile) -> hashlib._Hash:
@@ -141,14 +192,3 @@ def _digest(file: RepoFile) -> hashlib._Hash:
     if file.sha256 is not None or file.blob is None:
         return hashlib.sha256()
     return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-
-
-def _feed(out: BinaryIO, digest: hashlib._Hash, advance: Advance) -> int:
-    """Hash what is there already. Returns its length."""
-    out.seek(0)
-    length = 0
-    while block := out.read(_BLOCK):
-        digest.update(block)
-        length += len(block)
-        advance(len(block))
-    return length

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import ModelError
+from kinship_daemon.hub.names import check_revision, slug
 from kinship_daemon.hub.records import RepoFile
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "is_adapter",
     "local_files",
     "pickles",
+    "place",
     "sidecars",
     "wanted",
     "weight_files",
@@ -94,6 +96,12 @@ def weight_files(files: Iterable[RepoFile], folder: Path | None = None) -> list[
     if missing := [name for name in shards if name not in known]:
         raise ModelError(f"{_INDEX} names {missing[0]}, which the repo does not have")
     return [known[name] for name in shards]
+
+
+def place(into: Path, repo_id: str, revision: str) -> tuple[Path, Path]:
+    """Where a repo's files lie when they are whole, and where they arrive."""
+    final = into / slug(repo_id) / check_revision(revision).replace("/", "-")
+    return final, final.with_name(f".{final.name}.part")
 
 
 def wanted(files: Iterable[RepoFile]) -> list[RepoFile]:

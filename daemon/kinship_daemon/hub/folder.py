@@ -33,6 +33,8 @@ class FolderHub:
     Hidden folders and files do not exist for it, and neither do links that lead out of the root.
     """
 
+    copies = False
+
     def __init__(self, root: Path, *, sha256: Callable[[Path], str] = hash_file) -> None:
         """
         A hub over an existing folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,11 @@ __all__ = ["open_hub"]
 
 
 def open_hub(
-    where: str, *, token: str | None = None, sha256: Callable[[Path], str] = hash_file
+    where: str,
+    *,
+    token: str | None = None,
+    sha256: Callable[[Path], str] = hash_file,
+    stop: threading.Event | None = None,
 ) -> Hub:
     """
     A hub by URL or folder.
@@ -24,6 +29,7 @@ def open_hub(
             that server.
         sha256: Of a file, hex; a folder hub hashes its repos at every look, so give one that
             remembers.
+        stop: Ends every call over the network with Stopped.
 
     Raises:
         UsageError: neither a URL nor an existing folder.
@@ -32,7 +38,7 @@ def open_hub(
         # Slow to import, and not needed for a folder.
         from kinship_daemon.hub.client import ApiHub, machine_token  # noqa: PLC0415
 
-        return ApiHub(where, token=token or machine_token(where), sha256=sha256)
+        return ApiHub(where, token=token or machine_token(where), sha256=sha256, stop=stop)
     folder = Path(where).expanduser()
     if not folder.is_dir():
         raise UsageError(

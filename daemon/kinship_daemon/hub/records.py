@@ -8,14 +8,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from kinship_daemon.errors import UsageError
+from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.parts import Parts
 
-__all__ = ["Hub", "Listing", "Publication", "Repo", "RepoFile", "UnknownRepo"]
+__all__ = [
+    "Hub",
+    "Listing",
+    "Publication",
+    "RangesRefused",
+    "Repo",
+    "RepoFile",
+    "UnknownRepo",
+]
 
 
 class UnknownRepo(UsageError):
     """The hub has no such repo, or not at that revision (any more)."""
+
+
+class RangesRefused(KinshipError):
+    """The server gives files only whole; pieces of them cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,14 @@ class Publication:
 
 
 class Hub(Protocol):
-    """Where models come from and go to."""
+    """
+    Where models come from and go to.
+
+    Attributes:
+        copies: Whether `fetch` makes a copy, or shows where the files lie.
+    """
+
+    copies: bool
 
     @property
     def name(self) -> str:

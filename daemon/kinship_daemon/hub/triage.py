@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kinship_daemon.hub.files import has_tokenizer, is_adapter, pickles, weight_files
 from kinship_daemon.hub.front_matter import relation, tags
-from kinship_daemon.hub.records import Repo
+from kinship_daemon.hub.records import Listing, Repo
 
-__all__ = ["Rules", "refusal", "remarks"]
+__all__ = ["Rules", "listed_refusal", "refusal", "remarks"]
 
 # As words of a name or tag: Org/Model-GPTQ, 4bit, but not the "awq" inside another word.
 _QUANTISED = re.compile(
     r"(?:^|[^a-z0-9])(gguf|ggml|gptq|awq|exl2|exl3|bnb|bitsandbytes|eetq|hqq|fp8|nf4|[2-8]-?bit)"
     r"(?![a-z0-9])"
 )
+
+
+# The Hub's own tag for a descendant whose relation is stated.
+_TYPED = re.compile(r"base_model:(finetune|adapter|merge|quantized):")
+_GATED = "gated (triage.allow_gated admits such)"
+_MERGE = "a merge (triage.allow_merges admits such)"
+_ADAPTER = "an adapter (triage.allow_adapters admits such)"
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,22 @@ def refusal(
     )
 
 
+def listed_refusal(listing: Listing, base_id: str, rules: Rules) -> str | None:
+    """The same from a line of a listing alone, which asks the hub nothing more."""
+    relations = {tag.split(":")[1] for tag in listing.tags if _TYPED.match(tag)}
+    plain = [tag.lower() for tag in listing.tags if not tag.startswith("base_model:")]
+    reasons = (
+        (listing.id == base_id, "the base itself"),
+        (listing.disabled, "disabled by the hub"),
+        (listing.gated and not rules.allow_gated, _GATED),
+        ("quantized" in relations, "a quantised copy"),
+        ("merge" in relations and not rules.allow_merges, _MERGE),
+        (relations == {"adapter"} and not rules.allow_adapters, _ADAPTER),
+    )
+    known = next((reason for holds, reason in reasons if holds), None)
+    return known or _by_words((*plain, listing.id.rpartition("/")[2].lower()))
+
+
 def remarks(repo: Repo) -> tuple[str, ...]:
     """What is worth saying about a repo that is admitted all the same."""
     found = []
@@ -74,7 +97,7 @@ def _by_standing(repo: Repo, base_id: str, rules: Rules) -> str | None:
     if repo.problem is not None:
         return repo.problem
     if repo.gated and not rules.allow_gated:
-        return "gated (triage.allow_gated admits such)"
+        return _GATED
     return None
 
 
@@ -82,18 +105,22 @@ def _by_relation(repo: Repo, rules: Rules) -> str | None:
     # Whether the card names this base is the hub's to say: it knows the names of renamed repos.
     kind = relation(repo.card, [file.path for file in repo.files])
     if kind == "adapter" and not rules.allow_adapters:
-        return "an adapter (triage.allow_adapters admits such)"
+        return _ADAPTER
     if kind == "quantized":
         return "a quantised copy"
     if kind == "merge" and not rules.allow_merges:
-        return "a merge (triage.allow_merges admits such)"
+        return _MERGE
     return None
 
 
 def _by_quantisation(repo: Repo) -> str | None:
     if "quantization_config" in repo.config:
         return "quantised: config.json has a quantization_config"
-    for word in (*tags(repo.card), repo.id.rpartition("/")[2].lower()):
+    return _by_words((*tags(repo.card), repo.id.rpartition("/")[2].lower()))
+
+
+def _by_words(words: Iterable[str]) -> str | None:
+    for word in words:
         if found := _QUANTISED.search(word):
             return f"quantised, by its name or tags ({found[1]})"
     return None

@@ -1,0 +1,171 @@
+"""What a server's answers mean: refusals in one line each, and whether a file is what it was."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from kinship_daemon.errors import KinshipError, ModelError, Transient
+from kinship_daemon.hub.quota import asked_wait, origin
+from kinship_daemon.hub.records import RepoFile, UnknownRepo
+
+__all__ = ["Question", "check_unchanged", "message_of"]
+
+_AGAIN = {408, 425, 429}
+_DISABLED = "Access to this resource is disabled."
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    What is asked of whom, for the words of an error.
+
+    Attributes:
+        url: For messages, so without its query.
+        repo_id: Empty if it is about none.
+        writes: Whether it is to change something there.
+        token: Sent along; never shown.
+    """
+
+    endpoint: str
+    url: str
+    repo_id: str = ""
+    revision: str | None = None
+    writes: bool = False
+    token: str | None = field(default=None, repr=False)
+
+    def refusal(
+        self, status: int, headers: Mapping[str, str], said: str = "", url: str | None = None
+    ) -> KinshipError:
+        """
+        An answer that is none, as one of our errors.
+
+        Args:
+            said: The message in its body.
+            url: Where it came from in the end, if a redirect led elsewhere.
+        """
+        said = headers.get("x-error-message") or said
+        if url is not None and origin(url) != origin(self.endpoint):
+            return self._by_storage(status, headers)
+        return (
+            self._by_code(headers.get("x-error-code", ""), said)
+            or self._by_status(status, headers, said)
+            or KinshipError(f"{self.url} answered {status} {self.line(said)}".rstrip())
+        )
+
+    def parsed(self, data: bytes) -> Any:
+        """
+        An answer's JSON.
+
+        Raises:
+            Transient: it is none, such as the page of a proxy. ModelError: nobody could read it.
+        """
+        try:
+            return json.loads(data)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise self.no_json() from None
+        except (ValueError, RecursionError):
+            # A number of ten thousand digits, a thousand brackets.
+            kind = ModelError if self.repo_id else Transient
+            raise kind(f"{self.url} answers with JSON that cannot be read") from None
+
+    def no_json(self) -> Transient:
+        return Transient(f"{self.url} does not answer with JSON; is {self.endpoint} a Hub?")
+
+    def unreachable(self, error: Exception) -> Transient:
+        words = self.line(error) or type(error).__name__
+        return Transient(
+            f"{self.url} cannot be reached ({words}); "
+            "check the network and --hub, or try again later"
+        )
+
+    def line(self, words: object) -> str:
+        """Someone else's words as one short line, without our token or anyone's signature."""
+        text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", " ".join(str(words).split()))
+        return (text.replace(self.token, "***") if self.token else text)[:200]
+
+    def _by_code(self, code: str, said: str) -> KinshipError | None:
+        if code == "GatedRepo":
+            return ModelError(
+                f"{self.repo_id} is gated: accept its terms at {self.endpoint}/{self.repo_id}, "
+                "then use a token of that account"
+            )
+        if code == "RepoNotFound":
+            return self._unknown()
+        if code == "RevisionNotFound":
+            return UnknownRepo(f"{self.endpoint}/{self.repo_id} has no revision {self.revision}")
+        if code == "EntryNotFound":
+            return ModelError(f"{self.url} is listed, but not there")
+        if said == _DISABLED:
+            return ModelError(f"{self.endpoint} has disabled {self.repo_id}")
+        return None
+
+    def _by_status(self, status: int, headers: Mapping[str, str], said: str) -> KinshipError | None:
+        words = f"{self.url} answered {status} {self.line(said)}".rstrip()
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _AGAIN:
+            return Transient(f"{words}; try again later", asked_wait(headers))
+        if status == HTTPStatus.PRECONDITION_FAILED:
+            return Transient(f"{self.url}: someone else committed in between; try again later")
+        # Of someone without a token the Hub asks for one, whether the repo exists or not.
+        anonymous = status == HTTPStatus.UNAUTHORIZED and self.token is None
+        reads_repo = bool(self.repo_id) and not self.writes
+        if reads_repo and (status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE} or anonymous):
+            return self._unknown()
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            # A bad token concerns everything; what is forbidden to read, only this repo.
+            kind = ModelError if reads_repo and status == HTTPStatus.FORBIDDEN else KinshipError
+            return kind(f"{words}; use a token that may do this (HF_TOKEN, or `hf auth login`)")
+        return ModelError(words) if reads_repo else None
+
+    def _by_storage(self, status: int, headers: Mapping[str, str]) -> KinshipError:
+        # Mostly a signed address whose time is over: asked for again, it is a new one.
+        return Transient(
+            f"{self.url}: its storage server answered {status}; try again later",
+            asked_wait(headers),
+        )
+
+    def _unknown(self) -> UnknownRepo:
+        hint = "" if self.token else "; if it is private, set HF_TOKEN"
+        return UnknownRepo(f"{self.endpoint} has no model {self.repo_id}{hint}")
+
+
+def check_unchanged(
+    question: Question, file: RepoFile, url: str, headers: Mapping[str, str]
+) -> None:
+    """
+    That an answer of the hub itself speaks of the file that was listed, by its hash and size.
+
+    A storage server's tag is not looked at: what it means is the storage's own business (that of
+    Xet is 64 hex digits, too, and no sha256).
+
+    Raises:
+        ModelError: it is another file now.
+    """
+    if origin(url) != origin(question.endpoint):
+        return
+    tag = headers.get("x-linked-etag") or headers.get("etag") or ""
+    tag = tag.removeprefix("W/").strip('"').lower()
+    size = headers.get("x-linked-size", "")
+    resized = re.fullmatch(r"\d{1,19}", size) and int(size) != file.size
+    if resized or (re.fullmatch(r"[0-9a-f]+", tag) and not _is_tag_of(tag, file)):
+        raise ModelError(f"{question.repo_id} {file.path}: changed on the hub since it was listed")
+
+
+def _is_tag_of(tag: str, file: RepoFile) -> bool:
+    """Whether a hash may be this file's: the same one, or one of a kind that we do not know."""
+    if len(tag) == 64:
+        return tag == file.sha256 or (file.sha256 is None and file.blob is None)
+    return len(tag) != 40 or file.blob in {None, tag}
+
+
+def message_of(body: bytes) -> str:
+    """The error in a JSON answer, if there is one."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    return str(said["error"]) if isinstance(said, dict) and "error" in said else ""

@@ -1,0 +1,198 @@
+"""Calls to a server: never in the way of a stop, bounded in time and retries."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from kinship_daemon.errors import Stopped, Transient
+from kinship_daemon.hub.quota import PATIENCE_SECONDS, Quota
+
+__all__ = ["CALL_SECONDS", "Calls", "allowance", "note_answer", "note_request"]
+
+T = TypeVar("T")
+
+CALL_SECONDS = 180.0  # a small call with all its retries
+_BACKOFF_SECONDS = (0.5, 1.0)  # so three tries
+_TICK_SECONDS = 0.1  # how soon a stop is seen
+_SLOWEST = 32_768  # bytes/s: what is slower over hours is cut off, and gone on from later
+_AHEAD = 16  # blocks that a stream may be ahead of its reader
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the threads of one call share with whoever waits for them."""
+
+    quota: Quota
+    items: queue.Queue[tuple[str, Any]] = field(default_factory=lambda: queue.Queue(_AHEAD))
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def work(self, source: Callable[[], Iterable[Any]]) -> None:
+        """The body of a thread. Touches nothing but the source and the queue."""
+        _CURRENT.set(self)
+        try:
+            for item in source():
+                self._put("item", item)
+            self._put("end", None)
+        except _AbandonedError:
+            return
+        except BaseException as error:
+            # Raised again where it is waited for, whatever it is.
+            try:
+                self._put("error", error)
+            except _AbandonedError:
+                return
+
+    def check(self) -> None:
+        if self.abandoned.is_set():
+            raise _AbandonedError
+
+    def _put(self, kind: str, value: object) -> None:
+        while True:
+            self.check()
+            try:
+                return self.items.put((kind, value), timeout=_TICK_SECONDS)
+            except queue.Full:
+                continue
+
+
+# The call that this thread works for. A client's hooks find it here.
+_CURRENT: ContextVar[_Call | None] = ContextVar("_CURRENT", default=None)
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for this any more."""
+
+
+class Calls:
+    """
+    How one server is called.
+
+    Every call runs in daemon threads of its own, so that whoever waits for it can leave at any
+    moment, whatever sleeps or hangs there: at a stop, at its deadline, at Ctrl-C. An abandoned
+    thread sends nothing more.
+    """
+
+    def __init__(self, quota: Quota, stop: threading.Event | None = None) -> None:
+        self.quota = quota
+        self._stop = stop
+
+    def check(self) -> None:
+        """Raises Stopped once a stop is asked for."""
+        if self._stop is not None and self._stop.is_set():
+            raise Stopped
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raises Stopped as soon as a stop is asked for."""
+        if self._stop is None:
+            time.sleep(seconds)
+        elif self._stop.wait(seconds):
+            raise Stopped
+
+    def stream(
+        self, what: str, sources: Sequence[Callable[[], Iterable[T]]], seconds: float
+    ) -> Generator[T, None, None]:
+        """
+        What the sources give, each read in a thread of its own, in the order it comes.
+
+        Args:
+            what: For the message, such as a URL.
+            seconds: From now to the end of all.
+
+        Raises:
+            Stopped: asked for meanwhile. Transient: it took too long.
+        """
+        call = _Call(self.quota)
+        end = time.monotonic() + seconds
+        try:
+            self.check()
+            for source in sources:
+                threading.Thread(target=call.work, args=(source,), daemon=True).start()
+            running = len(sources)
+            while running:
+                kind, value = self._next(call, what, end)
+                if kind == "item":
+                    yield value
+                elif kind == "error":
+                    raise value
+                else:
+                    running -= 1
+        finally:
+            call.abandoned.set()
+
+    def once(self, what: str, work: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
+        """What `work` returns, done in a thread of its own."""
+        with closing(self.stream(what, [lambda: (work(),)], seconds)) as results:
+            return next(results)
+
+    def retried(self, what: str, work: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
+        """As `once`, a few times while it is Transient. Only for what may be done twice."""
+        end = time.monotonic() + seconds
+        for pause in (*_BACKOFF_SECONDS, None):
+            try:
+                return self.once(what, work, end - time.monotonic())
+            except Transient as error:
+                if pause is None or time.monotonic() > end:
+                    raise
+                self.pause(error, pause)
+        raise AssertionError("the last try returns or raises")
+
+    def pause(self, error: Transient, seconds: float) -> None:
+        """Wait before the next try; raises the error itself if it asks for much more than that."""
+        asked = error.retry_seconds or 0.0
+        if asked > PATIENCE_SECONDS:
+            raise error
+        self.wait(max(seconds, asked))
+
+    def backoff(self, failures: int) -> float | None:
+        """Seconds before the next try after so many failures in a row; None: give up."""
+        return _BACKOFF_SECONDS[failures - 1] if failures <= len(_BACKOFF_SECONDS) else None
+
+    def _next(self, call: _Call, what: str, end: float) -> tuple[str, Any]:
+        while True:
+            self.check()
+            if time.monotonic() > end:
+                raise Transient(f"{what} takes too long; try again later")
+            try:
+                return call.items.get(timeout=_TICK_SECONDS)
+            except queue.Empty:
+                continue
+
+
+def allowance(count: int) -> float:
+    """Seconds that the transfer of so many bytes may take."""
+    return CALL_SECONDS + count / _SLOWEST
+
+
+def note_request(url: str) -> None:
+    """
+    For a client's hook, before a request is sent in a thread of a call; waits a few seconds.
+
+    Raises:
+        Transient: the server wants no such call for longer than that.
+    """
+    call = _CURRENT.get()
+    if call is None:
+        return
+    call.check()
+    # Abandoned or not, at the latest now.
+    call.abandoned.wait(call.quota.check(url))
+    call.check()
+
+
+def note_answer(url: str, status: int, headers: Mapping[str, str]) -> None:
+    """
+    For a client's hook, as soon as an answer's headers are there.
+
+    Raises:
+        Transient: it asks for a wait that is too long to sleep through.
+    """
+    call = _CURRENT.get()
+    if call is not None:
+        call.quota.note(url, status, headers)

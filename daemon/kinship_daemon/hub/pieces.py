@@ -1,0 +1,107 @@
+"""Single pieces of a hub's files by HTTP ranges, over connections that are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from urllib.parse import urljoin
+
+import httpx
+
+from kinship_daemon.errors import ModelError
+from kinship_daemon.hub.answers import Question, check_unchanged
+from kinship_daemon.hub.calls import note_answer, note_request
+from kinship_daemon.hub.records import RangesRefused, Repo, RepoFile
+from kinship_daemon.hub.spans import Span
+
+__all__ = ["AT_ONCE", "Connections", "check_piece", "receive", "redirect"]
+
+AT_ONCE = 8
+
+
+class Connections:
+    """Kept open to one server and its storage, shared by all repos."""
+
+    def __init__(self, endpoint: str, headers: Mapping[str, str], timeout_seconds: float) -> None:
+        """
+        Nothing is sent yet.
+
+        Args:
+            headers: Sent to this server only, such as the token.
+        """
+        self.endpoint = endpoint
+        self._own = dict(headers)
+        self._timeout = httpx.Timeout(timeout_seconds).as_dict()
+        self._client: httpx.Client | None = None
+
+    @contextmanager
+    def get(self, url: httpx.URL, span: Span, *, signed: bool) -> Iterator[httpx.Response]:
+        """An answer whose body is not read yet. For the threads of a call."""
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={span[0]}-{span[1] - 1}"}
+        if not signed:
+            headers |= self._own
+        request = httpx.Request("GET", url, headers=headers, extensions={"timeout": self._timeout})
+        note_request(str(url))
+        response = self._connected().send(request, stream=True, auth=None, follow_redirects=False)
+        try:
+            note_answer(str(url), response.status_code, response.headers)
+            yield response
+        finally:
+            response.close()
+
+    def _connected(self) -> httpx.Client:
+        if self._client is None:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * AT_ONCE)
+            self._client = httpx.Client(limits=limits)
+        return self._client
+
+
+def check_piece(
+    answer: httpx.Response, repo: Repo, file: RepoFile, question: Question, span: Span
+) -> None:
+    """
+    That an answer's body is exactly the span asked for, of the file that was listed.
+
+    Raises:
+        ModelError, UnknownRepo: the file is not there, or changed. Transient: not now.
+        RangesRefused: it is something else.
+    """
+    status, headers = answer.status_code, answer.headers
+    where = f"{repo.id} {file.path}"
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        raise ModelError(f"{where}: ends before byte {span[1]}; changed since it was listed")
+    if status == HTTPStatus.OK:
+        raise RangesRefused(f"{where}: the server sends the whole file instead of a piece")
+    if status != HTTPStatus.PARTIAL_CONTENT:
+        raise question.refusal(status, headers, url=str(answer.url))
+    check_unchanged(question, file, str(answer.url), headers)
+    sent = re.fullmatch(
+        r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", headers.get("content-range", "").strip()
+    )
+    if sent is None or (int(sent[1]), int(sent[2]) + 1) != span:
+        raise RangesRefused(f"{where}: the server sends other bytes than were asked for")
+    if sent[3] not in {"*", str(file.size)}:
+        raise ModelError(f"{where}: has {sent[3]} bytes, {file.size} when it was listed")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise RangesRefused(f"{where}: the server compresses pieces unasked")
+
+
+def receive(answer: httpx.Response, span: Span, into: list[bytes]) -> None:
+    """The body of an answer, no further than it may go."""
+    rest = span[1] - span[0]
+    for data in answer.iter_raw():
+        into.append(data)
+        rest -= len(data)
+        if rest < 0:
+            raise RangesRefused(f"more than the {span[1] - span[0]} bytes asked for came")
+    if rest:
+        raise httpx.RemoteProtocolError("the answer ends too early")
+
+
+def redirect(answer: httpx.Response, url: httpx.URL) -> httpx.URL | None:
+    """Where an answer sends us; None if nowhere."""
+    if answer.has_redirect_location:
+        return httpx.URL(urljoin(str(url), answer.headers["location"]))
+    return None

@@ -1,0 +1,207 @@
+"""A repo's files in pieces: many small ranges at once, lost ones asked for again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from urllib.parse import quote
+
+import httpx
+
+from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.hub.answers import Question, check_unchanged
+from kinship_daemon.hub.calls import Calls, allowance
+from kinship_daemon.hub.names import check_repo_id, check_revision
+from kinship_daemon.hub.pieces import (
+    AT_ONCE,
+    Connections,
+    check_piece,
+    receive,
+    redirect,
+)
+from kinship_daemon.hub.quota import origin
+from kinship_daemon.hub.records import RangesRefused, Repo, RepoFile
+from kinship_daemon.hub.spans import Span, cut, joined_spans
+
+__all__ = ["RangeParts"]
+
+_HOPS = 5
+_EXPIRED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+
+
+@dataclass(frozen=True)
+class _Address:
+    """Where a file's bytes are; a signed one is a secret that expires, and gets no token."""
+
+    url: httpx.URL
+    signed: bool
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What came of one request."""
+
+    span: Span
+    received: int
+    data: bytes = b""
+    error: Transient | RangesRefused | None = None
+    expired: bool = False
+
+
+@dataclass
+class RangeParts:
+    """
+    Pieces of a repo's files at its revision.
+
+    Every file is looked up once, and checked against the hash that was listed; its address is
+    used until it expires.
+
+    Attributes:
+        question: Of a URL of this repo, for the words of an error.
+    """
+
+    connections: Connections
+    calls: Calls
+    repo: Repo
+    question: Callable[[str], Question]
+    bytes_read: int = 0
+    _addresses: dict[str, _Address] = field(default_factory=dict)
+
+    def read(self, file: str, spans: Sequence[Span]) -> list[bytes]:
+        """
+        As `Parts.read`.
+
+        Raises:
+            RangesRefused: the server answers with something else than the pieces asked for.
+        """
+        known = self._known(file, spans)
+        wanted = joined_spans(spans)
+        got: dict[Span, bytes] = {}
+        failures = 0
+        while missing := [span for span in wanted if span not in got]:
+            before = len(got)
+            error = self._round(known, missing, got)
+            # As long as something comes it goes on: every round leaves less to do.
+            failures = 0 if len(got) > before else failures + 1
+            if error is not None:
+                self._pause(error, failures)
+        starts = [start for start, _ in wanted]
+        return [cut(wanted, starts, got, span) for span in spans]
+
+    def close(self) -> None:
+        """The connections are the hub's; only the addresses are forgotten."""
+        self._addresses.clear()
+
+    def _known(self, file: str, spans: Sequence[Span]) -> RepoFile:
+        known = next((each for each in self.repo.files if each.path == file), None)
+        if known is None:
+            raise ModelError(f"{self.repo.id} has no file {file}")
+        for start, end in spans:
+            if not 0 <= start <= end <= known.size:
+                raise ModelError(
+                    f"{self.repo.id} {file}: no bytes {start} to {end}; it has {known.size}"
+                )
+        return known
+
+    def _pause(self, error: Transient | RangesRefused, failures: int) -> None:
+        pause = self.calls.backoff(max(failures, 1))
+        if pause is None:
+            raise error
+        if isinstance(error, Transient):
+            self.calls.pause(error, pause)
+        else:
+            self.calls.wait(pause)
+
+    def _round(
+        self, file: RepoFile, spans: Sequence[Span], got: dict[Span, bytes]
+    ) -> Transient | RangesRefused | None:
+        """Ask once for every span; returns the last thing that went wrong."""
+        question = self.question(self._url(file))
+        try:
+            address = self._address(file, question)
+        except (Transient, RangesRefused) as error:
+            return error
+        jobs, fault = deque(spans), None
+        work = partial(self._work, address, file, question, jobs)
+        seconds = allowance(sum(end - start for start, end in spans))
+        crew = [work] * min(len(spans), AT_ONCE)
+        with closing(self.calls.stream(question.url, crew, seconds)) as pieces:
+            for piece in pieces:
+                self.bytes_read += piece.received
+                if piece.error is None:
+                    got[piece.span] = piece.data
+                    continue
+                fault = piece.error
+                if piece.expired:
+                    self._addresses.pop(file.path, None)
+        return fault
+
+    def _work(
+        self, address: _Address, file: RepoFile, question: Question, jobs: deque[Span]
+    ) -> Iterator[_Piece]:
+        """In a thread: span after span, until none is left or none would come."""
+        while True:
+            try:
+                span = jobs.popleft()
+            except IndexError:
+                return
+            piece = self._ask(address, file, question, span)
+            slow = isinstance(piece.error, Transient) and piece.error.retry_seconds is not None
+            if piece.expired or slow or isinstance(piece.error, RangesRefused):
+                jobs.clear()
+            yield piece
+
+    def _ask(self, address: _Address, file: RepoFile, question: Question, span: Span) -> _Piece:
+        received: list[bytes] = []
+        expired = False
+        try:
+            with self.connections.get(address.url, span, signed=address.signed) as answer:
+                expired = address.signed and answer.status_code in _EXPIRED
+                check_piece(answer, self.repo, file, question, span)
+                receive(answer, span, received)
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            return _Piece(span, sum(map(len, received)), error=question.unreachable(error))
+        except (Transient, RangesRefused) as error:
+            return _Piece(span, sum(map(len, received)), error=error, expired=expired)
+        return _Piece(span, sum(map(len, received)), b"".join(received))
+
+    def _address(self, file: RepoFile, question: Question) -> _Address:
+        known = self._addresses.get(file.path)
+        if known is None:
+            known = self.calls.retried(question.url, partial(self._resolved, file, question))
+            self._addresses[file.path] = known
+            self.bytes_read += 1
+        return known
+
+    def _resolved(self, file: RepoFile, question: Question) -> _Address:
+        """
+        Where a file lies, in a thread, found out by its first byte.
+
+        The token follows no redirect to another server; from there on there may be more of them.
+        """
+        url, signed = httpx.URL(self._url(file)), False
+        try:
+            for _ in range(_HOPS):
+                with self.connections.get(url, (0, 1), signed=signed) as answer:
+                    target = redirect(answer, url)
+                    if target is None:
+                        check_piece(answer, self.repo, file, question, (0, 1))
+                        receive(answer, (0, 1), [])
+                        return _Address(url, signed)
+                    check_unchanged(question, file, str(url), answer.headers)
+                url = target
+                signed = signed or origin(str(url)) != origin(self.connections.endpoint)
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+            raise question.unreachable(error) from None
+        raise Transient(f"{question.url} is redirected without end")
+
+    def _url(self, file: RepoFile) -> str:
+        repo_id, revision = check_repo_id(self.repo.id), check_revision(self.repo.revision)
+        return (
+            f"{self.connections.endpoint}/{repo_id}/resolve/{quote(revision, safe='')}"
+            f"/{quote(file.path)}"
+        )

@@ -1,0 +1,52 @@
+"""Spans of a file: near ones asked for together, and cut out of what came."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+__all__ = ["Span", "cut", "joined_spans"]
+
+Span = tuple[int, int]  # [start, end) in bytes
+
+_GAP = 4096  # bytes read for nothing that cost less than one more request
+_BLOCK = 8 << 20  # spans are not joined beyond this
+
+
+def joined_spans(spans: Sequence[Span]) -> list[Span]:
+    """What to ask for, sorted: near ones as one, empty ones not at all."""
+    joined: list[Span] = []
+    for start, end in sorted({span for span in spans if span[0] < span[1]}):
+        if joined and _near(joined[-1], (start, end)):
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _near(before: Span, span: Span) -> bool:
+    inside = span[1] <= before[1]
+    return inside or (span[0] - before[1] <= _GAP and span[1] - before[0] <= _BLOCK)
+
+
+def cut(
+    wanted: Sequence[Span], starts: Sequence[int], got: Mapping[Span, bytes], span: Span
+) -> bytes:
+    """
+    One span's bytes.
+
+    Args:
+        wanted: The joined spans.
+        starts: Where they begin.
+        got: Their bytes.
+    """
+    start, end = span
+    if start == end:
+        return b""
+    # Joined spans may still overlap where one would have become too long: the last that begins
+    # before this one's start need not hold it all.
+    at = bisect_right(starts, start) - 1
+    while wanted[at][1] < end:
+        at -= 1
+    whole = wanted[at]
+    return got[whole][start - whole[0] : end - whole[0]]

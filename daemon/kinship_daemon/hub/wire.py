@@ -1,0 +1,218 @@
+"""Small calls, pages and streams of a server with the Hub's API, in JSON and bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import closing, contextmanager
+from functools import partial
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx2
+
+from kinship_daemon.errors import KinshipError, Transient
+from kinship_daemon.hub.answers import Question, check_unchanged, message_of
+from kinship_daemon.hub.calls import Calls, allowance, note_answer, note_request
+from kinship_daemon.hub.quota import origin
+from kinship_daemon.hub.records import Repo, RepoFile
+
+__all__ = ["Wire", "bounded_session"]
+
+_BOUND_SECONDS = 120.0  # of silence, for calls that take no timeout of their own
+_MOST_BYTES = 100_000_000  # of a small answer: a repo of 300,000 files is described in less
+_MOST_PAGES = 10_000
+
+
+class Wire:
+    """One server, spoken to as one user."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        token: str | None,
+        timeout_seconds: float,
+        calls: Calls,
+        session: Callable[[], httpx2.Client],
+    ) -> None:
+        self.endpoint = endpoint
+        self.calls = calls
+        self._token = token
+        self._timeout = timeout_seconds
+        self._session = session
+
+    def question(
+        self, path: str, repo_id: str = "", revision: str | None = None, *, writes: bool = False
+    ) -> Question:
+        url = f"{self.endpoint}{path}"
+        return Question(self.endpoint, url, repo_id, revision, writes, self._token)
+
+    def headers(self) -> dict[str, str]:
+        headers = {"user-agent": f"kinship-daemon/{version('kinship-daemon')}"}
+        if self._token is not None:
+            headers["authorization"] = f"Bearer {self._token}"
+        return headers
+
+    def pages(self, query: Sequence[tuple[str, str]]) -> Iterator[list[Mapping[str, Any]]]:
+        """
+        The pages of a listing of models.
+
+        HfApi.list_models would sleep up to minutes between its own retries, and would follow a
+        next page, with the token, to any server.
+        """
+        question = self.question("/api/models")
+        url: str | None = f"{question.url}?{urlencode(query)}"
+        for _ in range(_MOST_PAGES):
+            items, url = self.ask(question, url)
+            if not isinstance(items, list):
+                raise Transient(f"{question.url} does not answer with a list; is it a Hub?")
+            yield [item for item in items if isinstance(item, dict)]
+            if url is None:
+                return
+            if origin(url) != origin(self.endpoint):
+                raise KinshipError(
+                    f"{self.endpoint} sends its next page to another server: {question.line(url)}"
+                )
+        raise Transient(f"{question.url} goes on for more than {_MOST_PAGES} pages")
+
+    def ask(
+        self,
+        question: Question,
+        url: str | None = None,
+        *,
+        body: Mapping[str, str] | None = None,
+        fine: Set[int] = frozenset(),
+    ) -> tuple[Any, str | None]:
+        """
+        One small call, tried a few times.
+
+        Args:
+            url: The question's, with its query.
+            body: To POST as JSON.
+            fine: Statuses that are no errors.
+
+        Returns:
+            The JSON answered, and the URL of the next page.
+        """
+        work = partial(self._exchange, question, url or question.url, body, fine)
+        return self.calls.retried(question.url, work)
+
+    def _exchange(
+        self, question: Question, url: str, body: Mapping[str, str] | None, fine: Set[int]
+    ) -> tuple[Any, str | None]:
+        method = "GET" if body is None else "POST"
+        headers = self.headers()
+        with (
+            _speaking(question),
+            self._session().stream(
+                method, url, headers=headers, timeout=self._timeout, json=body
+            ) as response,
+        ):
+            data = _all_of(response)
+            if not response.is_success and response.status_code not in fine:
+                raise question.refusal(
+                    response.status_code, response.headers, message_of(data), str(response.url)
+                )
+            return question.parsed(data), response.links.get("next", {}).get("url")
+
+    @contextmanager
+    def content(
+        self, repo: Repo, file: RepoFile, offset: int
+    ) -> Iterator[Iterator[tuple[int, bytes]]]:
+        """A file's bytes from an offset on, or from 0 where the server cannot resume."""
+        question = self.question(
+            f"/{repo.id}/resolve/{quote(repo.revision, safe='')}/{quote(file.path)}",
+            repo.id,
+            repo.revision,
+        )
+        source = partial(self._blocks, question, file, offset)
+        with closing(
+            self.calls.stream(question.url, [source], allowance(file.size - offset))
+        ) as blocks:
+            yield blocks
+
+    def _blocks(
+        self, question: Question, file: RepoFile, offset: int
+    ) -> Iterator[tuple[int, bytes]]:
+        """
+        Blocks with their offsets, in a thread.
+
+        We stream this ourselves: hf_hub_download neither resumes nor checks a hash. A redirect to
+        a storage server does not take the token along (httpx2 drops it when the origin changes).
+        """
+        # A compressed answer could neither be resumed nor counted.
+        headers = self.headers() | {"Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        with (
+            _speaking(question),
+            self._session().stream(
+                "GET", question.url, headers=headers, timeout=self._timeout
+            ) as response,
+        ):
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return
+            if not response.is_success:
+                raise question.refusal(
+                    response.status_code, response.headers, url=str(response.url)
+                )
+            for answer in (*response.history, response):
+                check_unchanged(question, file, str(answer.url), answer.headers)
+            begin = re.match(r"bytes (\d{1,19})-", response.headers.get("Content-Range", ""))
+            at = int(begin[1]) if begin else 0
+            for block in response.iter_raw():
+                yield at, block
+                at += len(block)
+
+
+def bounded_session(*hooks: Callable[[httpx2.Request], None]) -> httpx2.Client:
+    """
+    A client whose every request has a time limit, and is part of the call it is made in.
+
+    Args:
+        hooks: Called before a request.
+    """
+    # Without timeout=None its own 5 seconds would go before ours.
+    events: dict[str, list[Callable[..., Any]]] = {
+        "request": [*hooks, _bound, _announced],
+        "response": [_noted],
+    }
+    return httpx2.Client(follow_redirects=True, timeout=None, event_hooks=events)
+
+
+def _bound(request: httpx2.Request) -> None:
+    """Give every call a time limit: huggingface_hub passes none, or says None, in most places."""
+    given = request.extensions.get("timeout") or {}
+    kinds = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {kind: given.get(kind) or _BOUND_SECONDS for kind in kinds}
+
+
+def _announced(request: httpx2.Request) -> None:
+    note_request(str(request.url))
+
+
+def _noted(response: httpx2.Response) -> None:
+    """Before huggingface_hub sees a wait of minutes, and sleeps it."""
+    url = str(response.request.url)
+    note_answer(url, response.status_code, response.headers)
+
+
+@contextmanager
+def _speaking(question: Question) -> Iterator[None]:
+    """The client's errors as ours."""
+    try:
+        yield
+    except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        raise question.unreachable(error) from None
+
+
+def _all_of(response: httpx2.Response) -> bytes:
+    """A small answer's body."""
+    data = bytearray()
+    for block in response.iter_bytes():
+        data += block
+        if len(data) > _MOST_BYTES:
+            raise httpx2.DecodingError(f"the answer is longer than {_MOST_BYTES} bytes")
+    return bytes(data)
