@@ -6,7 +6,6 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -272,18 +271,6 @@ def test_a_task_that_does_not_exist_is_refused_before_anything_is_fetched(tiny_h
     assert "winogrande" in result.err
     assert result.err.count("\n") == 1
     assert "Traceback" not in result.err
-
-
-def test_too_little_disk_within_the_limit_says_which_limit(tiny_hub, home):
-    with opened(tiny_hub, home, **{"limits.disk_gb": "0.00001"}) as d:
-        said = d.report.event = Mock()
-        cycle.poll(d)
-        waiting = [model.id for model in d.lineage.models(status="seen")]
-    assert waiting == ["org/a", "org/b", "org/c"]
-    warnings = [call.args[1] for call in said.call_args_list if call.args[0] == "warning"]
-    assert len(warnings) == 1
-    assert "limits.disk_gb" in warnings[0]
-    assert the_good_go_on(polled(tiny_hub, home))
 
 
 @pytest.fixture

@@ -1,21 +1,25 @@
 """The clock: signals stop it cleanly, what passes is waited for, and a bug is loud."""
 
 import json
+import math
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
 import command
 from kinship_daemon import scheduler
 from kinship_daemon.daemon import BudgetReached, Stopped
-from kinship_daemon.errors import Transient
+from kinship_daemon.errors import Transient, UsageError
 
 ARGUMENTS = ["run", "--base", "demo", "--log-json"]
 
@@ -97,9 +101,10 @@ def events():
 def service(events):
     """A service whose daemon is only what the clock itself uses of it."""
 
-    def make(until_converged=False):
+    def make(until_converged=False, **watching):
         report = SimpleNamespace(event=lambda kind, message, **_: events.append((kind, message)))
-        watch = SimpleNamespace(poll_minutes=0.001)
+        settings = {"poll_minutes": 0.001, "webhook_port": None, "webhook_host": "127.0.0.1"}
+        watch = SimpleNamespace(**{**settings, **watching})
         daemon = SimpleNamespace(
             report=report, stop=threading.Event(), config=SimpleNamespace(watch=watch)
         )
@@ -109,21 +114,34 @@ def service(events):
 
 
 def play(monkeypatch, polls, evolutions):
-    """Let the cycle's two functions do these things in turn, the last for ever."""
+    """
+    Let the cycle's two functions do these things in turn, the last for ever.
 
-    def player(acts):
+    Returns the times at which they began, by their names.
+    """
+    times = {"poll": [], "evolve": []}
+
+    def player(acts, begun):
         acts = list(acts)
 
-        def act(_daemon):
+        def act(daemon):
+            begun.append(time.monotonic())
             one = acts.pop(0) if len(acts) > 1 else acts[0]
+            if callable(one):
+                one = one(daemon)
             if isinstance(one, BaseException):
                 raise one
             return one
 
         return act
 
-    monkeypatch.setattr(scheduler.cycle, "poll", player(polls))
-    monkeypatch.setattr(scheduler.cycle, "evolve", player(evolutions))
+    monkeypatch.setattr(scheduler.cycle, "poll", player(polls, times["poll"]))
+    monkeypatch.setattr(scheduler.cycle, "evolve", player(evolutions, times["evolve"]))
+    return times
+
+
+def gaps(times):
+    return [after - before for before, after in pairwise(times)]
 
 
 GOING_ON, CONVERGED = scheduler.cycle.Outcome(None), scheduler.cycle.Outcome("enough")
@@ -145,8 +163,161 @@ def test_what_passes_is_said_and_tried_again(service, events, monkeypatch, passi
     assert [kind for kind, _ in events[2:]] == ["idle"]
 
 
+LONG = 30.0  # minutes: no second tick within a test
+
+
+def test_a_hub_that_says_when_it_is_back_is_polled_then_not_at_the_next_tick(service, monkeypatch):
+    times = play(monkeypatch, [Transient("away", 0.2), False], [CONVERGED])
+    daemon, running = service(poll_minutes=LONG)
+    threading.Timer(2.5, daemon.stop.set).start()
+    assert running.run() is None
+    assert len(times["poll"]) == 2
+    assert 1.2 <= gaps(times["poll"])[0] < 2.2
+
+
+def test_ticks_are_skipped_until_the_hub_is_back(service, monkeypatch):
+    times = play(monkeypatch, [Transient("away", 0.5), False], [CONVERGED])
+    daemon, running = service()  # a tick every 0.06 s
+    threading.Timer(2.5, daemon.stop.set).start()
+    assert running.run() is None
+    assert gaps(times["poll"])[0] >= 1.5
+    assert len(times["poll"]) > 3
+    assert times["evolve"]
+    assert times["evolve"][0] < times["poll"][1]  # what is at home need not wait
+
+
+def test_a_generation_that_met_a_closed_hub_goes_on_when_it_is_back(service, monkeypatch):
+    times = play(monkeypatch, [False], [Transient("away", 0.2), CONVERGED])
+    daemon, running = service(poll_minutes=LONG)
+    threading.Timer(2.5, daemon.stop.set).start()
+    assert running.run() is None
+    assert len(times["evolve"]) == 2
+    assert 1.2 <= gaps(times["evolve"])[0] < 2.2
+    assert len(times["poll"]) == 1
+
+
+def test_no_tick_polls_a_hub_that_a_generation_found_closed(service, monkeypatch):
+    times = play(monkeypatch, [True, False], [Transient("away", 0.5), CONVERGED])
+    daemon, running = service()
+    threading.Timer(2.5, daemon.stop.set).start()
+    assert running.run() is None
+    later = [begun for begun in times["poll"] if begun > times["evolve"][0]]
+    assert later[0] - times["evolve"][0] >= 1.5
+
+
+@pytest.mark.parametrize("away", [10.0**18, math.inf, math.nan, -5.0])
+def test_nonsense_about_when_it_is_back_is_survived(service, events, monkeypatch, away):
+    play(monkeypatch, [Transient("away", away), False], [CONVERGED])
+    daemon, running = service(poll_minutes=LONG)
+    threading.Timer(0.5, daemon.stop.set).start()
+    assert running.run() is None
+    assert events[0] == ("warning", "away")
+
+
+def test_a_hurried_poll_comes_at_once(service, monkeypatch):
+    times = play(monkeypatch, [False], [CONVERGED])
+    daemon, running = service(poll_minutes=LONG)
+    threading.Timer(0.8, running.hurry).start()
+    threading.Timer(1.6, daemon.stop.set).start()
+    assert running.run() is None
+    assert len(times["poll"]) == 2
+    assert 0.5 < gaps(times["poll"])[0] < 1.4
+    running.hurry()  # the daemon has ended
+
+
+def test_nobody_can_hurry_a_poll_of_a_hub_that_is_away(service, monkeypatch):
+    daemon, running = service(poll_minutes=LONG)
+
+    def asked_meanwhile(_daemon):
+        running.hurry()
+        time.sleep(0.3)  # the second poll is waiting for the thread by now
+        return Transient("away", 0.5)
+
+    times = play(monkeypatch, [asked_meanwhile, False], [CONVERGED])
+    threading.Timer(1.0, running.hurry).start()
+    threading.Timer(3.0, daemon.stop.set).start()
+    assert running.run() is None
+    assert len(times["poll"]) == 2
+    assert gaps(times["poll"])[0] >= 1.8
+
+
+@pytest.mark.parametrize("job", ["poll", "evolve"])
+def test_a_stop_in_the_midst_of_a_wait_for_the_hub_is_clean_and_quick(service, monkeypatch, job):
+    def wait_for_the_hub(daemon):
+        daemon.stop.wait()
+        time.sleep(0.3)  # the main thread is shutting down by now
+        return Stopped()
+
+    acts = {"poll": [True], "evolve": [GOING_ON], job: [wait_for_the_hub]}
+    play(monkeypatch, acts["poll"], acts["evolve"])
+    daemon, running = service(poll_minutes=LONG)
+    threading.Timer(0.5, daemon.stop.set).start()
+    begun = time.monotonic()
+    assert running.run() is None
+    assert time.monotonic() - begun < 5
+
+
+def test_a_stop_while_a_job_ends_well_is_clean_and_quick(service, monkeypatch):
+    def work(daemon):
+        daemon.stop.wait()
+        time.sleep(0.3)
+        return True  # so that the next generation would begin at once
+
+    times = play(monkeypatch, [work], [GOING_ON])
+    daemon, running = service(poll_minutes=LONG)
+    threading.Timer(0.5, daemon.stop.set).start()
+    begun = time.monotonic()
+    assert running.run() is None
+    assert time.monotonic() - begun < 5
+    assert times["evolve"] == []
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def test_a_webhook_makes_the_next_poll_due(service, events, monkeypatch):
+    monkeypatch.setenv("KINSHIP_WEBHOOK_SECRET", "between us")
+    port = free_port()
+    daemon, running = service(poll_minutes=LONG, webhook_port=port)
+    answers = []
+
+    def call():
+        for secret in ("a guess", "between us", "between us"):
+            headers = {"X-Webhook-Secret": secret}
+            url = f"http://127.0.0.1:{port}/webhook"
+            answers.append(httpx.post(url, json={}, headers=headers).status_code)
+
+    times = play(monkeypatch, [False], [CONVERGED])
+    threading.Timer(0.8, call).start()
+    threading.Timer(2.0, daemon.stop.set).start()
+    assert running.run() is None
+    assert answers == [401, 202, 202]
+    assert len(times["poll"]) == 2  # many messages are one poll
+    assert ("listen", f"for webhooks at port {port}, /webhook") in events
+    with pytest.raises(httpx.ConnectError):
+        call()
+
+
+def test_a_webhook_that_cannot_be_is_said_before_anything_is_done(service, monkeypatch):
+    times = play(monkeypatch, [False], [CONVERGED])
+    monkeypatch.delenv("KINSHIP_WEBHOOK_SECRET", raising=False)
+    _, running = service(webhook_port=0)
+    with pytest.raises(UsageError, match="KINSHIP_WEBHOOK_SECRET is not set"):
+        running.run()
+    monkeypatch.setenv("KINSHIP_WEBHOOK_SECRET", "x")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        _, running = service(webhook_port=port)
+        with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
+            running.run()
+    assert times == {"poll": [], "evolve": []}
+
+
 def test_what_passes_ends_a_run_that_is_to_end(service, monkeypatch):
-    play(monkeypatch, [Transient("hub away")], [Transient("hub away")])
+    play(monkeypatch, [Transient("hub away", 300.0)], [Transient("hub away")])
     _, running = service(until_converged=True)
     with pytest.raises(Transient, match="hub away"):
         running.run()

@@ -61,6 +61,11 @@ def test_an_old_file_reads_like_one_written_today(old, schema, tmp_path):
         fill(now)
         if schema > 1:
             notice(now)
+        if schema == 1:  # who was noticed before there were candidates became one
+            assert {c.model for c in then.candidates()} == {m.id for m in now.models("finetune")}
+            assert all(c.triaged for c in then.candidates())
+            for candidate in then.candidates():
+                now.add_candidate(candidate)
         assert then.export() == now.export()
         assert then.models() == now.models()
         assert then.scores("recipe:m1") == now.scores("recipe:m1")

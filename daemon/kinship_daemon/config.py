@@ -36,6 +36,14 @@ class _Section(BaseModel):
 class Watch(_Section):
     poll_minutes: float = Field(30.0, gt=0)
     """Minutes between two looks at the hub."""
+    overlap_minutes: float = Field(60.0, ge=0)
+    """A look goes back this far before the newest change seen: a hub's listing may lag."""
+    relist_hours: float = Field(24.0, gt=0)
+    """Hours between two listings of everyone: who was tagged late, and who is gone."""
+    webhook_port: int | None = Field(None, ge=0, le=65535)
+    """Listen here for the Hub's webhooks, which hurry the next look; KINSHIP_WEBHOOK_SECRET."""
+    webhook_host: str = "127.0.0.1"
+    """Address to listen at."""
 
 
 class Triage(_Section):
@@ -47,6 +55,19 @@ class Triage(_Section):
     """Admit other people's merges; their own parents are rarely all declared."""
     allow_adapters: bool = True
     """Admit LoRA adapters: their weight changes count as those of a fine-tune."""
+    sample: float = Field(0.002, ge=0, le=0.5)
+    """Part of a candidate's weights that is read to estimate its kinship; 0 reads none."""
+
+
+class Admission(_Section):
+    novelty: float = Field(1.0, ge=0)
+    """Weight of a candidate's distance: 1 minus its highest kinship to the admitted."""
+    popularity: float = Field(0.5, ge=0)
+    """Weight of its downloads and likes, beside those of the others who wait."""
+    screen_documents: int = Field(0, ge=0)
+    """Documents per task of a quick screen before a full evaluation; 0 screens nobody."""
+    screen_margin: float = Field(0.05, ge=0)
+    """Refuse whom the quick screen finds worse than the base by more than this."""
 
 
 class Kinship(_Section):
@@ -160,7 +181,11 @@ class Publish(_Section):
 
 class Limits(_Section):
     disk_gb: float = Field(200.0, gt=0)
-    """What the home may hold, in gigabytes (10^9 bytes)."""
+    """What the home may hold, in gigabytes (10^9 bytes); fine-tunes make room for new ones."""
+    candidates_per_day: int = Field(1000, ge=1)
+    """Candidates looked into per UTC day: their files, headers and sample."""
+    download_gb_per_day: float = Field(1000.0, gt=0)
+    """Gigabytes of fine-tunes fetched per UTC day."""
     eval_hours_per_day: float = Field(24.0, gt=0)
     """Hours of evaluation per UTC day."""
     merges_per_day: int = Field(100, ge=1)
@@ -182,6 +207,7 @@ class Config(_Section):
     """Seeds the document split, the harness, the bootstrap and policies that draw."""
     watch: Watch = Watch()
     triage: Triage = Triage()
+    admission: Admission = Admission()
     kinship: Kinship = Kinship()
     policy: PolicyChoice = PolicyChoice()
     merge: Merge = Merge()

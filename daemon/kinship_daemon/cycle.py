@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kinship_daemon.daemon import Daemon
-from kinship_daemon.steps import admission, elementwise, evolution, judging, making, publication
+from kinship_daemon.steps import (
+    admission,
+    elementwise,
+    evolution,
+    judging,
+    making,
+    publication,
+    screening,
+    triage,
+    watching,
+)
 
 __all__ = ["Outcome", "evolve", "poll"]
 
@@ -29,7 +39,8 @@ def poll(d: Daemon) -> bool:
     Returns:
         Whether the population may have grown.
     """
-    admission.notice(d)
+    watching.notice(d)
+    triage.triage(d)
     admission.admit(d)
     return bool(admission.without_row(d))
 
@@ -41,6 +52,7 @@ def evolve(d: Daemon) -> Outcome:
     Every step is written down before the next begins and is not taken twice, so that a call after
     a kill goes on in the middle.
     """
+    screening.screen(d)
     admission.relate(d)
     elementwise.make_children(d)
     making.record_kinships(d)

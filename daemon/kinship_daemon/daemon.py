@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -14,13 +14,15 @@ from typing import TypeVar
 from kinship_daemon.config import Config
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import hash_file
-from kinship_daemon.errors import KinshipError, ModelError, Stopped
+from kinship_daemon.errors import BudgetReached, KinshipError, ModelError, Stopped
 from kinship_daemon.evaluate.records import Settings
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.home import Home
 from kinship_daemon.hub.files import wanted
-from kinship_daemon.hub.records import Hub, UnknownRepo
-from kinship_daemon.report import Advance, Reporter
+from kinship_daemon.hub.records import Hub, Repo, UnknownRepo
+from kinship_daemon.report import Reporter
+from kinship_daemon.room import make_room, mark_needed
+from kinship_daemon.sampling import Sampler
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, descend
 from kinship_daemon.weights.gram import Ledger
@@ -34,10 +36,6 @@ _T = TypeVar("_T")
 __all__ = ["BudgetReached", "Daemon", "Stopped", "cached_hash"]
 
 
-class BudgetReached(KinshipError):
-    """A daily limit is used up; work goes on tomorrow (UTC)."""
-
-
 @dataclass
 class Daemon:
     """
@@ -47,6 +45,7 @@ class Daemon:
         base: The base's row in the lineage.
         base_folder: Where its files lie.
         dry_run: Write nothing to any hub.
+        held: Models at work now, whose files must not make room for others.
         now: The clock, UTC.
         combined: What models are made of, by id; true for this ledger only.
     """
@@ -66,6 +65,7 @@ class Daemon:
     stop: threading.Event = field(default_factory=threading.Event)
     dry_run: bool = False
     combined: dict[str, Coefficients] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
 
     def use_ledger(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -79,6 +79,12 @@ class Daemon:
     @cached_property
     def base_checkpoint(self) -> Checkpoint:
         return Checkpoint.open(self.base_folder)
+
+    @cached_property
+    def sampler(self) -> Sampler | None:
+        """What samples of descendants are compared by; None where triage.sample is 0."""
+        fraction = self.config.triage.sample
+        return Sampler.of(self.base_folder, fraction, self.home.sample) if fraction else None
 
     def step(
         self,
@@ -122,8 +128,8 @@ class Daemon:
                 raise
             self.quarantine(model, str(error), key)
             return False
-        except KinshipError as error:
-            self.lineage.fail(key, str(error))
+        except (KinshipError, Stopped) as error:
+            self.lineage.fail(key, str(error) or "stopped")
             raise
         with self.lineage.finish(key):
             record(result)
@@ -131,11 +137,7 @@ class Daemon:
 
     def population_models(self, *statuses: Status) -> list[Model]:
         """Fine-tunes and merges with one of these statuses, ordered by generation and name."""
-        return [
-            model
-            for model in self.lineage.models()
-            if model.kind != "base" and model.status in statuses
-        ]
+        return [model for model in self.lineage.models(status=statuses) if model.kind != "base"]
 
     def quarantine(self, model: Model, reason: str, key: str) -> None:
         """Set a model aside for good, with the reason; the loop goes on without it."""
@@ -154,25 +156,61 @@ class Daemon:
 
         Raises:
             ModelError: the bytes there are not those that were admitted.
+            NoRoom: they do not fit into limits.disk_gb.
         """
         known = self.lineage.get(f"folder:{leaf.id}")
         if known is not None and self._unchanged(leaf, Path(str(known))):
+            mark_needed(self, Path(str(known)))
             return Path(str(known))
         if leaf.repo is None:
             raise ModelError(f"the weights of {leaf.id} are gone")
         try:
             repo = self.hub.repo(leaf.repo, leaf.revision)
+            folder = self.fetch(leaf, repo)
         except UnknownRepo as error:
             raise ModelError(f"the bytes that were admitted are gone: {error}") from None
-        with self.fetching(leaf.id, sum(file.size for file in wanted(repo.files))) as advance:
-            folder = self.hub.fetch(repo, self.home.cache, advance)
         if not self._unchanged(leaf, folder):
             raise ModelError(f"{leaf.id} changed in {folder} since it was admitted")
         self.lineage.put(f"folder:{leaf.id}", str(folder))
         return folder
 
-    def fetching(self, name: str, size: int) -> AbstractContextManager[Advance]:
-        return self.report.progress(f"fetch {name}", size, "bytes")
+    def fetch(self, model: Model, repo: Repo) -> Path:
+        """
+        A fine-tune's files, in the home's cache where the hub is not a folder itself.
+
+        Raises:
+            NoRoom: they do not fit into limits.disk_gb.
+            ModelError, UnknownRepo, Transient: as `Hub.fetch`.
+        """
+        size = sum(file.size for file in wanted(repo.files))
+        with (
+            self.holding(model.id),
+            self.report.progress(f"fetch {model.id}", size, "bytes") as advance,
+        ):
+            if self.hub.copies:
+                make_room(self, size, model.id)
+            folder = self.hub.fetch(repo, self.home.cache, advance)
+        if self.hub.copies:
+            self.spend("download_bytes", size)
+        return folder
+
+    @contextmanager
+    def holding(self, *models: str) -> Iterator[None]:
+        """Keep the files of these models on disk inside the block."""
+        before = set(self.held)
+        self.held.update(models)
+        try:
+            yield
+        finally:
+            self.held = before
+
+    def spent(self, what: str) -> int:
+        """How much of a daily budget is used up since midnight UTC."""
+        day, amount = self.lineage.get(f"spent:{what}") or (None, 0)
+        return int(amount) if day == f"{self.now():%Y-%m-%d}" else 0
+
+    def spend(self, what: str, amount: int) -> None:
+        self.lineage.put(f"spent:{what}", [f"{self.now():%Y-%m-%d}", self.spent(what) + amount])
 
     def descendants(self, leaves: Mapping[str, Model]) -> dict[str, Descendant]:
         """Open fine-tunes by weights identity."""

@@ -7,6 +7,7 @@ import errno
 from kinship_storage.errors import KinshipError, UsageError
 
 __all__ = [
+    "BudgetReached",
     "KinshipError",
     "ModelError",
     "Stopped",
@@ -44,6 +45,10 @@ class Transient(KinshipError):
     def __init__(self, message: str, retry_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class BudgetReached(KinshipError):
+    """A limit of the config is used up, a day's or the disk's; work goes on when there is more."""
 
 
 class Stopped(Exception):

@@ -30,6 +30,11 @@ class Home:
         return self.path / "ledger.safetensors"
 
     @property
+    def sample(self) -> Path:
+        """The base's part in every sampled kinship; may be deleted, it is read again."""
+        return self.path / "sample.safetensors"
+
+    @property
     def cache(self) -> Path:
         """Fetched models; may be deleted, what is needed is fetched again."""
         return self.path / "cache"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from kinship_daemon import demo
 from kinship_daemon.config import Config, Task
 from kinship_daemon.daemon import Daemon, cached_hash
 from kinship_daemon.device import resolve_device
-from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.records import Settings, Split, TaskSpec
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.home import Home, state_directory
@@ -23,6 +24,7 @@ from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub, Repo
 from kinship_daemon.report import Reporter
+from kinship_daemon.webhook import webhook_secret
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
@@ -35,15 +37,22 @@ __all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"
 
 @contextmanager
 def opened(
-    config: Config, report: Reporter, *, check_tasks: bool = False, dry_run: bool = False
+    config: Config,
+    report: Reporter,
+    *,
+    check_tasks: bool = False,
+    dry_run: bool = False,
+    stop: threading.Event | None = None,
 ) -> Iterator[Daemon]:
     """
     Hold the home and open all that the steps share. Mistakes show before anything is fetched.
 
     Args:
         check_tasks: Load the evaluation tasks, once per settings, which takes seconds.
+        stop: Set when the daemon is to stop; ends every wait for the hub.
 
     Raises:
+        Stopped: asked for meanwhile.
         UsageError: policy, method, task, base or hub do not exist.
         KinshipError: the home is held or cannot be written, or belongs to another base.
         Transient: the hub cannot be reached and the base is not here yet.
@@ -53,6 +62,8 @@ def opened(
     check(recipe, ())
     for device in {config.kinship.device, config.evaluate.device}:
         resolve_device(device)
+    stop = stop or threading.Event()
+    webhook_secret(config)
     if not dry_run:
         check_token(config)
     settings = evaluation_settings(config)
@@ -64,7 +75,9 @@ def opened(
         Evaluator(settings, log=home.evaluation_log) as evaluator,
     ):
         lineage.recover()
-        hub = _hub(config, home, lineage)
+        hub = _hub(config, home, lineage, stop)
+        if not dry_run:
+            _check_right(config, hub, report)
         repo = _base_repo(base, hub, home, lineage)
         if check_tasks:
             _check_tasks(evaluator, settings, lineage, report)
@@ -86,6 +99,7 @@ def opened(
             base_folder=folder,
             ledger=_ledger(home, folder, model),
             now=_utc,
+            stop=stop,
             dry_run=dry_run,
         )
 
@@ -106,6 +120,16 @@ def check_token(config: Config) -> None:
             f"publish.namespace is {config.publish.namespace}, but there is no token for "
             f"{config.hub}; run `hf auth login`, or set HF_TOKEN"
         )
+
+
+def _check_right(config: Config, hub: Hub, report: Reporter) -> None:
+    """That the token may publish; a hub that is away now says so when it is back."""
+    if config.publish.namespace is None:
+        return
+    try:
+        hub.may_write(config.publish.namespace)
+    except Transient as error:
+        report.event("warning", f"whether the token may publish is not known yet: {error}")
 
 
 def _check_tasks(
@@ -170,12 +194,12 @@ def _utc() -> datetime:
     return datetime.now(UTC)
 
 
-def _hub(config: Config, home: Home, lineage: Lineage) -> Hub:
+def _hub(config: Config, home: Home, lineage: Lineage, stop: threading.Event) -> Hub:
     where = config.hub
     if where == "demo":
         demo.install(home.demo_hub)
         where = str(home.demo_hub)
-    return open_hub(where, sha256=cached_hash(lineage))
+    return open_hub(where, sha256=cached_hash(lineage), stop=stop)
 
 
 def _known_base(lineage: Lineage) -> Model | None:

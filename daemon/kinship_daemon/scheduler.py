@@ -7,21 +7,26 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from kinship_daemon import cycle
 from kinship_daemon.daemon import BudgetReached, Daemon, Stopped
 from kinship_daemon.errors import Transient
+from kinship_daemon.webhook import PATH, Webhook, webhook_secret
 
 _T = TypeVar("_T")
 
 __all__ = ["run_once", "serve", "stopping_on_signals"]
+
+# However long the world says it will be away: it is asked again within a day.
+_LONGEST_WAIT = 24 * 3600.0
 
 
 @contextmanager
@@ -61,6 +66,7 @@ def serve(d: Daemon, *, until_converged: bool = False) -> str | None:
 
     Raises:
         Transient, BudgetReached: with `until_converged`; otherwise the daemon waits and goes on.
+        UsageError: watch.webhook_port is set and cannot be listened at, or there is no secret.
     """
     every = f"{d.config.watch.poll_minutes:g} min"
     d.report.event("start", f"{d.base.id} on {d.hub.name}, every {every}; home {d.home.path}")
@@ -75,6 +81,11 @@ class _Service:
         self._failure: BaseException | None = None
         self._first = True
         self._idle = False
+        # Polls wait until then, also hurried ones.
+        self._not_before = datetime.now(UTC)
+        # Held by a job at work. APScheduler's shutdown waits for jobs with its own locks held, and
+        # a job that asks for another run would wait for them for ever; so it is called after them.
+        self._at_work = threading.Lock()
         # One thread: polls and generations share the lineage and never run at the same time. Two
         # instances, so that a job may ask for its own next run, which waits for the thread.
         self._scheduler = BackgroundScheduler(
@@ -89,27 +100,60 @@ class _Service:
 
     def run(self) -> str | None:
         every = self._d.config.watch.poll_minutes * 60
-        now = datetime.now(UTC)
-        self._scheduler.add_job(self._poll, "interval", id="poll", seconds=every, next_run_time=now)
-        self._scheduler.add_job(self._evolve, "interval", id="evolve", seconds=every)
-        self._scheduler.start()
-        try:
-            self._d.stop.wait()
-        finally:
-            self._scheduler.shutdown(wait=True)
+        self._add("poll", self._poll, every, begin=0)
+        self._add("evolve", self._evolve, every, begin=every)
+        with self._webhook() as webhook:
+            if webhook is not None:
+                self._d.report.event("listen", f"for webhooks at port {webhook.port}, {PATH}")
+            self._scheduler.start()
+            try:
+                self._d.stop.wait()
+            finally:
+                self._d.stop.set()
+                with self._at_work:
+                    pass
+                self._scheduler.shutdown(wait=True)
         if self._failure is not None:
             raise self._failure
         return self._outcome
 
+    def hurry(self) -> None:
+        """Poll as soon as the hub allows; from any thread."""
+        with suppress(JobLookupError):  # the daemon has just ended
+            self._at("poll", max(datetime.now(UTC), self._not_before))
+
+    def _webhook(self) -> AbstractContextManager[Webhook | None]:
+        watch, secret = self._d.config.watch, webhook_secret(self._d.config)
+        if watch.webhook_port is None or secret is None:
+            return nullcontext()
+        return Webhook(watch.webhook_host, watch.webhook_port, secret, self.hurry)
+
+    def _add(self, name: str, work: Callable[[], None], every: float, *, begin: float) -> None:
+        self._scheduler.add_job(
+            self._work,
+            "interval",
+            [work],
+            id=name,
+            seconds=every,
+            next_run_time=datetime.now(UTC) + timedelta(seconds=begin),
+        )
+
+    def _work(self, work: Callable[[], None]) -> None:
+        with self._at_work:
+            if not self._d.stop.is_set():
+                work()
+
     def _poll(self) -> None:
-        grown = self._patiently(lambda: cycle.poll(self._d))
+        if datetime.now(UTC) < self._not_before:
+            return  # asked for before the hub said that it is away
+        grown = self._patiently("poll", lambda: cycle.poll(self._d))
         if grown or self._first:
             # The first time even if the hub is away: there may be unfinished work at home.
             self._soon("evolve")
         self._first = False
 
     def _evolve(self) -> None:
-        outcome = self._patiently(lambda: cycle.evolve(self._d))
+        outcome = self._patiently("evolve", lambda: cycle.evolve(self._d))
         if outcome is None:
             return
         if outcome.stop is None:
@@ -122,10 +166,8 @@ class _Service:
             self._d.report.event("idle", f"waiting for new fine-tunes, a look every {every}")
         self._idle = outcome.stop is not None
 
-    def _patiently(self, work: Callable[[], _T]) -> _T | None:
+    def _patiently(self, name: str, work: Callable[[], _T]) -> _T | None:
         """What will pass is said and tried again at the next tick; None for not done."""
-        if self._d.stop.is_set():
-            return None
         try:
             return work()
         except Stopped:
@@ -134,10 +176,25 @@ class _Service:
             if self._until_converged:
                 raise
             self._d.report.event("warning", str(error))
+            if isinstance(error, Transient) and error.retry_seconds is not None:
+                self._wait(name, error.retry_seconds)
             return None
 
+    def _wait(self, name: str, seconds: float) -> None:
+        """The world has said when it is back: this job comes then, and no poll before it."""
+        # One more than it says, for the clocks; 0 first, so that NaN is 0.
+        wait = min(max(0.0, seconds) + 1, _LONGEST_WAIT)
+        until = datetime.now(UTC) + timedelta(seconds=wait)
+        self._not_before = max(self._not_before, until)
+        self._at(name, until)
+        if self._scheduler.get_job("poll").next_run_time < self._not_before:
+            self._at("poll", self._not_before)
+
     def _soon(self, name: str) -> None:
-        self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
+        self._at(name, datetime.now(UTC))
+
+    def _at(self, name: str, time: datetime) -> None:
+        self._scheduler.modify_job(name, next_run_time=time)
 
     def _crash(self, event: JobExecutionEvent) -> None:
         # APScheduler would log it and go on; a bug must end the daemon, loudly.

@@ -53,6 +53,8 @@ def _files(lineage: Lineage) -> tuple[int, list[str]]:
     hashed, found = 0, []
     for model in lineage.models(status="admitted"):
         folder = lineage.get(f"folder:{model.id}")
+        if folder is None and model.repo is not None:
+            continue  # it made room for others, and is hashed when it is fetched again
         for file in lineage.files(model.id):
             path = Path(str(folder)) / file.path
             if folder is None or not path.is_file():

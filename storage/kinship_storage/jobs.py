@@ -109,6 +109,11 @@ class Jobs:
         found = self._store.rows("jobs", where, list(wanted.values()), order="number")
         return [record(Job, values) for values in found]
 
+    def count_jobs(self) -> dict[JobStatus, int]:
+        """How many there are of each status."""
+        found = self._store.query("SELECT status, count(*) AS number FROM jobs GROUP BY status")
+        return {values["status"]: values["number"] for values in found}
+
     def recover(self) -> int:
         """
         Makes pending what a kill left running, and says how many.

@@ -130,6 +130,18 @@ class Models:
             args += statuses
         return self._models(" AND ".join(terms), *args)
 
+    def count_models(self) -> dict[tuple[Kind, Status], int]:
+        """How many there are of each kind and status."""
+        found = self._store.query(
+            "SELECT kind, status, count(*) AS number FROM models GROUP BY kind, status"
+        )
+        return {(values["kind"], values["status"]): values["number"] for values in found}
+
+    def reasons(self, status: Status) -> list[tuple[str, str | None]]:
+        """(id, reason) of every model with this status, sorted by id."""
+        found = self._store.rows("models", "status = ?", [status], order="id", select="id, reason")
+        return [(values["id"], values["reason"]) for values in found]
+
     def known_revisions(self) -> frozenset[tuple[str, str]]:
         """(repo, revision) of every model that came from a hub."""
         found = self._store.query(
@@ -141,9 +153,24 @@ class Models:
         """The model that came from this revision of the repo."""
         return next(iter(self._models("repo = ? AND revision = ?", repo, revision)), None)
 
+    def of_repo(self, repo: str) -> list[Model]:
+        """Every revision of a repo that was noticed, sorted by id."""
+        return self._models("repo = ?", repo)
+
     def by_weights(self, weights: str) -> list[Model]:
         """Every model with these very weights, sorted by generation, then id."""
         return self._models("weights = ?", weights)
+
+    def ancestors(self, model: Model) -> list[Model]:
+        """Everyone a model descends from but the base, ordered by generation and name."""
+        found: dict[str, Model] = {}
+        waiting = list(model.parents)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found[name] = self.require(name)
+                waiting += found[name].parents
+        return sorted(found.values(), key=lambda each: (each.generation, each.id))
 
     def files(self, model: str) -> list[File]:
         """Sorted by path."""

@@ -79,6 +79,22 @@ class Results:
         )
         return [_score(values) for values in found]
 
+    def mean_scores(self, split: Split, settings: str | None = None) -> dict[str, float]:
+        """Mean over tasks by weights: the latest scores, or the latest under these settings."""
+        terms, args = ["split = ?"], [str(split)]
+        if settings is not None:
+            terms.append("settings = ?")
+            args.append(settings)
+        tasks: dict[str, dict[str, float]] = {}
+        for values in self._store.rows(
+            "scores", " AND ".join(terms), args, order="number", select="weights, task, score"
+        ):
+            tasks.setdefault(values["weights"], {})[values["task"]] = values["score"]
+        return {
+            weights: sum(scores[task] for task in sorted(scores)) / len(scores)
+            for weights, scores in tasks.items()
+        }
+
     def add_generation(self, generation: Generation) -> None:
         """
         Raises:

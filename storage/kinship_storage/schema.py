@@ -145,6 +145,10 @@ _SECOND: Migration = (
         read_bytes INTEGER NOT NULL,
         gone INTEGER NOT NULL CHECK (gone IN (0, 1))
     ) STRICT""",
+    # Who was noticed before there were candidates is one, too: those who wait go on waiting.
+    """INSERT INTO candidates
+        SELECT id, created, 0, 0, NULL, status <> 'seen', NULL, NULL, 0, 0
+        FROM models WHERE kind IN ('finetune', 'adapter') AND repo IS NOT NULL""",
     """CREATE TABLE samples (
         plan TEXT NOT NULL,
         model TEXT NOT NULL REFERENCES models (id),

@@ -19,6 +19,7 @@ __all__ = ["app", "main"]
 _COMMANDS = {
     "run": ("run", "Watch, merge, evaluate and publish: the daemon itself."),
     "status": ("lookup", "What a home is doing and what waits, was refused or set aside."),
+    "candidates": ("candidates", "Who waits and in which order, who was refused, budgets spent."),
     "lineage": ("lookup", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("lookup", "Why a model was made, how it did, why it was published or not."),
     "verify": ("lookup", "Hash again what the lineage claims."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from kinship_daemon.asking import FAILED
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.cycle import Outcome
 from kinship_daemon.daemon import Daemon
-from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.errors import KinshipError, Stopped, UsageError
 from kinship_daemon.opening import opened
 from kinship_daemon.report import Reporter, reporter
 from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
@@ -45,17 +46,21 @@ def run_command(
         config_file, base=base, hub=hub, home=home, policy=policy, overrides=overrides
     )
     report = reporter(log_json=log_json)
-    with (
-        opened(config, report, check_tasks=True, dry_run=dry_run) as d,
-        stopping_on_signals(d.stop),
-    ):
-        finished = run_once(d) if once else serve(d, until_converged=until_converged)
-        _farewell(d, report)
-        stop = finished.stop if isinstance(finished, Outcome) else finished
-        if (once or until_converged) and (stop or "").startswith(FAILED):
-            raise KinshipError(str(stop))
-        if finished is None and (once or until_converged):
-            raise click.Abort
+    stop = threading.Event()
+    try:
+        with (
+            stopping_on_signals(stop),
+            opened(config, report, check_tasks=True, dry_run=dry_run, stop=stop) as d,
+        ):
+            finished = run_once(d) if once else serve(d, until_converged=until_converged)
+            _farewell(d, report)
+    except Stopped:
+        finished = None
+    why = finished.stop if isinstance(finished, Outcome) else finished
+    if (once or until_converged) and (why or "").startswith(FAILED):
+        raise KinshipError(str(why))
+    if finished is None and (once or until_converged):
+        raise click.Abort
 
 
 def _farewell(d: Daemon, report: Reporter) -> None:

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 from kinship_daemon.daemon import Daemon
-from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.errors import ModelError
 from kinship_daemon.hub.files import local_files
-from kinship_daemon.steps.making import ancestors, assembly, first_leaf, is_leaf, residents
+from kinship_daemon.room import make_room
+from kinship_daemon.steps.making import assembly, first_leaf, is_leaf, residents
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.elementwise import ElementwiseAssembly, elementwise_assembly
@@ -38,11 +39,11 @@ def make_children(d: Daemon) -> None:
 
 
 def _needed(d: Daemon) -> list[Model]:
-    """Everyone in use, and the merges that they rest on, though these be quarantined."""
+    """Merges in use, and those that they rest on, though these be quarantined."""
     living = d.population_models("admitted", "proposed")
     needed = {model.id for model in living}
-    needed |= {each.id for model in living for each in ancestors(d, model)}
-    return [model for model in d.lineage.models() if model.id in needed]
+    needed |= {each.id for model in living for each in d.lineage.ancestors(model)}
+    return [model for model in d.lineage.models("merge") if model.id in needed]
 
 
 def _is_made(d: Daemon, model: Model) -> bool:
@@ -99,7 +100,7 @@ def _joined(d: Daemon, model: Model, folder: Path) -> Ledger:
         if not folder.is_dir():
             _write(d, model, folder, None)
         return d.ledger
-    others = {row: leaf for row, leaf in residents(d).items() if row != model.weights}
+    others = residents(d, [row for row in d.ledger.rows if row != model.weights])
     known, ledger = d.descendants(others), d.ledger.keep(tuple(others))
     base = d.base_checkpoint
     if not folder.is_dir() and _has_other_tokens(d, model):
@@ -121,7 +122,7 @@ def _has_other_tokens(d: Daemon, model: Model) -> bool:
 
 def _write(d: Daemon, model: Model, folder: Path, made: Made | None) -> None:
     nbytes = d.base_checkpoint.nbytes
-    _check_disk(d, model, nbytes)
+    make_room(d, nbytes, model.id)
     with d.report.progress(f"make {model.id}", nbytes, "bytes") as advance:
         write(_assembly(d, model), folder, progress=advance, made=made)
 
@@ -147,13 +148,3 @@ def _assembly(d: Daemon, model: Model) -> ElementwiseAssembly:
         model.weights,
         donor=d.leaf_folder(first_leaf(d, model)),
     )
-
-
-def _check_disk(d: Daemon, model: Model, nbytes: int) -> None:
-    assert model.recipe is not None
-    limit = d.config.limits.disk_gb
-    if d.home.used_bytes() + nbytes > limit * 1e9:
-        raise KinshipError(
-            f"no room for {model.id} ({nbytes / 1e9:.1f} GB; {model.recipe['method']} merges "
-            f"are kept on disk) within limits.disk_gb {limit:g}; raise the limit"
-        )

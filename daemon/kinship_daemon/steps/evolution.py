@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from kinship_daemon.asking import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
-from kinship_daemon.daemon import BudgetReached, Daemon
-from kinship_daemon.errors import Transient, UsageError
+from kinship_daemon.daemon import Daemon
+from kinship_daemon.errors import BudgetReached, Transient, UsageError
 from kinship_daemon.steps.facts import policy_identity, population, standing
 from kinship_daemon.steps.making import coefficients
 from kinship_daemon.steps.scoring import finished_today, mean_score, score, scores
@@ -28,8 +28,13 @@ __all__ = [
 
 
 def score_everyone(d: Daemon) -> None:
-    """Selection scores for everyone admitted that has none under today's settings."""
-    for model in d.population_models("admitted"):
+    """
+    Selection scores for everyone admitted that has none under today's settings.
+
+    Hours of evaluation are dear: whom the quick screen found good comes first.
+    """
+    everyone = d.population_models("admitted")
+    for model in sorted(everyone, key=lambda m: -(d.lineage.get(f"screen:{m.id}") or 0.0)):
         score(d, model, "selection", "score")
 
 

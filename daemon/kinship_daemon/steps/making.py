@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import combinations
 from typing import get_args
 
@@ -15,7 +16,6 @@ from kinship_daemon.weights.recipe import Coefficients, Recipe, combine, leaf
 from kinship_storage.records import Model
 
 __all__ = [
-    "ancestors",
     "assembly",
     "coefficients",
     "first_leaf",
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 
-def residents(d: Daemon) -> dict[str, Model]:
+def residents(d: Daemon, rows: Iterable[str]) -> dict[str, Model]:
     """
-    The models of the ledger's rows whose bytes are there, by weights identity, in its order.
+    The models of rows of the ledger whose bytes can be had, by weights identity, in that order.
 
     A quarantined one keeps its row for as long as its bytes are there: merges rest on it.
     """
-    return {row: model for row in d.ledger.rows if (model := _on_disk(d, row)) is not None}
+    return {row: model for row in rows if (model := _on_disk(d, row)) is not None}
 
 
 def _on_disk(d: Daemon, weights: str) -> Model | None:
@@ -99,18 +99,6 @@ def first_leaf(d: Daemon, model: Model) -> Model:
     while model.recipe is not None:
         model = d.lineage.require(model.parents[0])
     return model
-
-
-def ancestors(d: Daemon, model: Model) -> list[Model]:
-    """Everyone a model descends from but the base, ordered by generation and name."""
-    found: dict[str, Model] = {}
-    waiting = list(model.parents)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found[name] = d.lineage.require(name)
-            waiting += found[name].parents
-    return sorted(found.values(), key=lambda each: (each.generation, each.id))
 
 
 def leaf_models(d: Daemon, combination: Coefficients) -> dict[str, Model]:

@@ -12,12 +12,12 @@ from kinship_daemon.hub import records
 from kinship_daemon.hub.card import CardFacts, model_card
 from kinship_daemon.hub.licence import most_restrictive
 from kinship_daemon.steps.carding import card_facts
-from kinship_daemon.steps.making import ancestors, assembly
+from kinship_daemon.steps.making import assembly
 from kinship_daemon.weights.materialise import write
 from kinship_storage.errors import LineageError
 from kinship_storage.records import Model, Publication
 
-__all__ = ["publish_passed", "repo_id"]
+__all__ = ["publish_passed", "repo_id", "targets"]
 
 
 def publish_passed(d: Daemon) -> None:
@@ -56,12 +56,25 @@ def repo_id(d: Daemon, model: Model) -> str:
     return f"{d.config.publish.namespace}/{d.config.publish.name.format(**facts)}"
 
 
+def targets(d: Daemon) -> set[str]:
+    """
+    Repos that are ours: published, or about to be.
+
+    A process that was killed may have published what its lineage does not know of yet.
+    """
+    ours = {publication.repo for publication in d.lineage.publications()}
+    if d.config.publish.namespace is not None:
+        passed = [verdict.model for verdict in d.lineage.gates() if verdict.passed]
+        ours |= {repo_id(d, d.lineage.require(name)) for name in passed}
+    return ours
+
+
 def _blocked(d: Daemon, model: Model) -> str | None:
     """Why a merge may not be published; None if it may."""
     publish = d.config.publish
     if publish.namespace is None:
         return "publish.namespace is not set"
-    family = [d.base, *ancestors(d, model)]
+    family = [d.base, *d.lineage.ancestors(model)]
     licences = {each.id: each.license for each in family if each.recipe is None}
     terms = most_restrictive(licences, publish.allow_licenses)
     if terms.blocked is not None:

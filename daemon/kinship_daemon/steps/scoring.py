@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from kinship_daemon.daemon import BudgetReached, Daemon
-from kinship_daemon.errors import WorkerDied
+from kinship_daemon.daemon import Daemon
+from kinship_daemon.errors import BudgetReached, WorkerDied
 from kinship_daemon.evaluate.records import Score, Split, harness_versions
 from kinship_daemon.report import absolute
 from kinship_daemon.steps.making import assembly
@@ -107,7 +107,7 @@ def _evaluate(d: Daemon, model: Model, split: Split) -> tuple[Score, ...]:
 
 def _check_hours(d: Daemon) -> None:
     limit = d.config.limits.eval_hours_per_day
-    spent = sum(_hours(job) for job in finished_today(d, "score", "merge", "validate"))
+    spent = sum(_hours(job) for job in finished_today(d, "screen", "score", "merge", "validate"))
     if spent >= limit:
         raise BudgetReached(
             f"limits.eval_hours_per_day {limit:g} used up; the next day (UTC) has its own"

@@ -1,0 +1,109 @@
+"""Room in the home: fetched fine-tunes make way for new ones, the least recently needed first."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinship_daemon.errors import BudgetReached
+from kinship_daemon.hub.files import place
+
+if TYPE_CHECKING:
+    from kinship_daemon.daemon import Daemon
+
+__all__ = ["NoRoom", "make_room", "mark_needed"]
+
+
+class NoRoom(BudgetReached):
+    """limits.disk_gb is reached, and nothing that is kept can be done without."""
+
+
+def make_room(d: Daemon, size: int, what: str) -> None:
+    """
+    Remove fetched fine-tunes until `size` more bytes fit into limits.disk_gb.
+
+    What a living recipe rests on stays, and so does what is at work now (`d.held`), what was never
+    evaluated, and what the hub has no more. The others are fetched again when they are needed.
+
+    Raises:
+        NoRoom: that would not be enough; nothing is removed then.
+    """
+    over = d.home.used_bytes() + size - d.config.limits.disk_gb * 1e9
+    if over <= 0:
+        return
+    leaving, freed = [], 0
+    for folder in _in_order(d):
+        if freed >= over:
+            break
+        leaving.append(folder)
+        freed += _nbytes(folder)
+    if freed < over:
+        raise NoRoom(
+            f"no room for {what} ({size / 1e9:.1f} GB) within limits.disk_gb "
+            f"{d.config.limits.disk_gb:g}; raise the limit"
+        )
+    owners = {folder: model for model, folder in _folders(d).items()}
+    for folder in leaving:
+        shutil.rmtree(folder)
+        if (model := owners.get(folder)) is not None:
+            d.lineage.put(f"folder:{model}", None)
+            d.report.event("evict", f"{model} makes room; fetched again if needed", model=model)
+
+
+def mark_needed(d: Daemon, folder: Path) -> None:
+    """Remember that a folder of the cache was needed just now."""
+    if folder.is_relative_to(d.home.cache):
+        os.utime(folder)
+
+
+def _in_order(d: Daemon) -> Iterator[Path]:
+    """Folders of the cache that may go: leftovers of nobody, then the least recently needed."""
+    owned = _folders(d)
+    kept = {owned[name] for name in _needed(d) if name in owned} | {d.base_folder}
+    kept |= {folder for name in d.held for folder in _places(d, name)}
+    belonging = set(owned.values())
+    found = [folder for folder in d.home.cache.glob("*/*") if folder.is_dir()]
+    going = [folder for folder in found if folder not in kept]
+    yield from sorted(going, key=lambda f: (f in belonging, f.stat().st_mtime_ns, f.name))
+
+
+def _folders(d: Daemon) -> dict[str, Path]:
+    """Where fetched fine-tunes lie, by id."""
+    found = {}
+    for model in d.lineage.models("finetune", ("admitted", "quarantined")):
+        if known := d.lineage.get(f"folder:{model.id}"):
+            found[model.id] = Path(str(known))
+    return found
+
+
+def _places(d: Daemon, name: str) -> tuple[Path, ...]:
+    """Where a fine-tune lies, or is arriving."""
+    model = d.lineage.require(name)
+    if model.repo is None or model.revision is None:
+        return ()
+    return place(d.home.cache, model.repo, model.revision)
+
+
+def _needed(d: Daemon) -> set[str]:
+    """Leaves of living recipes, and fine-tunes that could not be had again or wait for scores."""
+    alive = [model.id for model in d.lineage.models("merge", "proposed")]
+    last = d.lineage.last_generation()
+    alive += () if last is None else last.decision.get("top") or ()
+    passed = [gate.model for gate in d.lineage.gates() if gate.passed]
+    alive += [name for name in passed if d.lineage.publication(name) is None]
+    needed = set(alive)
+    for name in alive:
+        needed |= {each.id for each in d.lineage.ancestors(d.lineage.require(name))}
+    needed |= {c.model for c in d.lineage.candidates("admitted") if c.gone}
+    fingerprint = d.settings.fingerprint("selection")
+    for model in d.lineage.models("finetune", "admitted"):
+        if not d.lineage.scores(model.weights or "", split="selection", settings=fingerprint):
+            needed.add(model.id)
+    return needed
+
+
+def _nbytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
