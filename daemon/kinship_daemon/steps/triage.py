@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from kinship_daemon.daemon import Daemon
-from kinship_daemon.errors import KinshipError, Transient
+from kinship_daemon.errors import KinshipError, ModelError, Transient
 from kinship_daemon.hub.files import is_adapter, weight_files
 from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.records import RangesRefused, Repo, UnknownRepo
@@ -16,6 +17,7 @@ from kinship_daemon.ranking import popularity
 from kinship_daemon.sampling import in_folder, on_hub
 from kinship_daemon.steps.watching import rules
 from kinship_daemon.weights.checkpoint import read_json, weights_identity
+from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.remote import check_fits
 from kinship_daemon.weights.sample.sketch import compare
 from kinship_storage.errors import LineageError
@@ -39,6 +41,8 @@ def triage(d: Daemon) -> None:
     waiting = sorted(
         d.lineage.candidates("seen", triaged=False), key=lambda c: (-popularity(c), c.model)
     )
+    if waiting:
+        _sample_admitted(d)
     left = max(0, d.config.limits.candidates_per_day - d.spent(_BUDGET))
     away: list[Transient] = []
     with d.report.progress("triage", len(waiting[:left]), "candidates") as advance:
@@ -63,6 +67,17 @@ def triage(d: Daemon) -> None:
         )
     if away and len(away) == min(len(waiting), left):
         raise away[-1]
+
+
+def _sample_admitted(d: Daemon) -> None:
+    """Vectors of those admitted by an older version, or under another triage.sample."""
+    for model in d.lineage.models("finetune", "admitted"):
+        known = d.lineage.get(f"folder:{model.id}")
+        if d.sampler is None or known is None or _vectors(d, [model.id]):
+            continue
+        with suppress(ModelError):  # the ledger's next pass sets it aside, and says why
+            vector = d.sampler.on_disk(descend(d.base_checkpoint, Path(str(known))))
+            d.lineage.put_sample(d.sampler.plan.identity, model.id, vector)
 
 
 @dataclass(frozen=True)

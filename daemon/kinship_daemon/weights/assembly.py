@@ -325,5 +325,5 @@ def _term(own: Tensor | LowRank, weights: Tensor, places: Tensor | None, number:
 
 def _steps(columns: int, device: torch.device) -> tuple[int, int]:
     """Rows in a block that is handed on, and rows summed at a time."""
-    handed, summed = _STEPS.get(device.type, _STEPS["cuda"])
+    handed, summed = _STEPS["cpu" if device.type == "cpu" else "cuda"]
     return max(1, handed // max(columns, 1)), max(1, summed // max(columns, 1))
