@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from family import fill, finetune, open_lineage
+from family import fill, finetune, open_lineage, score
 from kinship_storage.errors import LineageError
 from kinship_storage.records import Model
 from noticed import PLAN, notice, waiting
@@ -129,6 +129,39 @@ def test_every_revision_that_came_from_a_hub_is_known(lineage):
     }
 
 
+def test_models_and_jobs_are_counted_without_being_read(lineage):
+    notice(lineage)
+    lineage.enqueue("later", "merge", "m1")
+    assert lineage.count_models() == {
+        ("base", "admitted"): 1,
+        ("finetune", "admitted"): 2,
+        ("finetune", "quarantined"): 1,
+        ("finetune", "refused"): 1,
+        ("finetune", "seen"): 1,
+        ("merge", "admitted"): 1,
+    }
+    assert lineage.count_jobs() == {"done": 1, "pending": 1}
+
+
+def test_reasons_come_with_the_models_they_were_given_for(lineage):
+    notice(lineage)
+    assert lineage.reasons("refused") == [("demo/gguf", "quantised (gguf)")]
+    assert lineage.reasons("seen") == [("demo/far", None)]
+    assert lineage.reasons("proposed") == []
+
+
+def test_mean_scores_are_over_tasks_and_under_the_settings_asked_for(lineage):
+    lineage.add_scores([score("sha256:add", 0, task="sort"), score("sha256:add", 1, settings="x")])
+    assert lineage.mean_scores("selection", "fp1") == {
+        "sha256:add": 0.375,
+        "sha256:sort": 0.5,
+        "recipe:m1": 1.0,
+    }
+    assert lineage.mean_scores("selection")["sha256:add"] == 0.5, "the latest of each task"
+    assert lineage.mean_scores("validation", "fp2") == {"recipe:m1": 0.5}
+    assert lineage.mean_scores("validation", "fp1") == {}
+
+
 THOUSANDS = 3_000
 QUESTIONS = [
     lambda lineage: lineage.models(status="admitted"),
@@ -138,6 +171,7 @@ QUESTIONS = [
     lambda lineage: lineage.find("demo/add", "1" * 40),
     lambda lineage: lineage.model("m1"),
     lambda lineage: lineage.jobs("done", "merge"),
+    lambda lineage: lineage.reasons("quarantined"),
 ]
 
 

@@ -195,7 +195,7 @@ def test_doctor_says_what_would_stop_a_run(call, tmp_path):
     assert "demo/base" in good.out
     bad = call("doctor", "--base", "org/x", "--hub", tmp_path, "--home", tmp_path / "home")
     assert bad.code == 3
-    assert "BAD hub" in bad.out
+    assert "BAD base" in bad.out
     assert "org/x" in bad.out
 
 

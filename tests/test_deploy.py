@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from kinship_daemon import config
+from kinship_daemon.cli.doctor import oddities
+from kinship_daemon.webhook import SECRET, webhook_secret
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -18,6 +20,31 @@ def test_the_example_config_loads_and_says_the_defaults_of_the_paper():
     assert loaded.base == "mistral-7b"
     assert [t.task for t in loaded.evaluate.selection] == ["winogrande", "gsm8k", "truthfulqa_mc2"]
     assert loaded.publish.namespace is None
+
+
+def test_the_example_config_contradicts_itself_nowhere():
+    loaded = config.load(DEPLOY / "config.yaml")
+    assert list(oddities(loaded)) == []
+    assert loaded.triage.sample == 0.002
+
+
+def test_what_the_config_offers_as_comments_can_be_switched_on(tmp_path, monkeypatch):
+    text = (DEPLOY / "config.yaml").read_text()
+    on = re.sub(r"^  # (\w+: )", r"  \1", text, flags=re.M)
+    (tmp_path / "config.yaml").write_text(on)
+    loaded = config.load(tmp_path / "config.yaml")
+    assert (loaded.watch.webhook_port, loaded.watch.webhook_host) == (8089, "0.0.0.0")
+    assert loaded.publish.namespace == "your-name"
+    monkeypatch.setenv(SECRET, "of tests")
+    assert webhook_secret(loaded) == "of tests"
+
+
+def test_secrets_come_from_the_environment_only():
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["kinship-daemon"]
+    assert service["environment"] == ["HF_TOKEN", SECRET]
+    unit = (DEPLOY / "kinship-daemon@.service").read_text()
+    assert "EnvironmentFile=-/etc/kinship-daemon/token" in unit
+    assert f"{SECRET}=..." in unit
 
 
 def test_the_unit_is_valid(tmp_path):

@@ -1,6 +1,7 @@
 """The README is true: its code runs, its reference is the config's own, its commands exist."""
 
 import re
+import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -10,11 +11,14 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+import command
+from family import finetune, open_lineage
 from kinship_daemon import config, demo
 from kinship_daemon.cli import app
 from kinship_daemon.weights.methods.registry import method
 from kinship_policies import registry
 from kinship_policies.testing import conforms
+from noticed import waiting
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -85,14 +89,78 @@ def test_every_merge_method_is_in_the_table_under_its_kind():
 
 
 def test_the_kinships_shown_are_those_that_come_out(tmp_path, monkeypatch):
-    shown = next(block for block in blocks("") if block.startswith("pcc of deltas"))
+    shown = next(block for block in blocks("") if block.startswith("pcc of deltas from demo"))
     monkeypatch.chdir(tmp_path)
-    (command,) = re.findall(r"^kinship-daemon (kinship .*)$", README, re.M)
+    (command,) = re.findall(r"^kinship-daemon (kinship .*)$", section("Kinship by hand"), re.M)
     printed = run(*command.split(), "--device", "cpu")
     before, after = shown.split("...\n")
     assert before in printed
     assert after.split(", ")[:2] == printed.splitlines()[-1].split(", ")[:2]
     assert (tmp_path / "kinship.svg").exists()
+
+
+def without_numbers(text):
+    return re.sub(r"[\d,.]*\d|k?B\b|[MG]B\b", "#", text)
+
+
+def test_the_sampled_kinships_shown_are_told_in_that_form():
+    (asked,) = re.findall(r"^kinship-daemon (kinship .*)$", section("The Hub"), re.M)
+    models = {"org/one": "demo/add", "org/two": "demo/max", "org/three": "demo/sort"}
+    for shown, ours in {**models, "mistral-7b": "demo", "0.002": "0.2"}.items():
+        asked = asked.replace(shown, ours)
+    printed = run(*asked.split()).splitlines()
+    shown = next(b for b in blocks("") if b.startswith("pcc of deltas from org/base")).splitlines()
+    assert printed[0] == shown[0].replace("org/base", "demo")
+    for line in (1, 2, 3, 4, 5):
+        wanted, found = (without_numbers(each[line]).split() for each in (shown, printed))
+        assert [word for word in wanted if "org/" not in word] == [
+            word for word in found if "demo/" not in word
+        ]
+
+
+def test_the_candidates_shown_are_told_in_that_form(tmp_path):
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        lineage.add_model(finetune("reverse", status="seen", weights=None, joined=None))
+        lineage.add_candidate(waiting("reverse", triaged=True, novelty=0.5, novelty_error=0.01))
+    printed = run("candidates", "--home", tmp_path).splitlines()
+    (block,) = [b for b in blocks("") if b.startswith("$ kinship-daemon candidates")]
+    shown = block.splitlines()[1:]
+    assert len(printed) == len(shown)
+    assert printed[1].split() == shown[1].split()
+    assert printed[-1] == shown[-1]
+    for wanted, found in zip(shown[3:-1], printed[3:-1], strict=True):
+        assert without_numbers(wanted).split() == without_numbers(found).split()
+
+
+def test_the_hub_of_the_tests_serves_by_hand_as_shown(tmp_path):
+    (shell,) = [b for b in blocks("sh") if "hub_server" in b]
+    lines = shell.splitlines()
+    serve = re.search(r"python -m (hub_server) (\S+) --port \d+", lines[0])
+    (doctor,) = [line.split()[1:] for line in lines if line.startswith("kinship-daemon doctor")]
+    (show,) = re.findall(r"^kinship-daemon (config .*) > wire.yaml$", shell, re.M)
+    (tmp_path / "wire.yaml").write_text(run(*show.split()))
+    with subprocess.Popen(
+        [sys.executable, "-m", serve[1], serve[2]],
+        cwd=ROOT / "tests",
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            said = dict(word.split("=") for word in server.stdout.readline().split())
+            assert f"HF_TOKEN={said['HF_TOKEN']}" in shell
+            result = subprocess.run(
+                [sys.executable, "-m", "kinship_daemon"]
+                + [said["HF_ENDPOINT"] if word == "$HF_ENDPOINT" else word for word in doctor],
+                env={**command.environment(tmp_path), **said},
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            server.terminate()
+    assert result.returncode == 0, result.stdout
+    assert "ok  publish   under tester/ as tester" in result.stdout
 
 
 def test_the_merge_shown_can_be_made(tmp_path, monkeypatch):

@@ -19,11 +19,13 @@ from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
+from kinship_daemon.hub.records import Hub
 from kinship_daemon.opening import check_token, home_of, the_base
 from kinship_daemon.report import amount
+from kinship_daemon.webhook import PATH, webhook_secret
 from kinship_policies import registry
 
-__all__ = ["doctor_command"]
+__all__ = ["doctor_command", "oddities"]
 
 _PACKAGES = (
     "kinship-daemon",
@@ -36,8 +38,10 @@ _PACKAGES = (
     "sqlite-utils",
 )
 
-# A line of the report: good, what was looked at, what was found and what would help.
-_Line = tuple[bool, str, str]
+# A line of the report: good (None: it would run, but hardly as meant), what was looked at, what
+# was found and what would help.
+_Line = tuple[bool | None, str, str]
+_MARKS = {True: "ok ", False: "BAD", None: "odd"}
 
 
 @click.command("doctor")
@@ -49,8 +53,8 @@ def doctor_command(
     config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
     bad = 0
     for good, what, found in _look(config):
-        bad += not good
-        click.echo(f"{'ok ' if good else 'BAD'} {what:<9} {found}")
+        bad += good is False
+        click.echo(f"{_MARKS[good]} {what:<9} {found}")
     if bad:
         raise KinshipError(f"{bad} of the above would stop a run")
 
@@ -63,7 +67,9 @@ def _look(config: Config) -> Iterator[_Line]:
     yield True, "memory", f"{memory / 1e9:.1f} GB, {os.cpu_count()} cores"
     yield _home(config)
     yield _policy(config)
+    yield from _webhook(config)
     yield from _hub(config)
+    yield from ((None, "config", oddity) for oddity in oddities(config))
 
 
 def _device(config: Config) -> _Line:
@@ -97,21 +103,30 @@ def _policy(config: Config) -> _Line:
 
 
 def _hub(config: Config) -> Iterator[_Line]:
-    base = the_base(config)
     where = str(demo.HUB) if config.hub == "demo" else config.hub
     try:
         hub = open_hub(where)
         yield True, "hub", hub.about()
-        if base.path is None:
-            repo = hub.repo(base.id, base.revision)
-            size = sum(file.size for file in weight_files(repo.files))
-            yield True, "base", f"{base.id} at {repo.revision[:12]}, {amount(size, 'bytes')}"
-            yield from _room(config, size)
-        else:
-            yield base.path.is_dir(), "base", str(base.path)
     except KinshipError as error:
         yield False, "hub", str(error)
-    yield _publishing(config)
+        return
+    yield from _base(config, hub)
+    yield _publishing(config, hub)
+
+
+def _base(config: Config, hub: Hub) -> Iterator[_Line]:
+    base = the_base(config)
+    if base.path is not None:
+        yield base.path.is_dir(), "base", str(base.path)
+        return
+    try:
+        repo = hub.repo(base.id, base.revision)
+    except KinshipError as error:
+        yield False, "base", str(error)
+        return
+    size = sum(file.size for file in weight_files(repo.files))
+    yield True, "base", f"{base.id} at {repo.revision[:12]}, {amount(size, 'bytes')}"
+    yield from _room(config, size)
 
 
 def _room(config: Config, size: int) -> Iterator[_Line]:
@@ -133,13 +148,52 @@ def _room(config: Config, size: int) -> Iterator[_Line]:
         yield False, "memory", f"{amount(memory, 'bytes')} {of} cannot hold a model to evaluate it"
 
 
-def _publishing(config: Config) -> _Line:
+def _publishing(config: Config, hub: Hub) -> _Line:
+    """Whether the token may write; better known now than when the first merge has passed."""
+    namespace = config.publish.namespace
+    if namespace is None:
+        return True, "publish", "publish.namespace is not set"
+    if config.hub == "demo":
+        return True, "publish", f"to {namespace}, in the home"
     try:
         check_token(config)
+        return True, "publish", hub.may_write(namespace)
     except KinshipError as error:
         return False, "publish", str(error)
-    namespace = config.publish.namespace
-    return True, "publish", f"to {namespace}" if namespace else "publish.namespace is not set"
+
+
+def _webhook(config: Config) -> Iterator[_Line]:
+    watch = config.watch
+    if watch.webhook_port is None:
+        return
+    try:
+        webhook_secret(config)
+    except KinshipError as error:
+        yield False, "webhook", str(error)
+        return
+    yield True, "webhook", f"at http://{watch.webhook_host}:{watch.webhook_port}{PATH}"
+
+
+def oddities(config: Config) -> Iterator[str]:
+    """Settings that contradict each other."""
+    admission, limits, largest = config.admission, config.limits, config.triage.max_gb
+    if not config.triage.sample and admission.novelty and not config.admission.popularity:
+        yield (
+            "triage.sample is 0, so nobody's novelty is known, and nothing else orders who waits; "
+            "set triage.sample, or admission.popularity"
+        )
+    for name in ("download_gb_per_day", "disk_gb"):
+        if (limit := getattr(limits, name)) < largest:
+            yield (
+                f"limits.{name} {limit:g} is below triage.max_gb {largest:g}: "
+                "a model between them waits for ever"
+            )
+    screened, evaluated = admission.screen_documents, config.evaluate.limit
+    if evaluated is not None and screened >= evaluated:
+        yield (
+            f"admission.screen_documents {screened} is no less than evaluate.limit {evaluated}: "
+            "the screen takes as long as the evaluation that it is to save"
+        )
 
 
 def _existing(path: Path) -> Path:

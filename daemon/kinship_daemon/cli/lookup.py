@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,17 @@ import click
 
 from kinship_daemon import family
 from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.explain import explain
 from kinship_daemon.home import Home
 from kinship_storage.lineage import Lineage
+from kinship_storage.records import Status
 
 __all__ = ["explain_command", "lineage_command", "status_command", "verify_command"]
+
+_FEW = 20  # lines that are told one by one
+_SET_ASIDE: tuple[Status, ...] = ("refused", "quarantined")
 
 
 @click.command("status")
@@ -40,48 +45,76 @@ def status_command(home: Path | None, base: str | None, as_json: bool) -> None:
     click.echo(f"best        {facts['best']}")
     for repo in facts["published"]:
         click.echo(f"published   {repo}")
-    for line in facts["set_aside"]:
-        click.echo(f"{line['status']:<11} {line['model']}: {line['reason']}")
-    for line in facts["failed_jobs"]:
-        click.echo(f"failed      {line['job']}: {line['reason']}")
+    aside = {status: _pairs(facts["set_aside"], status) for status in _SET_ASIDE}
+    for status, given in aside.items():
+        _tell(status, given)
+    _tell("failed", [(line["job"], line["reason"]) for line in facts["failed_jobs"]])
+    if many := [status for status, given in aside.items() if len(given) > _FEW]:
+        click.echo(f"names       kinship-daemon candidates --home {found.path} --status {many[0]}")
+
+
+def _pairs(aside: list[dict[str, str]], status: Status) -> list[tuple[str, str]]:
+    return [(line["model"], line["reason"]) for line in aside if line["status"] == status]
+
+
+def _tell(what: str, given: Sequence[tuple[str, str | None]]) -> None:
+    """A line for each; of many, a line per reason."""
+    if len(given) <= _FEW:
+        for name, reason in given:
+            click.echo(f"{what:<11} {name}: {reason}")
+        return
+    for line in lines(by_reason(given), names=2, most=_FEW):
+        click.echo(f"{what:<11} {line.lstrip()}")
 
 
 def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
-    export = lineage.export()
-    models = lineage.models()
-    jobs = lineage.jobs()
-    generations = lineage.generations()
-    last = generations[-1] if generations else None
-    scored = [
-        (v, m["id"]) for m in export["models"] if (v := family.mean(m["selection"])) is not None
-    ]
-    best = max(scored, default=None)
+    base = next((model.name for model in lineage.models("base")), lineage.get("base"))
+    last = lineage.last_generation()
     return {
         "home": str(home.path),
-        "base": export["base"],
+        "base": base,
         "daemon": f"running (pid {pid})" if (pid := home.holder()) else "not running",
-        "models": dict(sorted(Counter(f"{m.kind} {m.status}" for m in models).items())),
-        "jobs": dict(sorted(Counter(job.status for job in jobs).items())),
-        "decisions": len(generations),
+        "models": {
+            f"{kind} {status}": number
+            for (kind, status), number in sorted(lineage.count_models().items())
+        },
+        "jobs": dict(sorted(lineage.count_jobs().items())),
+        "decisions": 0 if last is None else last.number,
         "evolution": "not begun"
         if last is None
         else f"converged: {last.stop}"
         if last.stop
         else "going on",
-        "best": "none yet" if best is None else f"{best[1]} {best[0]:.4f} (selection)",
+        "best": _best(lineage),
         "published": [publication.repo for publication in lineage.publications()],
-        "set_aside": [
-            {"model": m.id, "status": m.status, "reason": m.reason}
-            for m in models
-            if m.status in {"refused", "quarantined"}
-        ],
+        "set_aside": list(_set_aside(lineage)),
         "failed_jobs": [
-            {"job": job.key, "reason": job.reason} for job in jobs if job.status == "failed"
+            {"job": job.key, "reason": job.reason} for job in lineage.jobs(status="failed")
         ],
     }
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _best(lineage: Lineage) -> str:
+    means = lineage.mean_scores("selection", (lineage.get("settings") or {}).get("selection"))
+    scored = [
+        (mean, model.id)
+        for weights, mean in means.items()
+        for model in lineage.by_weights(weights)
+        if model.status in {"admitted", "proposed"}
+    ]
+    if not scored:
+        return "none yet"
+    mean, name = max(scored)
+    return f"{name} {mean:.4f} (selection)"
+
+
+def _set_aside(lineage: Lineage) -> Iterator[dict[str, str | None]]:
+    for status in _SET_ASIDE:
+        for model, reason in lineage.reasons(status):
+            yield {"model": model, "status": status, "reason": reason}
+
+
+def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {what}" for what, number in counts.items()) or "none"
 
 

@@ -17,7 +17,7 @@ from kinship_daemon import demo, sampling
 from kinship_daemon.cli.figures import cell, matrix_and_mean, plain, short
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.hub.bases import resolve_base
-from kinship_daemon.hub.names import slug
+from kinship_daemon.hub.names import slug, user_path
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
 from kinship_daemon.models import cache_folder, hub_for
@@ -181,7 +181,7 @@ def _base(reading: _Reading, text: str) -> _Place:
 
 
 def _model(reading: _Reading, name: str, base: _Place) -> _Place | Descendant:
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.is_dir():
         if folder.is_absolute() or name.startswith("."):
             raise UsageError(f"no folder {name}")
