@@ -1,8 +1,13 @@
 """The real huggingface_hub client against a real server on 127.0.0.1."""
 
+import gzip
 import hashlib
 import logging
+import threading
 import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -14,9 +19,10 @@ import hub_server
 from hub_server import TOKEN, HubServer
 from kinship_daemon.errors import KinshipError, ModelError, Transient, UsageError
 from kinship_daemon.hub import calls, download, wire
-from kinship_daemon.hub.client import ApiHub, machine_token
+from kinship_daemon.hub.client import ApiHub, machine_token, token_advice
 from kinship_daemon.hub.open import open_hub
-from kinship_daemon.hub.records import UnknownRepo
+from kinship_daemon.hub.records import Repo, RepoFile, UnknownRepo
+from kinship_storage.rows import stamp
 
 BASE = "org/base"
 
@@ -453,6 +459,12 @@ def test_the_machines_token_is_for_its_own_server_only(server, tmp_path, monkeyp
     assert all("authorization" not in request.headers for request in server.log)
 
 
+def test_a_token_for_another_server_says_what_would_work(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_ofthismachine")
+    assert f"set HF_ENDPOINT={server.url}" in token_advice(server.url)
+    assert "hf_" not in token_advice(server.url)
+
+
 def test_about_says_who_we_are(server, hub):
     assert hub.about() == f"{server.url} answers; the token is tester's"
     assert ApiHub(server.url).about() == f"{server.url} answers (no token)"
@@ -593,6 +605,18 @@ def test_a_description_that_makes_no_sense_condemns_one_model(server, hub, extra
     server.add("org/a", model(), extra=extra)
     with pytest.raises(ModelError, match="org/a in a way that cannot be read"):
         hub.repo("org/a")
+
+
+def test_a_moment_that_nobody_knows_is_one_that_can_be_written_down(server, hub):
+    server.add("org/a", model(), extra={"lastModified": "0001-01-01T00:00:00Z"})
+    assert stamp(hub.repo("org/a").modified) == "1970-01-01T00:00:00Z"
+
+
+def test_a_next_page_that_is_no_url_is_refused(server, hub):
+    server.add("org/a", model(), extra={"tags": [f"base_model:{BASE}"]})
+    server.fault("/api/models", "pass", headers={"Link": '<http://[x>; rel="next"'})
+    with pytest.raises(KinshipError, match="sends its next page to another server"):
+        list(hub.descendants(BASE))
 
 
 def test_json_that_no_one_could_read_condemns_one_model(server, hub, monkeypatch):
@@ -758,3 +782,70 @@ def test_who_may_write_is_not_asked_without_a_token(server):
     with pytest.raises(UsageError, match="needs a token that may write"):
         ApiHub(server.url).may_write("tester")
     assert server.log == []
+
+
+WHOLE = b'{"architectures": ["MistralForCausalLM"]}' * 1000
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """What may stand between us and a hub: ends answers without a word, or packs them."""
+
+    longest, packs = len(WHOLE), False
+
+    def do_GET(self):
+        if not self.path.endswith("/config.json"):
+            self.send_response(404)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>no such page</html>")
+            return
+        begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        body = WHOLE[begin : begin + self.longest]
+        # HTTP/1.0 without a length: the end of the connection is the end of the answer.
+        self.send_response(206 if begin else 200)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(WHOLE) - 1}/{len(WHOLE)}")
+        if self.packs:
+            self.send_header("Content-Encoding", "gzip")
+            body = gzip.compress(body)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def proxy(**settings):
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Asked", (Proxy,), settings)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield ApiHub(f"http://127.0.0.1:{server.server_port}", token=TOKEN, timeout_seconds=5)
+        server.shutdown()
+
+
+def one_file():
+    sha256 = hashlib.sha256(WHOLE).hexdigest()
+    file = RepoFile("config.json", len(WHOLE), sha256)
+    return Repo("org/a", "0" * 40, datetime.now(UTC), {}, (file,))
+
+
+def test_an_answer_that_just_ends_is_gone_on_from(tmp_path):
+    with proxy(longest=10_000) as hub, pytest.raises(ModelError, match="no safetensors weights"):
+        hub.fetch(one_file(), tmp_path)
+    assert next(tmp_path.rglob("config.json")).read_bytes() == WHOLE
+
+
+def test_answers_that_always_end_at_once_are_not_the_models_fault(tmp_path):
+    with proxy(longest=10) as hub, pytest.raises(Transient, match="ends too early"):
+        hub.fetch(one_file(), tmp_path)
+
+
+def test_a_file_packed_on_the_way_is_not_the_models_fault(tmp_path):
+    with proxy(packs=True) as hub, pytest.raises(KinshipError, match="compressed") as refused:
+        hub.fetch(one_file(), tmp_path)
+    assert not isinstance(refused.value, ModelError)
+
+
+def test_a_404_that_does_not_say_of_what_is_no_repo_that_is_gone():
+    with proxy() as hub, pytest.raises(Transient, match=r"answered 404 .*is http.* a Hub\?"):
+        hub.repo("org/a")

@@ -247,6 +247,22 @@ def test_a_redirect_without_end_is_left(server, hub, repo):
         hub.parts(repo).read(WEIGHTS, [(0, 9)])
 
 
+def test_a_redirect_to_no_url_is_not_the_models_fault(server, hub, repo, tmp_path):
+    server.fault(RESOLVE, "status", status=302, n=-1, headers={"Location": "http://[x"})
+    with pytest.raises(Transient, match="redirected to no URL"):
+        hub.parts(repo).read(WEIGHTS, [(0, 9)])
+    server.faults.clear()
+    parts = hub.parts(repo)
+    parts.read(WEIGHTS, [(0, 9)])
+    server.fault(STORED, "status", status=302, n=-1, headers={"Location": "http://[x"})
+    with pytest.raises(Transient, match="redirected to no URL"):
+        parts.read(WEIGHTS, [(9, 18)])
+    server.faults.clear()
+    server.fault(RESOLVE, "status", status=302, n=-1, headers={"Location": "http://[x"})
+    with pytest.raises(Transient, match="cannot be reached"):
+        hub.fetch(repo, tmp_path)
+
+
 def test_no_message_shows_a_signed_address(server, parts):
     server.fault(STORED, "reset", n=-1)
     with pytest.raises(Transient) as failed:

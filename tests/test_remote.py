@@ -80,6 +80,18 @@ def test_an_absurd_header_length_is_refused_unread(tmp_path, length):
     assert parts.bytes_read < 20_000
 
 
+def test_headers_of_many_shards_are_bounded_together(tmp_path):
+    files = {}
+    for number in range(3):
+        shard = tmp_path / f"model-{number}.safetensors"
+        header = json.dumps({f"t{number}": entry(0, 8)}).encode().ljust(9_000_000)
+        shard.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+        files[f"t{number}"] = shard.name
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(ModelError, match=r"model-2\.safetensors: .*claims 9000000 bytes"):
+        remote(tmp_path)
+
+
 def with_header(folder, header):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     folder.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import ledgers
@@ -15,6 +16,7 @@ import tiny
 from kinship_daemon import demo
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.parts import FolderParts
+from kinship_daemon.sampling import Sampler
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.header import TensorInfo
@@ -258,6 +260,16 @@ def test_nothing_but_the_blocks_is_read(wild):
     assert source.parts.bytes_read - before == sum(told)
     # Gaps between neighbours are read, too, where that saves a request.
     assert scheme.nbytes <= sum(told) < 1.5 * scheme.nbytes
+
+
+def test_a_base_that_cannot_be_sampled_is_no_candidates_fault(tmp_path, tiny_base):
+    broken = shutil.copytree(tiny_base, tmp_path / "broken")
+    weights = tiny.tensors(broken)
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KinshipError, match=r"the base cannot be sampled .*holds NaN") as failed:
+        Sampler.of(broken, 0.5, tmp_path / "sample.safetensors")
+    assert not isinstance(failed.value, ModelError)
 
 
 def test_the_bases_sample_is_kept(tmp_path, tiny_base):

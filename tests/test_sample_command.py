@@ -187,6 +187,17 @@ def test_a_chat_template_is_no_other_vocabulary(tmp_path, tiny_base, tiny_finetu
     assert read == (other / "tokenizer_config.json").stat().st_size
 
 
+def test_settings_of_any_length_are_not_read(tmp_path, tiny_base, tiny_finetunes):
+    other = shutil.copytree(tiny_finetunes[0], tmp_path / "other")
+    with (other / "tokenizer_config.json").open("a") as file:
+        file.write(" " * 200_000)
+    own = in_folder(other)
+    before = own.source.parts.bytes_read
+    with pytest.raises(UnknownTokens, match=r"0\.2 MB are too much to read"):
+        aligned_rows(in_folder(tiny_base), own, 1000)
+    assert own.source.parts.bytes_read == before
+
+
 def test_padding_alone_takes_no_tokenizer(tmp_path, tiny_base):
     padded = grown(tiny_base, tmp_path / "padded", 1, rows=64)
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -247,6 +258,13 @@ def test_unusable_repos_are_refused_in_one_line(how, said, tiny_hub, call):
         (("demo/add", "demo/max", "--sample", "1.5"), "--sample"),
         (("demo/add", "demo/nobody", "--sample", "0.1"), "no repo demo/nobody"),
         (("demo/add", "./nobody", "--sample", "0.1"), "no folder ./nobody"),
+        (("demo/add", "~nobody-of-that-name/x", "--sample", "0.1"), "neither a path nor a name"),
+        (("demo/add", "a" * 300 + "/x", "--sample", "0.1"), "neither a path nor a name"),
+        (("demo/add", "demo/max", "--sample", "0.1", "--hub", "http://[x"), "is not a hub"),
+        (
+            ("demo/add", "demo/max", "--sample", "0.1", "--hub", "~nobody-of-that/x"),
+            "neither a path",
+        ),
     ],
 )
 def test_wrong_usage_is_refused_in_one_line(arguments, said, call):

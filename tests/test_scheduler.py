@@ -18,8 +18,8 @@ import pytest
 
 import command
 from kinship_daemon import scheduler
-from kinship_daemon.daemon import BudgetReached, Stopped
-from kinship_daemon.errors import Transient, UsageError
+from kinship_daemon.daemon import BudgetReached
+from kinship_daemon.errors import KinshipError, Stopped, Transient, UsageError
 
 ARGUMENTS = ["run", "--base", "demo", "--log-json"]
 
@@ -161,6 +161,21 @@ def test_what_passes_is_said_and_tried_again(service, events, monkeypatch, passi
     assert running.run() is None
     assert events[:2] == [("warning", str(passing))] * 2
     assert [kind for kind, _ in events[2:]] == ["idle"]
+
+
+def test_a_hub_that_refuses_us_after_it_was_fine_is_asked_again(service, events, monkeypatch):
+    play(monkeypatch, [False, KinshipError("401"), False], [CONVERGED])
+    daemon, running = service()
+    threading.Timer(1.0, daemon.stop.set).start()
+    assert running.run() is None
+    assert ("warning", "401; asked again at the next look") in events
+
+
+def test_a_hub_that_refuses_us_from_the_start_ends_the_daemon(service, monkeypatch):
+    play(monkeypatch, [KinshipError("401")], [CONVERGED])
+    _, running = service()
+    with pytest.raises(KinshipError, match="401"):
+        running.run()
 
 
 LONG = 30.0  # minutes: no second tick within a test

@@ -111,7 +111,7 @@ def test_models_of_any_strength_can_be_compared(wild):
     """Vectors carry a scale: float16 alone has no room for decades."""
     (taken,) = samples(wild[0], [wild[1]["dense"]], fraction=0.002)
     vector = sketch(taken)
-    for factor in (1e-12, 1e-3, 1e6):
+    for factor in (1e-12, 1e-3, 1e6, 1e25, 1e-25):
         taken.deltas.mul_(factor)
         found = compare(vector, [sketch(taken)], "cosine")
         taken.deltas.div_(factor)

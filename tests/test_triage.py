@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from kinship_daemon.hub.front_matter import front_matter, relation
-from kinship_daemon.hub.records import Repo, RepoFile
-from kinship_daemon.hub.triage import Rules, refusal, remarks
+from kinship_daemon.hub.records import Listing, Repo, RepoFile
+from kinship_daemon.hub.triage import Rules, listed_refusal, refusal, remarks
 
 BASE = "org/base"
 GOOD = {"config.json": 500, "tokenizer.json": 900, "model.safetensors": 10**9}
@@ -161,3 +161,47 @@ def test_no_front_matter_is_no_problem(text):
 
 def test_windows_line_ends_and_a_mark_do_not_matter():
     assert front_matter("\ufeff---\r\nlicense: mit\r\n---\r\n# x") == ({"license": "mit"}, None)
+
+
+def listing(*tags, **attributes):
+    given = {"id": "org/tuned", "revision": "0" * 40, "modified": datetime(2025, 1, 1, tzinfo=UTC)}
+    return Listing(**{**given, "tags": tags, **attributes})
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (listing(id=BASE), "the base itself"),
+        (listing(disabled=True), "disabled by the hub"),
+        (listing(gated=True), "gated .triage.allow_gated"),
+        (listing(f"base_model:quantized:{BASE}"), "a quantised copy"),
+        (listing(f"base_model:merge:{BASE}", f"base_model:{BASE}"), "a merge .triage.allow_merges"),
+        (listing("gguf", "transformers"), "quantised, by its name or tags .gguf"),
+        (listing("4-bit"), "quantised, by its name or tags .4-bit"),
+        (listing(id="TheBloke/Tuned-7B-AWQ"), "quantised, by its name or tags .awq"),
+    ],
+)
+def test_a_line_of_a_listing_is_enough_to_refuse(line, reason):
+    assert re.search(reason, listed_refusal(line, BASE, Rules()))
+
+
+def test_a_line_that_says_nothing_against_a_repo_lets_it_wait():
+    fine = [
+        listing(),
+        listing("merge-of-thoughts", "safetensors", f"base_model:{BASE}"),
+        listing(f"base_model:finetune:{BASE}", "region:us"),
+        listing("base_model:TheBloke/Base-AWQ", f"base_model:{BASE}"),
+        listing(id="gptq/tuned"),
+        listing(private=True),
+    ]
+    assert [listed_refusal(line, BASE, Rules()) for line in fine] == [None] * len(fine)
+
+
+def test_the_rules_hold_for_lines_too():
+    adapter = listing(f"base_model:adapter:{BASE}")
+    assert listed_refusal(adapter, BASE, Rules()) is None
+    assert "triage.allow_adapters" in listed_refusal(adapter, BASE, Rules(allow_adapters=False))
+    both = listing(f"base_model:adapter:{BASE}", f"base_model:finetune:{BASE}")
+    assert listed_refusal(both, BASE, Rules(allow_adapters=False)) is None
+    allowed = Rules(allow_gated=True, allow_merges=True)
+    assert listed_refusal(listing(f"base_model:merge:{BASE}", gated=True), BASE, allowed) is None

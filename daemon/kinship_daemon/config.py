@@ -26,7 +26,14 @@ from kinship_policies.registry import load_preset
 __all__ = ["Config", "load", "reference", "schema", "to_yaml"]
 
 
-UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
+def _user_path(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"cannot be a path: {error}") from None
+
+
+UserPath = Annotated[Path, AfterValidator(_user_path)]
 
 
 class _Section(BaseModel):
@@ -34,11 +41,11 @@ class _Section(BaseModel):
 
 
 class Watch(_Section):
-    poll_minutes: float = Field(30.0, gt=0)
+    poll_minutes: float = Field(30.0, gt=0, le=525_600)
     """Minutes between two looks at the hub."""
-    overlap_minutes: float = Field(60.0, ge=0)
+    overlap_minutes: float = Field(60.0, ge=0, le=525_600)
     """A look goes back this far before the newest change seen: a hub's listing may lag."""
-    relist_hours: float = Field(24.0, gt=0)
+    relist_hours: float = Field(24.0, gt=0, le=8_760)
     """Hours between two listings of everyone: who was tagged late, and who is gone."""
     webhook_port: int | None = Field(None, ge=0, le=65535)
     """Listen here for the Hub's webhooks, which hurry the next look; KINSHIP_WEBHOOK_SECRET."""
@@ -55,6 +62,8 @@ class Triage(_Section):
     """Admit other people's merges; their own parents are rarely all declared."""
     allow_adapters: bool = True
     """Admit LoRA adapters: their weight changes count as those of a fine-tune."""
+    only_publishable: bool = False
+    """Refuse candidates whose licence would keep every merge of them from being published."""
     sample: float = Field(0.002, ge=0, le=0.5)
     """Part of a candidate's weights that is read to estimate its kinship; 0 reads none."""
 

@@ -38,10 +38,15 @@ def poll(d: Daemon) -> bool:
 
     Returns:
         Whether the population may have grown.
+
+    Raises:
+        Transient: the hub is away, or wants no calls for a while; who was admitted stays.
     """
     watching.notice(d)
-    triage.triage(d)
+    away = triage.triage(d)
     admission.admit(d)
+    if away is not None:
+        raise away
     return bool(admission.without_row(d))
 
 
@@ -51,6 +56,9 @@ def evolve(d: Daemon) -> Outcome:
 
     Every step is written down before the next begins and is not taken twice, so that a call after
     a kill goes on in the middle.
+
+    Raises:
+        Transient: the hub did not take a merge; all else is done.
     """
     screening.screen(d)
     admission.relate(d)
@@ -65,6 +73,8 @@ def evolve(d: Daemon) -> Outcome:
         making.record_kinships(d)
     grown = evolution.grow(d)
     judging.judge_children(d)
-    publication.publish_passed(d)
+    away = publication.publish_passed(d)
     evolution.show_generation(d, grown)
+    if away is not None:
+        raise away
     return Outcome(evolution.converged(d))

@@ -21,7 +21,7 @@ from kinship_daemon.home import Home
 from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.records import Hub, Repo, UnknownRepo
 from kinship_daemon.report import Reporter
-from kinship_daemon.room import make_room, mark_needed
+from kinship_daemon.room import lying, make_room
 from kinship_daemon.sampling import Sampler
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, descend
@@ -160,7 +160,6 @@ class Daemon:
         """
         known = self.lineage.get(f"folder:{leaf.id}")
         if known is not None and self._unchanged(leaf, Path(str(known))):
-            mark_needed(self, Path(str(known)))
             return Path(str(known))
         if leaf.repo is None:
             raise ModelError(f"the weights of {leaf.id} are gone")
@@ -187,12 +186,14 @@ class Daemon:
             self.holding(model.id),
             self.report.progress(f"fetch {model.id}", size, "bytes") as advance,
         ):
-            if self.hub.copies:
-                make_room(self, size, model.id)
-            folder = self.hub.fetch(repo, self.home.cache, advance)
-        if self.hub.copies:
-            self.spend("download_bytes", size)
-        return folder
+            if not self.hub.copies:
+                return self.hub.fetch(repo, self.home.cache, advance)
+            make_room(self, size, model.id)
+            before = lying(self, model.id)
+            try:
+                return self.hub.fetch(repo, self.home.cache, advance)
+            finally:
+                self.spend("download_bytes", max(0, lying(self, model.id) - before))
 
     @contextmanager
     def holding(self, *models: str) -> Iterator[None]:

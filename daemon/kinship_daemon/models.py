@@ -12,6 +12,7 @@ from kinship_daemon import demo
 from kinship_daemon.errors import UsageError
 from kinship_daemon.hub.bases import resolve_base
 from kinship_daemon.hub.files import wanted
+from kinship_daemon.hub.names import user_path
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.report import reporter
 
@@ -66,7 +67,7 @@ def find_models(names: Sequence[str], base: str | None, hub: str | None) -> list
 
 
 def _find(name: str, hub: str) -> Found:
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         return Found(name, folder)
     if folder.is_absolute() or name.startswith("."):

@@ -113,12 +113,12 @@ def check_token(config: Config) -> None:
     """
     if config.publish.namespace is None or "://" not in config.hub:
         return
-    from kinship_daemon.hub.client import machine_token  # noqa: PLC0415 - slow to import
+    from kinship_daemon.hub.client import machine_token, token_advice  # noqa: PLC0415 - slow to import
 
     if machine_token(config.hub) is None:
         raise UsageError(
             f"publish.namespace is {config.publish.namespace}, but there is no token for "
-            f"{config.hub}; run `hf auth login`, or set HF_TOKEN"
+            f"{config.hub}; {token_advice(config.hub)}"
         )
 
 
@@ -151,7 +151,7 @@ def _note_settings(settings: Settings, lineage: Lineage, report: Reporter) -> No
         return
     report.event("warning", "the evaluation settings changed: everyone will be scored again")
     for job in lineage.jobs(status="quarantined"):
-        if job.kind in {"score", "merge", "validate"} and job.model is not None:
+        if job.kind in {"screen", "score", "merge", "validate"} and job.model is not None:
             model = lineage.require(job.model)
             if model.status == "quarantined" and not job.key.endswith(tuple(current.values())):
                 status: Status = "proposed" if job.kind == "merge" else "admitted"

@@ -118,15 +118,18 @@ class Sampler:
         Args:
             fraction: Part of the weights that is read.
             kept: File that keeps the base's part; written where it is not there or another's.
+
+        Raises:
+            KinshipError: The base cannot be sampled, which is the fault of none of the others.
         """
-        base = in_folder(folder)
-        made = plan(base.source.tensors, fraction=fraction)
         try:
-            own = BaseSample.load(kept, made)
-        except KinshipError:
-            own = base_sample(made, base.source)
-            own.save(kept)
-        return cls(made, base, own)
+            base = in_folder(folder)
+            made = plan(base.source.tensors, fraction=fraction)
+            return cls(made, base, _kept(made, base, kept))
+        except ModelError as error:
+            raise KinshipError(
+                f"the base cannot be sampled ({error}); set triage.sample: 0"
+            ) from error
 
     def on_hub(self, model: Tokens) -> bytes:
         """
@@ -141,6 +144,15 @@ class Sampler:
     def on_disk(self, model: Descendant) -> bytes:
         """The same of a model or adapter in a folder."""
         return sketch(take_local(self.plan, self.base_sample, model))
+
+
+def _kept(planned: Plan, base: Tokens, path: Path) -> BaseSample:
+    try:
+        return BaseSample.load(path, planned)
+    except KinshipError:
+        own = base_sample(planned, base.source)
+        own.save(path)
+        return own
 
 
 class _Digests(Mapping[str, frozenset[str]]):

@@ -18,8 +18,9 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from kinship_daemon import cycle
 from kinship_daemon.daemon import BudgetReached, Daemon, Stopped
-from kinship_daemon.errors import Transient
+from kinship_daemon.errors import KinshipError, Transient
 from kinship_daemon.webhook import PATH, Webhook, webhook_secret
+from kinship_storage.errors import LineageError
 
 _T = TypeVar("_T")
 
@@ -80,6 +81,7 @@ class _Service:
         self._outcome: str | None = None
         self._failure: BaseException | None = None
         self._first = True
+        self._polled = False
         self._idle = False
         # Polls wait until then, also hurried ones.
         self._not_before = datetime.now(UTC)
@@ -147,6 +149,7 @@ class _Service:
         if datetime.now(UTC) < self._not_before:
             return  # asked for before the hub said that it is away
         grown = self._patiently("poll", lambda: cycle.poll(self._d))
+        self._polled = self._polled or grown is not None
         if grown or self._first:
             # The first time even if the hub is away: there may be unfinished work at home.
             self._soon("evolve")
@@ -178,6 +181,13 @@ class _Service:
             self._d.report.event("warning", str(error))
             if isinstance(error, Transient) and error.retry_seconds is not None:
                 self._wait(name, error.retry_seconds)
+            return None
+        except KinshipError as error:
+            # A hub that refuses us, as in an outage of its accounts, after it was fine before.
+            passing = name == "poll" and self._polled and not isinstance(error, LineageError)
+            if self._until_converged or not passing:
+                raise
+            self._d.report.event("warning", f"{error}; asked again at the next look")
             return None
 
     def _wait(self, name: str, seconds: float) -> None:

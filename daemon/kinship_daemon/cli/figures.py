@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from kinship_daemon.hub.names import user_path
 from kinship_daemon.weights.kinship import mean_pairwise
 
 __all__ = ["cell", "matrix_and_mean", "plain", "short"]
@@ -38,5 +38,5 @@ def cell(value: float | None) -> str:
 
 
 def _last(name: str) -> str:
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     return folder.resolve().name or name if folder.is_dir() else name

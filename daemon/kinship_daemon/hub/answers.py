@@ -113,7 +113,11 @@ class Question:
         # Of someone without a token the Hub asks for one, whether the repo exists or not.
         anonymous = status == HTTPStatus.UNAUTHORIZED and self.token is None
         reads_repo = bool(self.repo_id) and not self.writes
-        if reads_repo and (status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE} or anonymous):
+        missing = status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+        if missing and reads_repo and not said:
+            # The Hub says what is missing; a proxy in between, or a hub at fault, does not.
+            return Transient(f"{words} and not what is missing; is {self.endpoint} a Hub?")
+        if reads_repo and (missing or anonymous):
             return self._unknown()
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             # A bad token concerns everything; what is forbidden to read, only this repo.

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kinship_daemon.errors import UsageError
-from kinship_daemon.hub.names import check_repo_id, check_revision, slug
+from kinship_daemon.hub.names import check_repo_id, check_revision, slug, user_path
 
 __all__ = ["ALIASES", "Base", "resolve_base"]
 
@@ -60,10 +60,11 @@ def resolve_base(text: str) -> Base:
         UsageError: none of these; names the nearest alias.
     """
     repo_id, at, revision = text.partition("@")
+    path = user_path(text)
     if repo_id not in ALIASES and (
-        text.startswith((".", "/", "~")) or (Path(text) / "config.json").is_file()
+        text.startswith((".", "/", "~")) or (path / "config.json").is_file()
     ):
-        return _folder(Path(text).expanduser())
+        return _folder(path)
     if repo_id in ALIASES or "/" in repo_id:
         return _repo(ALIASES.get(repo_id, repo_id), check_revision(revision) if at else None)
     known = [*ALIASES, "demo"]

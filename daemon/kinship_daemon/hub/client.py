@@ -43,7 +43,7 @@ from kinship_daemon.hub.records import Listing, Publication, Repo
 from kinship_daemon.hub.rights import writing_right
 from kinship_daemon.hub.wire import Wire, bounded_session
 
-__all__ = ["ApiHub", "machine_token"]
+__all__ = ["ApiHub", "machine_token", "token_advice"]
 
 T = TypeVar("T")
 
@@ -183,15 +183,23 @@ class ApiHub:
 
     def _check_token(self, what: str) -> None:
         if self._token is None:
-            raise UsageError(
-                f"{what} needs a token that may write: set HF_TOKEN, or log in with `hf auth login`"
-            )
+            raise UsageError(f"{what} needs a token that may write: {token_advice(self._endpoint)}")
 
 
 def machine_token(endpoint: str) -> str | None:
     """The token that HF_TOKEN or `hf auth login` set, for the server that it was made for."""
     mine = {urlsplit(url)[:2] for url in ("https://huggingface.co", constants.ENDPOINT)}
-    return get_token() if urlsplit(endpoint)[:2] in mine else None
+    return get_token() if urlsplit(check_endpoint(endpoint))[:2] in mine else None
+
+
+def token_advice(endpoint: str) -> str:
+    """What gives us a token for a server for which `machine_token` has none."""
+    if get_token() is None:
+        return "run `hf auth login`, or set HF_TOKEN"
+    return (
+        f"the one that is set is for {constants.ENDPOINT}; "
+        f"if it is for this hub, set HF_ENDPOINT={endpoint}"
+    )
 
 
 def _done(question: Question, work: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ from kinship_daemon.hub.records import Repo, RepoFile
 __all__ = ["described", "utc"]
 
 _MOST_BYTES = 1 << 50
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -35,9 +36,13 @@ def described(repo_id: str, data: object) -> Repo:
 
 
 def utc(text: str) -> datetime:
-    """A moment as the hub writes it; one without a zone is taken for UTC."""
+    """
+    A moment as the hub writes it; one without a zone is taken for UTC.
+
+    One before 1970, such as the year 1 of a hub that does not know, is the beginning of 1970.
+    """
     moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    return max(moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC), _EPOCH)
 
 
 def _described(repo_id: str, data: Any) -> Repo:
@@ -47,7 +52,7 @@ def _described(repo_id: str, data: Any) -> Repo:
     return Repo(
         id=repo_id,
         revision=check_revision(data["sha"]),
-        modified=utc(modified) if modified else datetime.fromtimestamp(0, UTC),
+        modified=utc(modified) if modified else _EPOCH,
         card=_card(card) if isinstance(card, dict) else {},
         files=tuple(sorted(files, key=lambda file: file.path)),
         gated=bool(data.get("gated")),

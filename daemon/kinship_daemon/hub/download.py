@@ -99,17 +99,20 @@ class _Copy:
             self.advance(file.size)
             return
         part = target.with_name(f".{target.name}.part")
-        for last_try in (False, True):
+        found = ""
+        for _ in range(2):
             try:
                 self._receive(file, part)
             except _MismatchError as wrong:
                 part.unlink()
-                if last_try:
+                if str(wrong) == found:
                     raise ModelError(f"{self.repo.id} {file.path}: {wrong}") from None
                 # The fault may lie in what a killed run left, or on the way: from the start.
+                found = str(wrong)
             else:
                 part.replace(target)
                 return
+        raise Transient(f"{self.repo.id} {file.path} never arrives the same: {found}")
 
     def _intact(self, folder: Path, file: RepoFile) -> bool:
         return intact(folder / file.path, file, self.sha256)
@@ -146,7 +149,10 @@ class _Copy:
                 with self.content(self.repo, file, before) as blocks:
                     for offset, block in blocks:
                         growing.add(offset, block)
-                return
+                if growing.length <= before:
+                    return  # the server has no more
+                if growing.length < file.size:
+                    raise Transient(f"{self.repo.id} {file.path}: the answer ends too early")
             except Transient as error:
                 breaks += 1
                 fruitless = fruitless + 1 if growing.length <= before else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from kinship_daemon.errors import UsageError
@@ -13,6 +14,7 @@ __all__ = [
     "check_revision",
     "check_token",
     "slug",
+    "user_path",
 ]
 
 # The Hub's own rules: 1 to 96 of these per part, not at either end '.' or '-', no '--' or '..'.
@@ -55,8 +57,12 @@ def check_endpoint(text: str) -> str:
     Raises:
         UsageError: it is none, or carries a password, which would end in every message.
     """
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # brackets without an address in them, a port of nine digits
+        sound = False
+    if not sound or parts.query or parts.fragment:
         raise UsageError(f"{text!r} is not a hub; expected a URL such as https://huggingface.co")
     if parts.username or parts.password:
         raise UsageError(f"a hub's URL carries no password ({parts.hostname}); use HF_TOKEN")
@@ -74,6 +80,22 @@ def check_token(text: str | None) -> str | None:
     if not re.fullmatch(r"[!-~]*", token):
         raise UsageError("the Hub token holds characters that no token has; copy it again")
     return token or None
+
+
+def user_path(text: str) -> Path:
+    """
+    The file or folder that a user names, which need not be there.
+
+    Raises:
+        UsageError: it cannot be one, such as in the home of a user whom nobody knows.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{text[:80]!r} is neither a path nor a name: {reason}") from None
+    return path
 
 
 def slug(repo_id: str) -> str:

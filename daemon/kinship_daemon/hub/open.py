@@ -9,6 +9,7 @@ from pathlib import Path
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import UsageError
 from kinship_daemon.hub.folder import FolderHub
+from kinship_daemon.hub.names import user_path
 from kinship_daemon.hub.records import Hub
 
 __all__ = ["open_hub"]
@@ -39,7 +40,7 @@ def open_hub(
         from kinship_daemon.hub.client import ApiHub, machine_token  # noqa: PLC0415
 
         return ApiHub(where, token=token or machine_token(where), sha256=sha256, stop=stop)
-    folder = Path(where).expanduser()
+    folder = user_path(where)
     if not folder.is_dir():
         raise UsageError(
             f"no hub at {where}; expected a URL such as https://huggingface.co, "

@@ -101,7 +101,15 @@ def receive(answer: httpx.Response, span: Span, into: list[bytes]) -> None:
 
 
 def redirect(answer: httpx.Response, url: httpx.URL) -> httpx.URL | None:
-    """Where an answer sends us; None if nowhere."""
-    if answer.has_redirect_location:
+    """
+    Where an answer sends us; None if nowhere.
+
+    Raises:
+        httpx.InvalidURL: that is no URL.
+    """
+    if not answer.has_redirect_location:
+        return None
+    try:
         return httpx.URL(urljoin(str(url), answer.headers["location"]))
-    return None
+    except ValueError as error:
+        raise httpx.InvalidURL(f"it is redirected to no URL: {error}") from None

@@ -103,11 +103,11 @@ def _until(moment: str, now: str) -> list[float]:
 
 def origin(url: str) -> tuple[str, str, int | None]:
     """Scheme, host and port: what a token may not leave."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        port = -1  # no port at all, so nobody's
+        return "", "", -1  # no URL at all, so nobody's
     return parts.scheme, parts.hostname or "", port or {"http": 80, "https": 443}.get(parts.scheme)
 
 

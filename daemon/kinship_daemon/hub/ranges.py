@@ -160,10 +160,13 @@ class RangeParts:
         expired = False
         try:
             with self.connections.get(address.url, span, signed=address.signed) as answer:
-                expired = address.signed and answer.status_code in _EXPIRED
+                moved = redirect(answer, address.url) is not None
+                expired = moved or (address.signed and answer.status_code in _EXPIRED)
+                if moved:
+                    raise Transient(f"{question.url} lies elsewhere now; try again later")
                 check_piece(answer, self.repo, file, question, span)
                 receive(answer, span, received)
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             return _Piece(span, sum(map(len, received)), error=question.unreachable(error))
         except (Transient, RangesRefused) as error:
             return _Piece(span, sum(map(len, received)), error=error, expired=expired)

@@ -9,7 +9,7 @@ __all__ = ["Span", "cut", "joined_spans"]
 
 Span = tuple[int, int]  # [start, end) in bytes
 
-_GAP = 4096  # bytes read for nothing that cost less than one more request
+_GAP = 2048  # bytes read for nothing that cost less than one more request
 _BLOCK = 8 << 20  # spans are not joined beyond this
 
 

@@ -160,6 +160,11 @@ class Wire:
                 )
             for answer in (*response.history, response):
                 check_unchanged(question, file, str(answer.url), answer.headers)
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise KinshipError(f"{question.url} is compressed unasked; is a proxy in between?")
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                # Its beginning would be taken for the file's, and gone on from.
+                raise Transient(f"{question.url} answers with a web page; try again later")
             begin = re.match(r"bytes (\d{1,19})-", response.headers.get("Content-Range", ""))
             at = int(begin[1]) if begin else 0
             for block in response.iter_raw():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import KinshipError, ModelError, Transient
 from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.licence import declared
-from kinship_daemon.hub.records import Repo
-from kinship_daemon.hub.triage import refusal, remarks
+from kinship_daemon.hub.records import Repo, UnknownRepo
+from kinship_daemon.hub.triage import remarks
 from kinship_daemon.ranking import ranked
-from kinship_daemon.room import NoRoom
-from kinship_daemon.steps.making import residents
-from kinship_daemon.steps.triage import architectures, nearer, novelty, twin
-from kinship_daemon.steps.watching import rules
+from kinship_daemon.room import NoRoom, make_room
+from kinship_daemon.steps.measuring import give_up, joined, leaves, measured
+from kinship_daemon.steps.triage import nearer, novelty, objection, twin
+from kinship_daemon.steps.watching import GONE
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import weights_identity
 from kinship_daemon.weights.descendant import Descendant, descend
@@ -32,56 +33,60 @@ def admit(d: Daemon) -> None:
     Fetch and check those who wait, in order; each ends admitted, refused or quarantined.
 
     The order is made again after each: one that is admitted makes its kin less novel. One that
-    the hub will not give now waits for the next poll, and the others go on.
+    the hub will not give now waits for the next poll, and the others go on; where a limit is
+    reached, only smaller ones.
 
     Raises:
         Transient: it gave none of them.
     """
     tried: set[str] = set()
     away: list[Transient] = []
-    while (candidate := _next(d, tried)) is not None:
+    too_large = math.inf
+    while (candidate := _next(d, tried, too_large)) is not None:
         tried.add(candidate.model)
         try:
             _admit_one(d, d.lineage.require(candidate.model))
         except (NoRoom, _SpentError) as error:
             d.report.event("warning", str(error), model=candidate.model)
-            return
+            too_large = candidate.bytes or 0
         except LineageError:
             raise
         except KinshipError as error:
             away += [error] if isinstance(error, Transient) else []
             d.report.event("warning", f"{candidate.model} waits: {error}", model=candidate.model)
+            if isinstance(error, Transient) and error.retry_seconds is not None:
+                break  # the hub wants no calls for a while
     if away and len(away) == len(tried):
         raise away[-1]
 
 
-def _next(d: Daemon, tried: set[str]) -> Candidate | None:
-    """Whose turn it is."""
+def _next(d: Daemon, tried: set[str], too_large: float) -> Candidate | None:
+    """Whose turn it is, among those with fewer bytes of weights than `too_large`."""
     weights = d.config.admission
     waiting = ranked(
         d.lineage.candidates("seen", triaged=True),
         novelty=weights.novelty,
         popularity_weight=weights.popularity,
     )
-    return next((r.candidate for r in waiting if r.candidate.model not in tried), None)
+    turns = (each.candidate for each in waiting if each.candidate.model not in tried)
+    return next((turn for turn in turns if (turn.bytes or 0) < too_large), None)
 
 
 def _admit_one(d: Daemon, model: Model) -> None:
-    done = d.step(
+    d.step(
         "admit",
         _admission_key(model),
         model,
         lambda: _examine(d, model),
         lambda found: _record_admission(d, model, found),
+        redo=True,  # it waits again, whatever came of it before
     )
-    if done and d.lineage.require(model.id).status == "admitted":
-        nearer(d, model.id)
 
 
 def relate(d: Daemon) -> None:
     """Give every admitted fine-tune its row in the ledger: one streaming read of everyone."""
     _drop_changed(d)
-    while new := without_row(d):
+    while new := _joining(d):
         try:
             _extend(d, new)
         except gram.BadTensor as error:
@@ -116,18 +121,30 @@ def _admission_key(model: Model) -> str:
 
 def _examine(d: Daemon, model: Model) -> _Found:
     assert model.repo is not None
-    repo = d.hub.repo(model.repo, model.revision)
-    # Once more: the rules may have changed since it was triaged.
-    reason = refusal(repo, d.base.id, rules(d), architectures=architectures(d))
-    if reason is not None:
-        return _Found(refusal=reason, license=declared(repo.card))
-    _check_day(d, model, sum(file.size for file in wanted(repo.files)))
-    folder = d.fetch(model, repo)
+    try:
+        repo = d.hub.repo(model.repo, model.revision)
+        # Once more: the rules and the others may have changed since it was triaged.
+        reason = objection(d, model, repo)
+        if reason is not None:
+            return _Found(refusal=reason, license=declared(repo.card))
+        folder = _fetched(d, model, repo)
+    except UnknownRepo:
+        return _Found(refusal=GONE, license=model.license)
     try:
         return _inspect(d, model, repo, folder)
     except ModelError:
         _discard(d, folder)
         raise
+
+
+def _fetched(d: Daemon, model: Model, repo: Repo) -> Path:
+    if not d.hub.copies:
+        return d.fetch(model, repo)
+    size = sum(file.size for file in wanted(repo.files))
+    _check_day(d, model, size)
+    with d.holding(model.id):
+        make_room(d, size, model.id, newcomer=True)
+        return d.fetch(model, repo)
 
 
 def _inspect(d: Daemon, model: Model, repo: Repo, folder: Path) -> _Found:
@@ -172,10 +189,10 @@ class _SpentError(KinshipError):
 
 def _check_day(d: Daemon, model: Model, size: int) -> None:
     limit = d.config.limits.download_gb_per_day
-    if d.hub.copies and d.spent("download_bytes") + size > limit * 1e9:
+    if d.spent("download_bytes") + size > limit * 1e9:
         raise _SpentError(
             f"limits.download_gb_per_day {limit:g} reached; {model.id} ({size / 1e9:.1f} GB) and "
-            "those after it wait for the next day (UTC), which has its own"
+            "those not smaller wait for the next day (UTC), which has its own"
         )
 
 
@@ -184,6 +201,7 @@ def _record_admission(d: Daemon, model: Model, found: _Found) -> None:
         d.lineage.update_model(
             model.id, status="refused", reason=found.refusal, license=found.license
         )
+        d.lineage.update_candidate(model.id, gone=found.refusal == GONE)
         d.report.event("refused", f"{model.id}: {found.refusal}", model=model.id)
         return
     d.lineage.update_model(
@@ -199,6 +217,7 @@ def _record_admission(d: Daemon, model: Model, found: _Found) -> None:
         far, error = novelty(d, found.vector)
         d.lineage.put_sample(d.sampler.plan.identity, model.id, found.vector)
         d.lineage.update_candidate(model.id, novelty=far, novelty_error=error)
+    nearer(d, model.id)
     if found.gated:
         d.lineage.put(f"gated:{model.id}", True)
     for remark in found.remarks:
@@ -206,45 +225,45 @@ def _record_admission(d: Daemon, model: Model, found: _Found) -> None:
     d.report.event("admit", f"{model.id} ({found.license or 'no licence'})", model=model.id)
 
 
-def _leaves(d: Daemon) -> dict[str, Model]:
-    """Fine-tunes that are admitted, or that a living merge rests on, by weights identity."""
-    merges = d.lineage.models(kind="merge", status="admitted")
-    merges += d.lineage.models(kind="merge", status="proposed")
-    needed = {leaf.id for merge in merges for leaf in d.lineage.ancestors(merge)}
-    return {
-        leaf.weights: leaf
-        for leaf in d.lineage.models(kind="finetune")
-        if leaf.weights is not None and (leaf.status == "admitted" or leaf.id in needed)
-    }
-
-
 def without_row(d: Daemon) -> dict[str, Model]:
     """Fine-tunes that the ledger does not know, by weights identity."""
-    leaves = _leaves(d)
-    return {weights: leaf for weights, leaf in leaves.items() if weights not in d.ledger.rows}
+    return {row: leaf for row, leaf in leaves(d).items() if row not in d.ledger.rows}
+
+
+def _joining(d: Daemon) -> dict[str, Model]:
+    """
+    Who joins the ledger next, by weights identity: all whose files are here.
+
+    Else one of those who made room for others: they have no row where someone removed the ledger.
+    """
+    new = without_row(d)
+    present = {row: leaf for row, leaf in new.items() if d.lineage.get(f"folder:{leaf.id}")}
+    if present:
+        return present
+    for row, leaf in new.items():
+        try:
+            d.leaf_folder(leaf)
+        except ModelError as error:
+            give_up(d, leaf, error)
+        else:
+            return {row: leaf}
+    return {}
 
 
 def _drop_changed(d: Daemon) -> None:
-    """Quarantine fine-tunes whose bytes are gone or changed, and all merges that rest on them."""
-    for leaf in _leaves(d).values():
+    for leaf in leaves(d).values():
         if d.lineage.get(f"folder:{leaf.id}") is None:
             continue  # it made room for others; it is looked at when it is needed again
         try:
             d.leaf_folder(leaf)
         except ModelError as error:
-            d.quarantine(leaf, str(error), f"keep:{leaf.weights}")
-            for merge in d.population_models("admitted", "proposed"):
-                if leaf.id in {ancestor.id for ancestor in d.lineage.ancestors(merge)}:
-                    reason = f"cannot be made any more: {leaf.id}: {error}"
-                    d.quarantine(merge, reason, f"keep:{merge.weights}")
+            give_up(d, leaf, error)
 
 
 def _extend(d: Daemon, new: Mapping[str, Model]) -> None:
     def work() -> gram.Ledger:
         with d.holding(*(model.id for model in new.values())):
-            parts = list(_measured(d, d.descendants(new)))
-        kept = {row for part in parts for row in part.rows}
-        return d.ledger.keep(tuple(kept)).joined(parts)
+            return joined(d, list(measured(d, d.descendants(new))))
 
     def record(ledger: gram.Ledger) -> None:
         ledger.save(d.home.ledger)
@@ -252,43 +271,3 @@ def _extend(d: Daemon, new: Mapping[str, Model]) -> None:
 
     # A ledger that someone removed is computed again, so what counts is its rows, not the job.
     d.step("ledger", "ledger:" + ",".join(sorted(new)), None, work, record, redo=True)
-
-
-def _measured(d: Daemon, young: Mapping[str, Descendant]) -> Iterator[gram.Ledger]:
-    """
-    Newcomers measured against everyone in the ledger: all on disk in one pass.
-
-    Each that made room for others has a pass of its own: it has to be fetched again, which takes
-    longer than to read the base once more.
-    """
-    away = {row: model for row in d.ledger.rows if (model := _away(d, row)) is not None}
-    here = residents(d, [row for row in d.ledger.rows if row not in away])
-    yield _pass(d, here, young)
-    for row, model in away.items():
-        with d.holding(model.id):
-            try:
-                d.leaf_folder(model)
-            except ModelError as error:
-                d.report.event("warning", f"left out of the ledger: {error}", model=model.id)
-                continue
-            yield _pass(d, {row: model}, young)
-
-
-def _away(d: Daemon, row: str) -> Model | None:
-    """The model of a row that made room for others; None if its files lie here."""
-    models = d.lineage.by_weights(row)
-    if any(d.lineage.get(f"folder:{model.id}") is not None for model in models):
-        return None
-    return next(iter(models), None)
-
-
-def _pass(d: Daemon, known: Mapping[str, Model], young: Mapping[str, Descendant]) -> gram.Ledger:
-    base = d.base_checkpoint
-    with d.holding(*(model.id for model in known.values())):
-        old = d.descendants(known)
-        total = base.nbytes + sum(c.nbytes for c in (*old.values(), *young.values()))
-        label = f"kinship of {len(old) + len(young)} models"
-        with d.report.progress(label, total, "bytes") as advance:
-            return gram.extend(
-                d.ledger.keep(tuple(old)), base, old, young, device=d.device, progress=advance
-            )

@@ -11,6 +11,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.hub.files import local_files
 from kinship_daemon.room import make_room
 from kinship_daemon.steps.making import assembly, first_leaf, is_leaf, residents
+from kinship_daemon.steps.measuring import apart, here, joined, measured
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.elementwise import ElementwiseAssembly, elementwise_assembly
@@ -61,7 +62,8 @@ def _make(d: Daemon, model: Model) -> None:
     folder = d.home.made / hashlib.sha256(model.weights.encode()).hexdigest()[:16]
 
     def work() -> tuple[Ledger, tuple[File, ...]]:
-        ledger = _joined(d, model, folder)
+        with d.holding(*(each.id for each in d.lineage.ancestors(model))):
+            ledger = _joined(d, model, folder)
         files = tuple(
             File(
                 path=path.relative_to(folder).as_posix(),
@@ -95,25 +97,29 @@ def _joined(d: Daemon, model: Model, folder: Path) -> Ledger:
     assert model.weights is not None
     if folder.is_dir() and not _is_whole(d, model, folder):
         shutil.rmtree(folder)
+    if not folder.is_dir():
+        # Now, and after all that it is made of is here: nobody may go while rows are measured.
+        _assembly(d, model)
+        make_room(d, d.base_checkpoint.nbytes, model.id)
     if model.weights in d.ledger.rows and d.lineage.files(model.id):
         # Its row is known, and holds for the very bytes that are made again.
         if not folder.is_dir():
             _write(d, model, folder, None)
         return d.ledger
-    others = residents(d, [row for row in d.ledger.rows if row != model.weights])
-    known, ledger = d.descendants(others), d.ledger.keep(tuple(others))
     base = d.base_checkpoint
     if not folder.is_dir() and _has_other_tokens(d, model):
         _write(d, model, folder, None)
     if folder.is_dir():
         # Left whole by a process that was killed before it could write down the row, or not in the
         # base's rows, which is how a descendant is read.
-        child = {model.weights: descend(base, folder)}
-        return gram.extend(ledger, base, known, child, device=d.device)
+        return joined(d, list(measured(d, {model.weights: descend(base, folder)})))
+    others = residents(d, [row for row in here(d) if row != model.weights])
+    known, ledger = d.descendants(others), d.ledger.keep(tuple(others))
     joining = {model.weights: folder}
     with gram.Joining(ledger, base, known, joining, device=d.device) as rows:
         _write(d, model, folder, lambda name, weights: rows.add(name, [weights]))
-        return rows.ledger()
+        part = rows.ledger()
+    return joined(d, [part, *apart(d, {model.weights: descend(base, folder)})])
 
 
 def _has_other_tokens(d: Daemon, model: Model) -> bool:
@@ -121,9 +127,7 @@ def _has_other_tokens(d: Daemon, model: Model) -> bool:
 
 
 def _write(d: Daemon, model: Model, folder: Path, made: Made | None) -> None:
-    nbytes = d.base_checkpoint.nbytes
-    make_room(d, nbytes, model.id)
-    with d.report.progress(f"make {model.id}", nbytes, "bytes") as advance:
+    with d.report.progress(f"make {model.id}", d.base_checkpoint.nbytes, "bytes") as advance:
         write(_assembly(d, model), folder, progress=advance, made=made)
 
 

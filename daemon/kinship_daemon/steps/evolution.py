@@ -31,10 +31,15 @@ def score_everyone(d: Daemon) -> None:
     """
     Selection scores for everyone admitted that has none under today's settings.
 
-    Hours of evaluation are dear: whom the quick screen found good comes first.
+    Hours of evaluation are dear: whom the quick screen found good comes first. But whoever made
+    room for others comes last: to fetch them, those without scores would be in the way.
     """
-    everyone = d.population_models("admitted")
-    for model in sorted(everyone, key=lambda m: -(d.lineage.get(f"screen:{m.id}") or 0.0)):
+
+    def turn(model: Model) -> tuple[bool, float]:
+        away = model.recipe is None and d.lineage.get(f"folder:{model.id}") is None
+        return away, -(d.lineage.get(f"screen:{model.id}") or 0.0)
+
+    for model in sorted(d.population_models("admitted"), key=turn):
         score(d, model, "selection", "score")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import combinations
+from pathlib import Path
 from typing import get_args
 
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import ModelError
+from kinship_daemon.room import mark_needed
 from kinship_daemon.weights.kinship import Metric, matrix
 from kinship_daemon.weights.materialise import Assembly, assemble, leaf_assembly
 from kinship_daemon.weights.methods.registry import is_elementwise
@@ -76,17 +78,20 @@ def assembly(d: Daemon, model: Model) -> Assembly:
     """How to make a model's weights anywhere: its own file, or one pass over its leaves."""
     assert model.weights is not None
     if is_leaf(model):
-        return leaf_assembly(d.leaf_folder(model), model.weights, d.base_folder)
-    combination = coefficients(d, model)
-    folders = {row: d.leaf_folder(leaf) for row, leaf in leaf_models(d, combination).items()}
-    return assemble(
-        d.ledger,
-        combination,
-        d.base_folder,
-        folders,
-        model.weights,
-        donor=d.leaf_folder(first_leaf(d, model)),
-    )
+        return leaf_assembly(_needed(d, model), model.weights, d.base_folder)
+    combination, first = coefficients(d, model), first_leaf(d, model)
+    parts = leaf_models(d, combination)
+    # One that is fetched again must not take the room of another.
+    with d.holding(first.id, *(leaf.id for leaf in parts.values())):
+        folders = {row: _needed(d, leaf) for row, leaf in parts.items()}
+        donor = _needed(d, first)
+    return assemble(d.ledger, combination, d.base_folder, folders, model.weights, donor=donor)
+
+
+def _needed(d: Daemon, leaf: Model) -> Path:
+    folder = d.leaf_folder(leaf)
+    mark_needed(d, folder)
+    return folder
 
 
 def is_leaf(model: Model) -> bool:

@@ -20,8 +20,14 @@ from kinship_storage.records import Model, Publication
 __all__ = ["publish_passed", "repo_id", "targets"]
 
 
-def publish_passed(d: Daemon) -> None:
-    """Publish every merge that passed the gate and is not published yet, if it may be."""
+def publish_passed(d: Daemon) -> Transient | None:
+    """
+    Publish every merge that passed the gate and is not published yet, if it may be.
+
+    Returns:
+        Why one of them is not published now, though it may be: the hub does not answer.
+    """
+    away = None
     for verdict in d.lineage.gates():
         model = d.lineage.require(verdict.model)
         if not verdict.passed or model.status != "admitted" or d.lineage.publication(model.id):
@@ -37,11 +43,15 @@ def publish_passed(d: Daemon) -> None:
             continue
         try:
             _publish(d, model)
-        except (LineageError, Transient):
+        except LineageError:
             raise
+        except Transient as error:
+            d.report.event("warning", f"{model.id} is published later: {error}", model=model.id)
+            away = error
         except KinshipError as error:
             # A repo that is not ours, say. The evolution goes on; the next turn tries again.
             _say_once(d, model, str(error))
+    return away
 
 
 def repo_id(d: Daemon, model: Model) -> str:

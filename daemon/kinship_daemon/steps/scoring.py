@@ -79,7 +79,7 @@ def score(d: Daemon, model: Model, split: Split, kind: str) -> bool:
             ]
         )
         if model.kind == "finetune" and split == "selection":
-            d.report.event("score", f"{model.id} {mean_score(found):.4f}", model=model.id)
+            d.report.event(kind, f"{model.id} {mean_score(found):.4f}", model=model.id)
 
     return d.step(kind, key, model, work, record)
 

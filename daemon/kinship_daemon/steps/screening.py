@@ -31,7 +31,10 @@ def screen(d: Daemon) -> None:
     d.evaluator.close()  # the device is for one worker at a time
     with Evaluator(settings, log=d.home.evaluation_log) as evaluator:
         quick = replace(d, settings=settings, evaluator=evaluator)
-        score(quick, d.base, "selection", "screen")
+        if not score(quick, d.base, "selection", "screen"):
+            d.lineage.update_model(d.base.id, status="admitted", reason=None)
+            d.report.event("warning", f"nobody is screened: {d.base.id} cannot be")
+            return
         floor = mean_score(scores(quick, d.base, "selection")) - d.config.admission.screen_margin
         for model in newcomers:
             if score(quick, model, "selection", "screen"):

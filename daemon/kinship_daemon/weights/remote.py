@@ -29,7 +29,7 @@ __all__ = ["Remote", "check_fits", "open_remote"]
 _FIRST_BYTES = 16_384
 # A tensor's share of a header beside its name: more than most take.
 _ENTRY_BYTES = 90
-# 100,000 tensors' worth: more would be read for nothing.
+# Of all files together, 100,000 tensors' worth: more would be read for nothing.
 _MOST_HEADER_BYTES = 20_000_000
 _MOST_INDEX_BYTES = 20_000_000
 _MOST_CONFIG_BYTES = 1_000_000
@@ -91,7 +91,10 @@ def open_remote(name: str, parts: Parts, files: Mapping[str, int]) -> Remote:
     if "config.json" in files:
         settings = _json(path, "config.json", parts, files, _MOST_CONFIG_BYTES)
     named = [SINGLE] if index is None else shards(path, index, files.__contains__)
-    headers = {file: _header(path / file, parts, files[file], index) for file in named}
+    headers, left = {}, _MOST_HEADER_BYTES
+    for file in named:
+        headers[file], length = _header(path / file, parts, files[file], index, left)
+        left -= length
     tied = says_tied(Remote(name, {}, parts, settings))
     return Remote(name, gathered(path, headers, index, tied=tied), parts, settings)
 
@@ -121,15 +124,15 @@ def _json(
 
 
 def _header(
-    path: PurePath, parts: Parts, size: int, index: Mapping[str, Any] | None
-) -> dict[str, TensorInfo]:
-    """One file's header in one read if it is as long as expected, else in two."""
+    path: PurePath, parts: Parts, size: int, index: Mapping[str, Any] | None, most: int
+) -> tuple[dict[str, TensorInfo], int]:
+    """One file's header, of `most` bytes, in one read if it is as long as expected, else in two."""
     first = min(size, _expected(path.name, index))
     begin = parts.read(path.name, [(0, first)])[0]
-    end = 8 + header_length(path, begin[:8], size, most=_MOST_HEADER_BYTES)
-    if end > first:
+    length = header_length(path, begin[:8], size, most=most)
+    if (end := 8 + length) > first:
         begin += parts.read(path.name, [(first, end)])[0]
-    return parse_header(path, begin[8:end], size)
+    return parse_header(path, begin[8:end], size), length
 
 
 def _expected(file: str, index: Mapping[str, Any] | None) -> int:

@@ -114,16 +114,15 @@ def _moments(own: NDArray[np.void], others: NDArray[np.void]) -> tuple[list[Tens
     """As Moments of groups, (groups, others) float64 each, and the parameters they speak of."""
     if (others["plan"] != own["plan"]).any():
         raise KinshipError("compact vectors of different plans cannot be compared")
-    ours, theirs = _cells(own), _cells(others)
+    (ours, s), (theirs, t) = _cells(own), _cells(others)
     both = own["vocabulary"] * others["vocabulary"]
     known = torch.ones(_GROUPS, len(others), dtype=torch.float64)
     known[_GROUPS - _OWN :] = torch.from_numpy(both.astype(np.float64))
     x, y = (torch.from_numpy(each["ones"].astype(np.float64)).T for each in (own, others))
-    squares = torch.linalg.vecdot(theirs, theirs).double().T
     sums = [
-        torch.linalg.vecdot(theirs, ours).double().T,
-        torch.linalg.vecdot(ours, ours).double().T,
-        squares,
+        torch.linalg.vecdot(theirs, ours).double().T * (s * t),
+        torch.linalg.vecdot(ours, ours).double().T * (s * s),
+        torch.linalg.vecdot(theirs, theirs).double().T * (t * t),
         x,
         y,
     ]
@@ -131,10 +130,16 @@ def _moments(own: NDArray[np.void], others: NDArray[np.void]) -> tuple[list[Tens
     return [each * known for each in sums], torch.from_numpy(parameters.astype(np.float64))
 
 
-def _cells(records: NDArray[np.void]) -> Tensor:
-    """(vectors, groups, cells) float32."""
-    scale = torch.from_numpy(records["scale"].copy())
-    return torch.from_numpy(records["cells"]).float() * scale[:, None, None]
+def _cells(records: NDArray[np.void]) -> tuple[Tensor, Tensor]:
+    """
+    Cells, but for each vector's power of 2: float32 holds no squares of what is far from 1.
+
+    Returns:
+        (vectors, groups, cells) float32, (vectors,) float64.
+    """
+    scale, power = np.frexp(records["scale"])
+    cells = torch.from_numpy(records["cells"]).float() * torch.from_numpy(scale)[:, None, None]
+    return cells, torch.from_numpy(np.ldexp(1.0, power))
 
 
 def _units() -> Units:

@@ -21,6 +21,8 @@ __all__ = ["Tokens", "UnknownTokens", "aligned_rows"]
 _ADDED = "added_tokens.json"
 _SETTINGS = "tokenizer_config.json"
 _SPECIAL = "special_tokens_map.json"
+# Longer settings are read only where so much may be: a stranger's file may have any length.
+_MOST_SETTINGS_BYTES = 100_000
 # Each of these alone tells all tokens, but for added ones.
 _READABLE = ("tokenizer.json", "vocab.json", "vocab.txt")
 
@@ -115,7 +117,7 @@ def aligned_rows(base: Tokens, own: Tokens, most_bytes: int) -> Tensor | None:
     both = bool(base.files and own.files)
     if alike and not both:
         return None
-    if both and _same_tokens(base, own):
+    if both and _same_tokens(base, own, most_bytes):
         return None if alike else _same_places(base.rows, own.rows)
     if not both:
         bare = own if base.files else base
@@ -134,12 +136,14 @@ def aligned_rows(base: Tokens, own: Tokens, most_bytes: int) -> Tensor | None:
     return alignment(names, own.vocabulary)
 
 
-def _same_tokens(base: Tokens, own: Tokens) -> bool:
+def _same_tokens(base: Tokens, own: Tokens, most_bytes: int) -> bool:
     """Whether the files are the same, or differ in settings that have to do with no token."""
     if not all(base.same(own, file) for file in (*TOKENIZERS, _ADDED)):
         return False
     if base.same(own, _SETTINGS):
         return True
+    if own.sizes.get(_SETTINGS, 0) > max(most_bytes, _MOST_SETTINGS_BYTES):
+        return False
     return _declared(base) == _declared(own)
 
 

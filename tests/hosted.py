@@ -1,0 +1,74 @@
+"""A daemon over tiny models on a Hub of the tests, step by step, and what it says and asks."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+import tiny
+from hub_server import HubServer
+from kinship_daemon import config, opening
+from kinship_daemon.daemon import Daemon
+from kinship_daemon.hub import calls, download
+from kinship_daemon.report import JsonReporter
+
+BASE = "org/base"
+CARD = {"base_model": BASE, "base_model_relation": "finetune", "license": "apache-2.0"}
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@contextmanager
+def online() -> Iterator[None]:
+    """The other tests run with HF_HUB_OFFLINE; these servers are at home, and tries are quick."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        patched.setattr(calls, "_BACKOFF_SECONDS", (0.02, 0.05))
+        patched.setattr(download, "_PAUSE_SECONDS", 0.02)
+        yield
+
+
+@contextmanager
+def opened(
+    server: HubServer, home: Path, *, now: datetime = NOON, **overrides: object
+) -> Iterator[Daemon]:
+    """Its clock stands still; dots in the names of settings are double underscores."""
+    settings = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+    chosen = config.load(base=BASE, hub=server.url, home=home, overrides=settings)
+    with opening.opened(chosen, JsonReporter(StringIO())) as d:
+        d.now = lambda: now
+        yield d
+
+
+def told(d: Daemon, kind: str) -> list[str]:
+    """Messages of the events of a kind, so far."""
+    assert isinstance(d.report, JsonReporter)
+    lines = [json.loads(line) for line in d.report._stream.getvalue().splitlines()]
+    return [line["message"] for line in lines if line["event"] == kind]
+
+
+def states(d: Daemon) -> dict[str, tuple[str, str | None]]:
+    """Status and reason of everyone but the base."""
+    return {m.id: (m.status, m.reason) for m in d.lineage.models(kind="finetune")}
+
+
+def statuses(d: Daemon) -> dict[str, str]:
+    return {name: status for name, (status, _) in states(d).items()}
+
+
+def looks(server: HubServer, repo: str) -> int:
+    """How often the server was asked for a repo's page or its files."""
+    return len(server.asked("GET", f"/api/models/{repo}(/.*)?")) + len(
+        server.asked("GET", f"/{repo}/resolve/.*")
+    )
+
+
+def tuned(server: HubServer, room: Path, base: Path, name: str, seed: int, **attributes) -> Path:
+    """A fine-tune on the server, and its folder."""
+    folder = tiny.finetune(base, room / name.rpartition("/")[2], seed=seed)
+    server.add(name, folder, attributes.pop("card", CARD), **attributes)
+    return folder
