@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,8 @@ def _remove(d: Daemon, folder: Path, owner: str | None) -> None:
 def mark_needed(d: Daemon, folder: Path) -> None:
     """Remember that a folder of the cache was needed just now."""
     if folder.is_relative_to(d.home.cache):
-        os.utime(folder)
+        moment = time.time_ns()  # the kernel's own stamp is coarser than two needs may lie apart
+        os.utime(folder, ns=(moment, moment))
 
 
 def _in_order(d: Daemon) -> Iterator[Path]:
