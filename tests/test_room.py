@@ -252,7 +252,7 @@ def test_leftovers_go_first(full, size):
 def test_what_has_arrived_of_a_model_takes_no_room_twice(server, home, folders, size):
     release(server, folders, "a")
     with opened(server, home, **models(2, size)) as d:
-        server.fault("/lfs/.*", "reset-body", server="storage", n=-1, skip=0)
+        server.fault("/lfs/.*", "truncate", server="storage", n=-1)
         watching.notice(d)
         d.lineage.update_candidate("org/a", triaged=True)
         with pytest.raises(Exception, match="org/a"):
