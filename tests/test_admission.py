@@ -14,7 +14,7 @@ from hub_server import HubServer
 from kinship_daemon import cycle
 from kinship_daemon.errors import Transient
 from kinship_daemon.steps import admission, watching
-from kinship_daemon.steps.triage import triage
+from kinship_daemon.steps.triage import SILENT, triage
 from kinship_storage.schema import MIGRATIONS
 from test_adapter import adapter
 
@@ -346,3 +346,17 @@ def test_a_home_from_before_there_were_candidates_goes_on(server, home, kin):
         cycle.poll(d)
         assert statuses(d) == {"org/a": "admitted", "org/far": "refused"}
         assert d.lineage.candidate("org/a").novelty == 1.0
+
+
+def test_a_hub_that_stays_silent_is_not_asked_for_everyone(server, home):
+    for number in range(SILENT + 3):
+        server.add(f"org/n{number}", {"config.json": b"{}"}, CARD)
+    server.fault("/api/models/org/n.*", "status", n=-1)
+    with opened(server, home) as d:
+        watching.notice(d)
+        with pytest.raises(Transient):
+            triage(d)
+        assert (
+            len({request.path for request in server.asked("GET", "/api/models/org/n.*")}) == SILENT
+        )
+        assert all(status == "seen" for status in statuses(d).values() if status != "admitted")

@@ -128,6 +128,15 @@ def test_a_next_page_on_another_server_is_not_followed(server, hub):
     assert not [request for request in server.log if request.server == "storage"]
 
 
+def test_a_mirror_that_leaves_out_sizes_costs_no_model(server, hub):
+    """Without them every file would be taken for empty, and fetched as such."""
+    siblings = [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}]
+    server.add("org/a", model(), extra={"siblings": siblings})
+    with pytest.raises(KinshipError, match="tells no sizes of org/a's files") as raised:
+        hub.repo("org/a")
+    assert not isinstance(raised.value, ModelError)
+
+
 def test_a_repo_is_pinned_to_the_commit_it_was_asked_at(server, hub):
     files = model()
     sha = server.add("org/a", files, {"base_model": BASE, "license": "mit"}, gated="auto")

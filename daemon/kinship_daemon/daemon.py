@@ -173,9 +173,12 @@ class Daemon:
         self.lineage.put(f"folder:{leaf.id}", str(folder))
         return folder
 
-    def fetch(self, model: Model, repo: Repo) -> Path:
+    def fetch(self, model: Model, repo: Repo, *, newcomer: bool = False) -> Path:
         """
         A fine-tune's files, in the home's cache where the hub is not a folder itself.
+
+        Args:
+            newcomer: As `make_room`.
 
         Raises:
             NoRoom: they do not fit into limits.disk_gb.
@@ -188,7 +191,7 @@ class Daemon:
         ):
             if not self.hub.copies:
                 return self.hub.fetch(repo, self.home.cache, advance)
-            make_room(self, size, model.id)
+            make_room(self, size, model.id, newcomer=newcomer)
             before = lying(self, model.id)
             try:
                 return self.hub.fetch(repo, self.home.cache, advance)

@@ -41,6 +41,8 @@ def make_room(d: Daemon, size: int, what: str, *, newcomer: bool = False) -> Non
         NoRoom: that would not be enough; nothing is removed then.
     """
     over = d.home.used_bytes() + size - lying(d, what) - d.config.limits.disk_gb * 1e9
+    if over <= 0 and not newcomer:
+        return
     fetched = _folders(d)
     if newcomer and (over > 0 or None in fetched.values()):
         over += _GROWTH * max((_size(d, *each) for each in fetched.items()), default=0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from kinship_daemon.errors import ModelError, UsageError
+from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.hub.names import check_revision
 from kinship_daemon.hub.records import Repo, RepoFile
 
@@ -27,6 +27,7 @@ def described(repo_id: str, data: object) -> Repo:
 
     Raises:
         ModelError: the answer makes no sense, or names a file that could not be one.
+        KinshipError: it leaves out what files are checked by.
     """
     try:
         return _described(repo_id, data)
@@ -76,7 +77,13 @@ def _file(repo_id: str, sibling: Any) -> RepoFile:
         raise ModelError(
             f"{repo_id} has a file named {path[:100]!r}, which is not a path in a repo"
         )
-    size = (lfs["size"] if lfs else sibling.get("size")) or 0
+    size = lfs["size"] if lfs else sibling.get("size")
+    if size is None:
+        # Taken for empty, it would be fetched as an empty file. No fault of the repo's.
+        raise KinshipError(
+            f"the hub tells no sizes of {repo_id}'s files, as some mirrors do not; "
+            "use another --hub"
+        )
     if type(size) is not int or not 0 <= size < _MOST_BYTES:
         raise ModelError(f"{repo_id} {path[:100]}: its size is said to be {str(size)[:40]} bytes")
     return RepoFile(

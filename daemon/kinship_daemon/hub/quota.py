@@ -30,7 +30,7 @@ class Quota:
         self._closed: dict[str, float] = {}
 
     def left(self, url: str) -> float:
-        """Seconds until this server wants such a call again; 0 for now."""
+        """Seconds until this server wants such a call again; 0 if it does at once."""
         if origin(url) != self._origin:
             return 0.0
         return max(self._closed.get(_kind(url), 0.0) - self._monotonic(), 0.0)

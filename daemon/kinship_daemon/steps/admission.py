@@ -15,9 +15,9 @@ from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.records import Repo, UnknownRepo
 from kinship_daemon.hub.triage import remarks
 from kinship_daemon.ranking import ranked
-from kinship_daemon.room import NoRoom, make_room
+from kinship_daemon.room import NoRoom
 from kinship_daemon.steps.measuring import give_up, joined, leaves, measured
-from kinship_daemon.steps.triage import nearer, novelty, objection, twin
+from kinship_daemon.steps.triage import SILENT, nearer, novelty, objection, twin
 from kinship_daemon.steps.watching import GONE
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import weights_identity
@@ -41,21 +41,26 @@ def admit(d: Daemon) -> None:
     """
     tried: set[str] = set()
     away: list[Transient] = []
+    silent = 0
     too_large = math.inf
     while (candidate := _next(d, tried, too_large)) is not None:
         tried.add(candidate.model)
         try:
             _admit_one(d, d.lineage.require(candidate.model))
+            silent = 0
         except (NoRoom, _SpentError) as error:
             d.report.event("warning", str(error), model=candidate.model)
             too_large = candidate.bytes or 0
         except LineageError:
             raise
-        except KinshipError as error:
-            away += [error] if isinstance(error, Transient) else []
+        except Transient as error:
+            away.append(error)
+            silent += 1
             d.report.event("warning", f"{candidate.model} waits: {error}", model=candidate.model)
-            if isinstance(error, Transient) and error.retry_seconds is not None:
-                break  # the hub wants no calls for a while
+            if error.retry_seconds is not None or silent == SILENT:
+                break
+        except KinshipError as error:
+            d.report.event("warning", f"{candidate.model} waits: {error}", model=candidate.model)
     if away and len(away) == len(tried):
         raise away[-1]
 
@@ -127,7 +132,8 @@ def _examine(d: Daemon, model: Model) -> _Found:
         reason = objection(d, model, repo)
         if reason is not None:
             return _Found(refusal=reason, license=declared(repo.card))
-        folder = _fetched(d, model, repo)
+        _check_day(d, model, sum(file.size for file in wanted(repo.files)))
+        folder = d.fetch(model, repo, newcomer=True)
     except UnknownRepo:
         return _Found(refusal=GONE, license=model.license)
     try:
@@ -135,16 +141,6 @@ def _examine(d: Daemon, model: Model) -> _Found:
     except ModelError:
         _discard(d, folder)
         raise
-
-
-def _fetched(d: Daemon, model: Model, repo: Repo) -> Path:
-    if not d.hub.copies:
-        return d.fetch(model, repo)
-    size = sum(file.size for file in wanted(repo.files))
-    _check_day(d, model, size)
-    with d.holding(model.id):
-        make_room(d, size, model.id, newcomer=True)
-        return d.fetch(model, repo)
 
 
 def _inspect(d: Daemon, model: Model, repo: Repo, folder: Path) -> _Found:
@@ -189,7 +185,7 @@ class _SpentError(KinshipError):
 
 def _check_day(d: Daemon, model: Model, size: int) -> None:
     limit = d.config.limits.download_gb_per_day
-    if d.spent("download_bytes") + size > limit * 1e9:
+    if d.hub.copies and d.spent("download_bytes") + size > limit * 1e9:
         raise _SpentError(
             f"limits.download_gb_per_day {limit:g} reached; {model.id} ({size / 1e9:.1f} GB) and "
             "those not smaller wait for the next day (UTC), which has its own"
