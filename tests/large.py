@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 from torch import Generator, Tensor
 from transformers import MistralConfig, PreTrainedTokenizerFast
 
-import strangers
+import varied_models
 
 __all__ = ["HIDDEN", "VOCABULARY", "base", "finetune", "pearson", "shared", "tokenizer"]
 
@@ -25,7 +25,7 @@ _DELTA = 0.002
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
-    found = strangers.shapes(HIDDEN, LAYERS, VOCABULARY)
+    found = varied_models.shapes(HIDDEN, LAYERS, VOCABULARY)
     for number in range(LAYERS):
         found[f"model.layers.{number}.post_attention_layernorm.weight"] = (HIDDEN,)
     found["lm_head.weight"] = (VOCABULARY, HIDDEN)

@@ -8,7 +8,7 @@ import command
 import tiny
 from kinship_daemon import cycle, demo
 from kinship_daemon.steps import judging
-from scripted import Scripted, merge
+from scripted_policies import Scripted, merge
 from test_adapter import adapter
 from test_evolution import evolve, opened
 

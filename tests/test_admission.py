@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import hosted
+import hub_daemon
 import tiny
-from hosted import BASE, CARD, NOON, looks, opened, states, statuses, told
+from hub_daemon import BASE, CARD, NOON, looks, opened, states, statuses, told
 from hub_server import HubServer
 from kinship_daemon import cycle
 from kinship_daemon.errors import Transient
@@ -24,7 +24,7 @@ LORA = CARD | {"base_model_relation": "adapter", "library_name": "peft"}
 
 @pytest.fixture(autouse=True)
 def _online():
-    with hosted.online():
+    with hub_daemon.online():
         yield
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 import command
-import family
+import small_lineage
 from kinship_daemon.analysis import FEWEST, analyse
 from kinship_storage.records import Generation
 
@@ -17,17 +17,19 @@ GAINS = [0.060, 0.055, 0.040, 0.045, 0.030, 0.020, 0.025, 0.010, 0.004, -0.001]
 
 def lineage_of(path, merges):
     """Founders of score 0.5 in pairs, and a merge of each pair; five generations of two."""
-    lineage = family.open_lineage(path)
+    lineage = small_lineage.open_lineage(path)
     lineage.put("settings", {"selection": "fp1", "validation": "fp2"})
     for number, (kinship, gain) in enumerate(merges):
         pair = (f"demo/a{number}", f"demo/b{number}")
         for name in pair:
-            lineage.add_model(family.finetune(name.removeprefix("demo/")))
-        lineage.add_scores([family.score(f"sha256:{n[5:]}", 0.5, stderr=0.002) for n in pair])
+            lineage.add_model(small_lineage.finetune(name.removeprefix("demo/")))
+        lineage.add_scores(
+            [small_lineage.score(f"sha256:{n[5:]}", 0.5, stderr=0.002) for n in pair]
+        )
         generation = 1 + number // 2
-        child = family.merge(f"m{number}", pair, generation, status="admitted")
+        child = small_lineage.merge(f"m{number}", pair, generation, status="admitted")
         lineage.add_model(child)
-        lineage.add_scores([family.score(child.weights, 0.5 + gain, stderr=0.002)])
+        lineage.add_scores([small_lineage.score(child.weights, 0.5 + gain, stderr=0.002)])
         lineage.add_kinships("pcc", [(f"sha256:a{number}", f"sha256:b{number}", kinship)])
         if number % 2 == 0:
             decision = {"merges": [], "top": list(pair), "top_mean_kinship": kinship}

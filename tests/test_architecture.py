@@ -16,9 +16,9 @@ ROOTS = {
 ORDER = ["kinship_storage", "kinship_policies", "kinship_daemon"]
 # Inside the daemon: what a room may use of it. Not the loop, not the config, not the lineage.
 ROOMS = {
-    "weights": {"durable", "errors", "parts", "weights"},
+    "weights": {"durable", "errors", "ranges", "weights"},
     "evaluate": {"errors", "evaluate", "weights"},
-    "hub": {"durable", "errors", "hub", "parts"},
+    "hub": {"durable", "errors", "hub", "ranges"},
 }
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import command
 import tiny
-from kinship_daemon import config, cycle, opening
+from kinship_daemon import config, cycle, startup
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.steps import admission
@@ -33,7 +33,7 @@ def opened(hub, home, base="org/base", **overrides):
         home=home,
         overrides=[f"{key}={value}" for key, value in overrides.items()],
     )
-    return opening.opened(loaded, JsonReporter(open(os.devnull, "w")))  # noqa: PTH123
+    return startup.opened(loaded, JsonReporter(open(os.devnull, "w")))  # noqa: PTH123
 
 
 def polled(hub, home):

@@ -99,7 +99,7 @@ def test_a_stop_ends_a_stalled_download_and_what_came_stays(server, hub, stop, t
 @pytest.mark.parametrize("action", ["stall", "stall-body", "trickle"])
 def test_a_stop_ends_a_stalled_range_read(server, hub, stop, action):
     server.add("org/a", MODEL)
-    parts = hub.parts(hub.repo("org/a"))
+    parts = hub.ranges(hub.repo("org/a"))
     server.fault("/lfs/.*", action, n=-1)
     with stopped(stop):
         parts.read("model.safetensors", [(0, 60_000)])
@@ -170,7 +170,7 @@ def test_a_used_up_quota_is_not_asked_again(server, hub):
             hub.repo("org/a")
         assert 290 < refused.value.retry_seconds <= 300
     assert len(server.log) == 2
-    assert hub.parts(repo).read("config.json", [(0, 1)]) == [b"{"]  # another count
+    assert hub.ranges(repo).read("config.json", [(0, 1)]) == [b"{"]  # another count
 
 
 def test_a_refusal_of_minutes_is_passed_on_at_once_and_kept_to(server, hub):

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from family import fill, finetune, open_lineage, score
 from kinship_storage.errors import LineageError
 from kinship_storage.records import Model
-from noticed import PLAN, notice, waiting
+from small_candidates import PLAN, notice, waiting
+from small_lineage import fill, finetune, open_lineage, score
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import command
-from family import fill, finetune, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.home import Home
-from noticed import waiting
+from small_candidates import waiting
+from small_lineage import fill, finetune, open_lineage
 
 THOUSANDS = 10_000
 

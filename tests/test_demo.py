@@ -21,7 +21,7 @@ from kinship_daemon.demo.build import exam
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.evaluate.harness import Harness
 from kinship_daemon.hub.folder import FolderHub
-from kinship_daemon.opening import evaluation_settings
+from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights.checkpoint import Checkpoint, compare
 from kinship_daemon.weights.materialise import leaf_assembly
 

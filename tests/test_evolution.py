@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 import command
 import tiny
-from kinship_daemon import config, cycle, opening
+from kinship_daemon import config, cycle, startup
 from kinship_daemon.daemon import BudgetReached
 from kinship_daemon.errors import WorkerDied
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
-from kinship_daemon.steps import carding, facts, publication
+from kinship_daemon.steps import card_facts, facts, publication
 from kinship_policies.policy import Proposal
-from scripted import Scripted
+from scripted_policies import Scripted
 
 # Few documents, few founders: what is tried here does not depend on how well models do.
 SMALL = {
@@ -40,7 +40,7 @@ def opened(home, **overrides):
     loaded = config.load(
         base="demo", home=home, overrides=[f"{key}={value}" for key, value in settings.items()]
     )
-    return opening.opened(loaded, JsonReporter(open(os.devnull, "w")))  # noqa: PTH123
+    return startup.opened(loaded, JsonReporter(open(os.devnull, "w")))  # noqa: PTH123
 
 
 def evolve(d, turns=12):
@@ -244,7 +244,7 @@ def test_a_stage_that_a_killed_process_left_is_published_as_it_is(home, monkeypa
     with opened(home, **PUBLISHING) as d:
         monkeypatch.setattr(
             "kinship_daemon.steps.publication.card_facts",
-            lambda *arguments: replace(carding.card_facts(*arguments), version="9.9.9"),
+            lambda *arguments: replace(card_facts.card_facts(*arguments), version="9.9.9"),
         )
         cycle.evolve(d)
         assert d.lineage.publications()
@@ -262,7 +262,7 @@ def test_a_limit_reached_ends_a_run_that_is_to_end_with_one_line(tmp_path):
 def test_newcomers_between_generations_are_told_to_the_policy(home):
     with opened(home) as d:
         evolve(d)
-        opening.demo.release(home / "hub")
+        startup.demo.release(home / "hub")
         evolve(d)
         facts = [generation.facts for generation in d.lineage.generations()]
         assert [f["newcomers"] for f in facts if f["newcomers"]] == [["demo/sequence"]]
@@ -274,7 +274,7 @@ def test_who_came_while_a_policy_failed_is_new_to_the_next(home):
     with opened(home) as d:
         evolve(d)
         policy, d.policy = d.policy, Broken()
-        opening.demo.release(home / "hub")
+        startup.demo.release(home / "hub")
         assert "the policy failed" in evolve(d)
         d.policy = policy
         assert facts.population(d).newcomers == ("demo/sequence",)

@@ -6,8 +6,8 @@ import sqlite3
 
 import pytest
 
-from family import fill, open_lineage, score
-from noticed import PLAN, TIME, notice
+from small_candidates import PLAN, TIME, notice
+from small_lineage import fill, open_lineage, score
 
 
 @pytest.fixture

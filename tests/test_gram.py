@@ -286,7 +286,7 @@ def test_a_gpu_gives_the_same_products(family):
     assert_close(family.ledger(device="cuda").gram, family.exact(), 1e-6)
 
 
-def in_parts(family: Family, ledger: gram.Ledger, groups, new) -> gram.Ledger:
+def in_blocks(family: Family, ledger: gram.Ledger, groups, new) -> gram.Ledger:
     """The new leaves measured against one group of the known at a time."""
     joining = {name: family.leaves[name] for name in new}
     parts = []
@@ -310,7 +310,7 @@ def test_newcomers_measured_group_by_group_have_the_same_bits(family, groups, ne
     ledger = gram.extend(gram.start(family.base, "b"), family.base, {}, first)
     joining = {name: family.leaves[name] for name in new}
     whole = gram.extend(ledger, family.base, first, joining)
-    joined = in_parts(family, ledger, groups, new)
+    joined = in_blocks(family, ledger, groups, new)
     assert (joined.base, joined.rows, joined.names) == (whole.base, whole.rows, whole.names)
     assert torch.equal(joined.gram, whole.gram)
 
@@ -321,13 +321,13 @@ def test_adapters_measured_group_by_group_have_the_same_bits(mixed):
         first = {name: mixed.leaves[name] for name in names if name != new}
         ledger = gram.extend(gram.start(mixed.base, "b"), mixed.base, {}, first)
         whole = gram.extend(ledger, mixed.base, first, {new: mixed.leaves[new]})
-        joined = in_parts(mixed, ledger, [[name] for name in first], [new])
+        joined = in_blocks(mixed, ledger, [[name] for name in first], [new])
         assert torch.equal(joined.gram, whole.gram)
 
 
 def test_the_first_newcomers_of_a_base_are_one_part(family):
     for ledger in (gram.unmeasured(family.base, "b"), gram.start(family.base, "b")):
-        joined = in_parts(family, ledger, [[]], family.leaves)
+        joined = in_blocks(family, ledger, [[]], family.leaves)
         assert torch.equal(joined.gram, family.ledger().gram)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from family import fill, merge, open_lineage, score
 from kinship_storage.errors import LineageError
+from small_lineage import fill, merge, open_lineage, score
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from family import merge, open_lineage, score
+from small_lineage import merge, open_lineage, score
 
 def stand(here):
     if here == {at}:

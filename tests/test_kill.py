@@ -41,7 +41,7 @@ def test_killed_at_every_step_it_ends_in_the_same_lineage(tmp_path):
     assert undisturbed.code == 0, undisturbed.err
     assert (calm / "hub" / demo.NAMESPACE).is_dir()
 
-    script = Path(__file__).parent / "killed.py"
+    script = Path(__file__).parent / "kill_points.py"
     result = subprocess.run(
         [sys.executable, script, *POINTS, "--", *ARGUMENTS, "--home", killed],
         env=command.environment(tmp_path),

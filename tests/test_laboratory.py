@@ -6,7 +6,7 @@ import pytest
 
 from kinship_policies.policy import Population
 from kinship_policies.registry import installed, make
-from scripted import Scripted, merge
+from scripted_policies import Scripted, merge
 from test_evolution import evolve, opened
 
 FEW = {"evaluate.limit": "4"}

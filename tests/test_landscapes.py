@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from command import call, environment, run
-from family import fill, merge, open_lineage, score
 from kinship_daemon.cli.simulate import _seeds
 from kinship_daemon.landscapes import open_landscape
 from kinship_policies.policy import Fact
@@ -16,6 +15,7 @@ from kinship_policies.simulate.algebra import merged
 from kinship_policies.simulate.landscape import Merge
 from kinship_policies.simulate.synthetic import Parameters, Synthetic
 from kinship_storage.errors import UsageError
+from small_lineage import fill, merge, open_lineage, score
 
 NOTHING: frozenset[Fact] = frozenset()
 BLOCKS = Parameters(layers=3, dims=6).blocks

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from family import fill, finetune, merge, open_lineage, score
 from kinship_storage.errors import LineageError
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import File, Gate, Generation, Publication
+from small_lineage import fill, finetune, merge, open_lineage, score
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.steps import elementwise, judging
 from kinship_daemon.weights.gram import Ledger
 from kinship_storage.lineage import Lineage
-from scripted import Scripted, merge
+from scripted_policies import Scripted, merge
 from test_evolution import evolve, opened
 from test_main_job import history
 

@@ -11,9 +11,9 @@ import pytest
 from hub_server import TOKEN, HubServer
 from kinship_daemon.errors import ModelError, Transient
 from kinship_daemon.hub import calls
+from kinship_daemon.hub.byte_ranges import cut, joined_ranges
 from kinship_daemon.hub.client import ApiHub
 from kinship_daemon.hub.records import RangesRefused, RepoFile, UnknownRepo
-from kinship_daemon.hub.spans import cut, joined_spans
 
 WEIGHTS = "model.safetensors"
 LARGE = random.Random(0).randbytes(1 << 20)
@@ -47,7 +47,7 @@ def repo(hub):
 
 @pytest.fixture
 def parts(hub, repo):
-    return hub.parts(repo)
+    return hub.ranges(repo)
 
 
 def spread(count, length=64, seed=1):
@@ -86,8 +86,8 @@ def test_the_token_goes_to_the_hub_alone(server, parts):
 
 def test_connections_are_kept_and_shared_by_repos(server, hub, repo):
     server.add("org/b", {WEIGHTS: LARGE[::-1]})
-    hub.parts(repo).read(WEIGHTS, spread(50))
-    assert hub.parts(hub.repo("org/b")).read(WEIGHTS, [(0, 9)]) == [LARGE[::-1][:9]]
+    hub.ranges(repo).read(WEIGHTS, spread(50))
+    assert hub.ranges(hub.repo("org/b")).read(WEIGHTS, [(0, 9)]) == [LARGE[::-1][:9]]
     assert len(server.connections) <= 12
 
 
@@ -111,7 +111,7 @@ def test_joining_loses_nothing_whatever_the_spans():
         for _ in range(60):
             start = chance.randrange(len(data))
             spans.append((start, min(start + chance.choice([0, 1, 5000, 9_000_000]), len(data))))
-        wanted = joined_spans(spans)
+        wanted = joined_ranges(spans)
         got = {span: data[slice(*span)] for span in wanted}
         starts = [start for start, _ in wanted]
         assert [cut(wanted, starts, got, span) for span in spans] == expected(spans, data)
@@ -149,7 +149,7 @@ def test_pieces_that_are_lost_are_asked_for_again(server, parts, action):
 
 
 def test_a_silent_storage_is_given_up_on(server, hub, repo):
-    impatient = ApiHub(server.url, token=TOKEN, timeout_seconds=0.2).parts(repo)
+    impatient = ApiHub(server.url, token=TOKEN, timeout_seconds=0.2).ranges(repo)
     for action in ("stall", "stall-body"):
         server.fault(STORED, action, n=2)
         assert impatient.read(WEIGHTS, spread(10)) == expected(spread(10))
@@ -192,7 +192,7 @@ def test_a_tag_of_the_storages_own_is_no_change(server, parts):
 def test_a_file_of_another_size_is_noticed(server, hub, repo):
     oid = hashlib.sha256(LARGE).hexdigest()
     whole = replace(repo, files=(RepoFile(WEIGHTS, len(LARGE), oid),))
-    parts = hub.parts(whole)
+    parts = hub.ranges(whole)
     parts.read(WEIGHTS, [(0, 9)])
     server.lfs[oid] = LARGE[:5000]
     with pytest.raises(ModelError, match="has 5000 bytes, 1048576 when it was listed"):
@@ -214,19 +214,19 @@ def test_what_the_file_cannot_have_is_not_asked_for(server, parts, span):
 def test_a_repo_that_cannot_be_read_says_why(server, hub, repo):
     server.repos["org/a"].gated = "manual"
     with pytest.raises(ModelError, match="org/a is gated: accept its terms"):
-        ApiHub(server.url).parts(repo).read(WEIGHTS, [(0, 9)])
+        ApiHub(server.url).ranges(repo).read(WEIGHTS, [(0, 9)])
     server.repos["org/a"].gated = False
     server.repos["org/a"].disabled = True
     with pytest.raises(ModelError, match="has disabled org/a"):
-        hub.parts(repo).read(WEIGHTS, [(0, 9)])
+        hub.ranges(repo).read(WEIGHTS, [(0, 9)])
     server.delete("org/a")
     with pytest.raises(UnknownRepo, match="has no model org/a"):
-        hub.parts(repo).read(WEIGHTS, [(0, 9)])
+        hub.ranges(repo).read(WEIGHTS, [(0, 9)])
 
 
 def test_a_renamed_repo_is_read_under_its_old_name(server, hub, repo):
     server.rename("org/a", "new/name")
-    parts = hub.parts(hub.repo("org/a"))
+    parts = hub.ranges(hub.repo("org/a"))
     assert parts.repo.id == "org/a"
     assert parts.read(WEIGHTS, [(0, 9)]) == [LARGE[:9]]
     assert parts.read("config.json", [(0, 9)]) == [SMALL[:9]]
@@ -244,15 +244,15 @@ def test_a_redirect_without_end_is_left(server, hub, repo):
     loop = f"{server.url}/org/a/resolve/{repo.revision}/{WEIGHTS}"
     server.fault(RESOLVE, "status", status=302, n=-1, headers={"Location": loop})
     with pytest.raises(Transient, match="redirected without end"):
-        hub.parts(repo).read(WEIGHTS, [(0, 9)])
+        hub.ranges(repo).read(WEIGHTS, [(0, 9)])
 
 
 def test_a_redirect_to_no_url_is_not_the_models_fault(server, hub, repo, tmp_path):
     server.fault(RESOLVE, "status", status=302, n=-1, headers={"Location": "http://[x"})
     with pytest.raises(Transient, match="redirected to no URL"):
-        hub.parts(repo).read(WEIGHTS, [(0, 9)])
+        hub.ranges(repo).read(WEIGHTS, [(0, 9)])
     server.faults.clear()
-    parts = hub.parts(repo)
+    parts = hub.ranges(repo)
     parts.read(WEIGHTS, [(0, 9)])
     server.fault(STORED, "status", status=302, n=-1, headers={"Location": "http://[x"})
     with pytest.raises(Transient, match="redirected to no URL"):
@@ -282,5 +282,5 @@ def test_a_third_of_all_requests_may_fail(server, hub, repo):
     kinds = ("500", "503", "reset", "reset-body", "truncate", "expire", "range-ignored")
     chaos = server.chaos(7, 0.3, kinds)
     spans = spread(120)
-    assert hub.parts(repo).read(WEIGHTS, spans) == expected(spans)
+    assert hub.ranges(repo).read(WEIGHTS, spans) == expected(spans)
     assert chaos.failed.total() > 20

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import command
-from family import finetune, open_lineage
 from kinship_daemon import config, demo
 from kinship_daemon.cli import app
 from kinship_daemon.weights.methods.registry import method
 from kinship_policies import registry
 from kinship_policies.testing import conforms
-from noticed import waiting
+from small_candidates import waiting
+from small_lineage import finetune, open_lineage
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

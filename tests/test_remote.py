@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import tiny
 from kinship_daemon.errors import ModelError
-from kinship_daemon.parts import FolderParts
+from kinship_daemon.ranges import FolderRanges
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.remote import check_fits, open_remote
 
@@ -18,7 +18,7 @@ FEW = {"a": torch.arange(6, dtype=torch.float32).view(2, 3), "b": torch.ones(4).
 
 def remote(folder, name="org/model"):
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    return open_remote(name, FolderParts(folder), files)
+    return open_remote(name, FolderRanges(folder), files)
 
 
 def test_it_knows_what_a_checkpoint_knows(tiny_base, tiny_finetunes):
@@ -34,13 +34,13 @@ def test_a_tensors_offset_is_where_its_bytes_are(tiny_finetunes):
     found = remote(tiny_finetunes[1])
     for name, tensor in tiny.tensors(tiny_finetunes[1]).items():
         info = found.tensors[name]
-        (piece,) = found.parts.read(info.file, [(info.offset, info.offset + info.nbytes)])
+        (piece,) = found.ranges.read(info.file, [(info.offset, info.offset + info.nbytes)])
         assert piece == tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def test_of_a_large_model_only_headers_are_read(tmp_path):
     tiny.bare(tmp_path, {f"layers.{n}.w": torch.zeros(1000, 1000).bfloat16() for n in range(5)})
-    assert remote(tmp_path).parts.bytes_read < 20_000
+    assert remote(tmp_path).ranges.bytes_read < 20_000
 
 
 def test_a_header_longer_than_expected_is_read_to_its_end(tmp_path):
@@ -50,7 +50,7 @@ def test_a_header_longer_than_expected_is_read_to_its_end(tmp_path):
     assert len(found.tensors) == 300
     config = (tmp_path / "config.json").stat().st_size
     header = 8 + int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
-    assert found.parts.bytes_read == header + config
+    assert found.ranges.bytes_read == header + config
 
 
 def test_of_shards_only_those_of_the_index_are_looked_at(tmp_path, tiny_finetunes):
@@ -74,7 +74,7 @@ def test_an_absurd_header_length_is_refused_unread(tmp_path, length):
     with (tmp_path / "model.safetensors").open("r+b") as file:
         file.write(length.to_bytes(8, "little"))
         file.truncate(60_000_000)
-    parts = FolderParts(tmp_path)
+    parts = FolderRanges(tmp_path)
     with pytest.raises(ModelError, match=r"org/m/model\.safetensors: not a safetensors file"):
         open_remote("org/m", parts, {"model.safetensors": 60_000_000})
     assert parts.bytes_read < 20_000
@@ -134,7 +134,7 @@ def test_absurd_headers_are_refused(tmp_path, header, said):
 )
 def test_what_has_no_weights_says_what_it_has(tmp_path, files, said):
     with pytest.raises(ModelError, match=said):
-        open_remote("org/m", FolderParts(tmp_path), files)
+        open_remote("org/m", FolderRanges(tmp_path), files)
 
 
 @pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/x.safetensors", "two.safetensors"])

@@ -8,7 +8,7 @@ import pytest
 import command
 from test_evolution import SMALL, evolve, opened
 
-MOODY = {**SMALL, "evaluate.limit": "4", "policy": "{use: 'scripted:Moody'}"}
+MOODY = {**SMALL, "evaluate.limit": "4", "policy": "{use: 'scripted_policies:Moody'}"}
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_policy_whose_code_changed_is_seen(home, replayed, monkeypatch):
     monkeypatch.setenv("MOOD_OF_THE_CODE", "rewords")
     result = replayed()
     assert result.code == 0
-    assert "generation 1 (scripted:Moody): the same in other words" in result.out
+    assert "generation 1 (scripted_policies:Moody): the same in other words" in result.out
     monkeypatch.setenv("MOOD_OF_THE_CODE", "explores")
     result = replayed()
     assert result.code == 3
@@ -90,7 +90,7 @@ def test_what_failed_then_fails_again_until_it_is_mended(home, replayed, monkeyp
     assert stop.startswith("the policy failed: ")
     result = replayed()
     assert (result.code, result.err) == (0, "")
-    assert "generation 1 (scripted:Moody): the same\n" in result.out
+    assert "generation 1 (scripted_policies:Moody): the same\n" in result.out
     monkeypatch.setenv("MOOD_OF_THE_CODE", "explores")
     result = replayed()
     if mood != "unsound":  # what the daemon refused, it cannot tell from what it would allow

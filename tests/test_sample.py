@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import ledgers
-import strangers
 import tiny
+import varied_models
 from kinship_daemon import demo
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.parts import FolderParts
+from kinship_daemon.ranges import FolderRanges
 from kinship_daemon.sampling import Sampler
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
@@ -34,7 +34,7 @@ PARTLY = {"fraction": 0.1, "fewest": 0}
 
 def remote(folder):
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    return open_remote(str(folder), FolderParts(folder), files)
+    return open_remote(str(folder), FolderRanges(folder), files)
 
 
 def exact(base, leaves, metric):
@@ -159,7 +159,7 @@ def test_a_sample_is_the_difference_at_the_plans_places(tiny_base, tiny_finetune
 @pytest.fixture(scope="module")
 def wild(tmp_path_factory):
     """Models unlike each other and inside, of three dtypes, and what the ledger says of them."""
-    base, leaves = strangers.family(tmp_path_factory.mktemp("wild") / "models")
+    base, leaves = varied_models.family(tmp_path_factory.mktemp("wild") / "models")
     truth = {metric: exact(base, leaves, metric) for metric in METRICS}
     return SimpleNamespace(base=base, leaves=leaves, truth=truth)
 
@@ -255,9 +255,9 @@ def test_nothing_but_the_blocks_is_read(wild):
     source = remote(wild.leaves["dense"])
     scheme = plan(remote(wild.base).tensors, fraction=0.02)
     own = base_sample(scheme, remote(wild.base))
-    before, told = source.parts.bytes_read, []
+    before, told = source.ranges.bytes_read, []
     take(scheme, own, source, progress=told.append)
-    assert source.parts.bytes_read - before == sum(told)
+    assert source.ranges.bytes_read - before == sum(told)
     # Gaps between neighbours are read, too, where that saves a request.
     assert scheme.nbytes <= sum(told) < 1.5 * scheme.nbytes
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import command
-import strangers
 import tiny
+import varied_models
 from kinship_daemon import demo
 from kinship_daemon.sampling import in_folder
 from kinship_daemon.weights.sample.tokens import UnknownTokens, aligned_rows
@@ -36,7 +36,7 @@ def answer(call):
 
 @pytest.fixture(scope="module")
 def wild(tmp_path_factory):
-    return strangers.family(tmp_path_factory.mktemp("wild") / "models")
+    return varied_models.family(tmp_path_factory.mktemp("wild") / "models")
 
 
 @pytest.mark.parametrize("metric", ["pcc", "cosine", "euclidean"])
@@ -181,9 +181,9 @@ def test_a_chat_template_is_no_other_vocabulary(tmp_path, tiny_base, tiny_finetu
     settings["chat_template"] = "x" * 1000
     (other / "tokenizer_config.json").write_text(json.dumps(settings))
     base, own = in_folder(tiny_base), in_folder(other)
-    before = own.source.parts.bytes_read
+    before = own.source.ranges.bytes_read
     assert aligned_rows(base, own, 0) is None
-    read = own.source.parts.bytes_read - before
+    read = own.source.ranges.bytes_read - before
     assert read == (other / "tokenizer_config.json").stat().st_size
 
 
@@ -192,10 +192,10 @@ def test_settings_of_any_length_are_not_read(tmp_path, tiny_base, tiny_finetunes
     with (other / "tokenizer_config.json").open("a") as file:
         file.write(" " * 200_000)
     own = in_folder(other)
-    before = own.source.parts.bytes_read
+    before = own.source.ranges.bytes_read
     with pytest.raises(UnknownTokens, match=r"0\.2 MB are too much to read"):
         aligned_rows(in_folder(tiny_base), own, 1000)
-    assert own.source.parts.bytes_read == before
+    assert own.source.ranges.bytes_read == before
 
 
 def test_padding_alone_takes_no_tokenizer(tmp_path, tiny_base):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from family import fill, open_lineage
 from kinship_storage.errors import LineageError
 from kinship_storage.schema import MIGRATIONS, migrate, version
-from noticed import PLAN, notice
+from small_candidates import PLAN, notice
+from small_lineage import fill, open_lineage
 
 ASSETS = Path(__file__).parent / "assets"
 NEXT = (*MIGRATIONS, ("ALTER TABLE models ADD COLUMN mood TEXT",))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from kinship_daemon import config, cycle, demo, opening
+from kinship_daemon import config, cycle, demo, startup
 from kinship_daemon.errors import WorkerDied
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.report import JsonReporter
@@ -47,7 +47,7 @@ def opened(hub, home, **overrides):
         home=home,
         overrides=[f"{key}={value}" for key, value in settings.items()],
     )
-    return opening.opened(loaded, JsonReporter(StringIO()))
+    return startup.opened(loaded, JsonReporter(StringIO()))
 
 
 def events(d, kind):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import ledgers
-import strangers
 import tiny
+import varied_models
 from kinship_daemon import demo
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.parts import FolderParts
+from kinship_daemon.ranges import FolderRanges
 from kinship_daemon.weights.kinship import METRICS, matrix
 from kinship_daemon.weights.recipe import leaf
 from kinship_daemon.weights.remote import open_remote
@@ -25,7 +25,7 @@ from kinship_daemon.weights.sample.take import base_sample, take
 
 def remote(folder):
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    return open_remote(str(folder), FolderParts(folder), files)
+    return open_remote(str(folder), FolderRanges(folder), files)
 
 
 def samples(base, leaves, **settings):
@@ -37,7 +37,7 @@ def samples(base, leaves, **settings):
 
 @pytest.fixture(scope="module")
 def wild(tmp_path_factory):
-    return strangers.family(tmp_path_factory.mktemp("wild") / "models")
+    return varied_models.family(tmp_path_factory.mktemp("wild") / "models")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from huggingface_hub.utils import _http
 
 import command
 from hub_server import TOKEN, HubServer
-from kinship_daemon import config, cycle, demo, opening
+from kinship_daemon import config, cycle, demo, startup
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import Transient
 from kinship_daemon.hub import calls, client, download
@@ -82,7 +82,7 @@ def overrides(**more: str) -> list[str]:
     settings = {
         # Everyone is listed at every look.
         "watch.relist_hours": "0.000001",
-        "policy": f"{{use: 'patient:Patient', parents: [{', '.join(PARENTS)}]}}",
+        "policy": f"{{use: 'pair_policy:Patient', parents: [{', '.join(PARENTS)}]}}",
         "evaluate.selection": "[demo_add, demo_max]",
         "evaluate.validation": "[demo_add_validation, demo_max_validation]",
         "evaluate.include_path": f"[{demo.TASKS}]",
@@ -117,7 +117,7 @@ def opened(server: HubServer, home: Path) -> Iterator[Daemon]:
         log = stack.enter_context(home.with_suffix(".log").open("w"))
 
         def once() -> Daemon:
-            return stack.enter_context(opening.opened(loaded, JsonReporter(log)))
+            return stack.enter_context(startup.opened(loaded, JsonReporter(log)))
 
         yield patiently(once)
 
@@ -200,7 +200,7 @@ class Mortal:
         arguments += [word for setting in settings for word in ("--set", setting)]
         self.log = home.with_suffix(".log").open("w")
         self.parent = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "mortal.py", *map(str, arguments)],
+            [sys.executable, Path(__file__).parent / "restart_loop.py", *map(str, arguments)],
             env=command.environment(home.parent)
             | {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,

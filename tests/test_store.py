@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from family import fill, open_lineage
 from kinship_storage.errors import LineageError
+from small_lineage import fill, open_lineage
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import ledgers
 import mergekit_oracle
 import tiny
 from kinship_daemon.errors import ModelError
-from kinship_daemon.evaluate.live import Stage
+from kinship_daemon.evaluate.live import ModelSlot
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.live_model import live_model
@@ -368,12 +368,12 @@ def test_union_is_none_where_all_agree(family):
 
 
 def test_what_is_evaluated_is_what_would_be_published(tmp_path, family):
-    stage = Stage(batch_size=4, device="cpu", dtype="float32", chat_template=False)
+    stage = ModelSlot(batch_size=4, device="cpu", dtype="float32", chat_template=False)
     first = combined(family, {"plain": 0.5, "two": 0.5}, "plain")
     second = combined(family, {"plain": 0.1, "two": 0.9}, "plain")
     models = []
     for assembly in (first, second):
-        live = stage.enter(assembly)
+        live = stage.load(assembly)
         models.append(live.model)
         out = tmp_path / str(len(models))
         write(assembly, out)
@@ -383,5 +383,5 @@ def test_what_is_evaluated_is_what_would_be_published(tmp_path, family):
         with torch.no_grad():
             assert torch.equal(live.model(tokens).logits, published(tokens).logits)
     assert models[0] is models[1]
-    plain = stage.enter(leaf_assembly(family["plain"], "plain"))
+    plain = stage.load(leaf_assembly(family["plain"], "plain"))
     assert plain.model.config.vocab_size == len(plain.tokenizer) == tiny.VOCABULARY

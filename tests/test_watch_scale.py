@@ -12,13 +12,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+import demo_hub
 import large
-import wired
 from hub_server import START, HubServer
 from kinship_daemon import cycle
 from kinship_daemon.durable import hash_file
 from kinship_daemon.steps import admission, triage, watching
-from watched import opened
+from poll_memory import opened
 
 BASE = "org/base"
 DESCENT = {"base_model": BASE, "base_model_relation": "finetune", "license": "apache-2.0"}
@@ -118,10 +118,10 @@ def test_everyone_is_written_down_and_most_are_refused_at_a_glance(first):
 
 
 def test_a_first_poll_of_ten_thousand_takes_less_than_300_mb(server, tmp_path):
-    script = Path(__file__).with_name("watched.py")
+    script = Path(__file__).with_name("poll_memory.py")
     done = subprocess.run(
         [sys.executable, script, server.url, tmp_path / "home", BASE],
-        env=wired.environment(tmp_path, server),
+        env=demo_hub.environment(tmp_path, server),
         capture_output=True,
         text=True,
         timeout=120,
@@ -226,7 +226,7 @@ class Large:
         sent = [r for r in self.log if r.path in places or r.path.startswith(f"/{name}/")]
         assert sent
         assert all("range" in request.headers for request in sent)
-        return sum(map(wired.bytes_sent, sent))
+        return sum(map(demo_hub.bytes_sent, sent))
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ def test_a_tokenizer_of_its_own_is_read_only_if_it_is_short(change, is_read, bul
     with bulky.daemon() as d:
         log = polled(d, bulky.server)
         candidate = d.lineage.candidate(name)
-    read = sum(map(wired.bytes_sent, log))
+    read = sum(map(demo_hub.bytes_sent, log))
     assert candidate.triaged
     assert read <= candidate.read_bytes <= SHARE * candidate.bytes
-    assert is_read == any("tokenizer" in r.path and wired.bytes_sent(r) > 1 for r in log)
+    assert is_read == any("tokenizer" in r.path and demo_hub.bytes_sent(r) > 1 for r in log)

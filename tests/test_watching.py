@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-import hosted
-from hosted import BASE, CARD, NOON, looks, opened, states, statuses, told
+import hub_daemon
+from hub_daemon import BASE, CARD, NOON, looks, opened, states, statuses, told
 from hub_server import START, HubServer
 from kinship_daemon.steps import publication, watching
 from kinship_daemon.steps.triage import triage
@@ -17,7 +17,7 @@ DAY = timedelta(days=1)
 
 @pytest.fixture(autouse=True)
 def _online():
-    with hosted.online():
+    with hub_daemon.online():
         yield
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import wired
+import demo_hub
 from hub_server import HubServer
 from kinship_daemon import demo
 
@@ -35,7 +35,7 @@ print(json.dumps({"dtype": str(model.dtype), "tokens": len(text), "weights": wei
 @pytest.fixture(scope="module")
 def server():
     with HubServer() as running:
-        wired.stock(running)
+        demo_hub.stock(running)
         yield running
 
 
@@ -46,13 +46,13 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(place, server):
-    return wired.settings(place / "config.yaml", server)
+    return demo_hub.settings(place / "config.yaml", server)
 
 
 @pytest.fixture(scope="module")
 def first(place, server, config):
     """The run, and what the server was asked in it."""
-    result = wired.run([*RUN, "--hub", server.url, "--config", config], place, server)
+    result = demo_hub.run([*RUN, "--hub", server.url, "--config", config], place, server)
     assert result.code == 0, result.err
     return result, list(server.log)
 
@@ -157,7 +157,7 @@ def loaded(published, place, server):
     repo = next(iter(published.values()))
     done = subprocess.run(
         [sys.executable, "-c", READ_BY_TRANSFORMERS, repo, "add"],
-        env=wired.environment(place, server),
+        env=demo_hub.environment(place, server),
         capture_output=True,
         text=True,
         timeout=120,
@@ -179,7 +179,7 @@ def test_the_published_repo_loads_through_the_real_client(loaded, server):
 def test_the_published_repo_scores_exactly_what_its_card_says(published, place, server, config):
     repo = next(iter(published.values()))
     evaluate = ["evaluate", repo, "--config", config, "--split", "validation", "--format", "json"]
-    result = wired.run(evaluate, place, server)
+    result = demo_hub.run(evaluate, place, server)
     assert result.code == 0, result.err
     measured = {row["task"]: row["score"] for row in json.loads(result.out)["tasks"]}
     card = yaml.safe_load(server.repos[repo].head[1]["README.md"].decode().split("---")[1])
@@ -195,7 +195,7 @@ def test_the_published_repo_scores_exactly_what_its_card_says(published, place, 
 def test_a_second_run_asks_once_and_publishes_nothing(first, published, place, server, config):
     heads = {name: repo.head[0] for name, repo in server.repos.items()}
     before = len(server.log)
-    result = wired.run([*RUN, "--hub", server.url, "--config", config], place, server)
+    result = demo_hub.run([*RUN, "--hub", server.url, "--config", config], place, server)
     assert result.code == 0, result.err
     assert not {"publish", "merge", "score", "admit"} & {e["event"] for e in result.events}
     assert {name: repo.head[0] for name, repo in server.repos.items()} == heads
@@ -208,10 +208,10 @@ def test_kinship_is_estimated_against_the_server_without_a_download(place, serve
     before = len(server.log)
     names = ["demo/add", "demo/max"]
     arguments = ["--base", demo.BASE, "--hub", server.url, "--sample", "0.01", "--format", "json"]
-    result = wired.run(["kinship", *names, *arguments], place, server)
+    result = demo_hub.run(["kinship", *names, *arguments], place, server)
     assert result.code == 0, result.err
     estimated = json.loads(result.out)
-    exact = wired.run(["kinship", *names, "--base", "demo", "--format", "json"], place, server)
+    exact = demo_hub.run(["kinship", *names, "--base", "demo", "--format", "json"], place, server)
     truth = json.loads(exact.out)["matrix"][0][1]
     # So small a model is read whole, in another order of summation.
     assert estimated["matrix"][0][1] == pytest.approx(truth, abs=1e-6)
@@ -219,26 +219,26 @@ def test_kinship_is_estimated_against_the_server_without_a_download(place, serve
     files = [request for request in log if "/api/" not in request.path]
     assert files
     assert all("range" in request.headers for request in files)
-    read = sum(map(wired.bytes_sent, files))
+    read = sum(map(demo_hub.bytes_sent, files))
     assert estimated["bytes_read"] == pytest.approx(read, abs=len(log))
     assert not list((place / ".cache").rglob("demo--*/*/model.safetensors"))
 
 
 def test_the_token_goes_to_the_hub_alone(first, loaded, server, home):
     assert server.leaks() == []
-    token = wired.TOKEN.encode()
+    token = demo_hub.TOKEN.encode()
     written = [path for path in home.rglob("*") if path.is_file()]
     assert written
     assert not [path for path in written if token in path.read_bytes()]
     assert token.decode() not in first[0].out + first[0].err
     for repo in server.repos.values():
-        assert not [name for name, data in repo.head[1].items() if token in wired.content(data)]
+        assert not [name for name, data in repo.head[1].items() if token in demo_hub.content(data)]
 
 
 def test_a_token_that_may_only_read_is_refused_before_anything_is_done(tmp_path, server, config):
     reading = server.token("tester", "read")
     before = len(server.log)
-    result = wired.run([*RUN, "--config", config], tmp_path, server, reading)
+    result = demo_hub.run([*RUN, "--config", config], tmp_path, server, reading)
     assert result.code == 2
     assert "may only read" in result.err
     assert result.err.count("\n") == 1
@@ -247,7 +247,7 @@ def test_a_token_that_may_only_read_is_refused_before_anything_is_done(tmp_path,
 
 def test_a_namespace_of_others_is_refused_before_anything_is_done(tmp_path, server, config):
     stranger = server.token("stranger")
-    result = wired.run([*RUN, "--config", config], tmp_path, server, stranger)
+    result = demo_hub.run([*RUN, "--config", config], tmp_path, server, stranger)
     assert result.code == 2
     assert "neither stranger nor an organisation of theirs" in result.err
     assert result.err.count("\n") == 1
@@ -255,7 +255,7 @@ def test_a_namespace_of_others_is_refused_before_anything_is_done(tmp_path, serv
 
 def test_without_a_token_a_run_that_is_to_publish_does_not_start(tmp_path, server, config):
     before = len(server.log)
-    result = wired.run([*RUN, "--config", config], tmp_path, server, token=None)
+    result = demo_hub.run([*RUN, "--config", config], tmp_path, server, token=None)
     assert result.code == 2
     assert "HF_TOKEN" in result.err
     assert len(server.log) == before
@@ -281,9 +281,9 @@ def test_a_stop_does_not_wait_for_a_stalled_download_which_goes_on_at_the_next_s
     repo_id, skipped, flags, code, tmp_path
 ):
     with HubServer() as server:
-        wired.stock(server)
+        demo_hub.stock(server)
         server.stall_seconds = 120
-        config = wired.settings(tmp_path / "config.yaml", server)
+        config = demo_hub.settings(tmp_path / "config.yaml", server)
         run = ["run", *flags, "--log-json", "--config", config]
         path = weights_of(server, repo_id)
         fault = server.fault(path, "stall-body", skip=skipped, server="storage")
@@ -291,7 +291,7 @@ def test_a_stop_does_not_wait_for_a_stalled_download_which_goes_on_at_the_next_s
         home = tmp_path / ".local" / "state" / "kinship-daemon" / "demo--base"
         cache = home / "cache" / repo_id.replace("/", "--")
         part = cache / f".{revision}.part" / ".model.safetensors.part"
-        process = wired.start(run, tmp_path, server)
+        process = demo_hub.start(run, tmp_path, server)
         try:
             await_true("the stalled download", lambda: fault.done and part.is_file())
             assert "range" not in server.asked("GET", path, "storage")[-1].headers
@@ -306,7 +306,7 @@ def test_a_stop_does_not_wait_for_a_stalled_download_which_goes_on_at_the_next_s
         size = part.stat().st_size
         assert 0 < size < server.repos[repo_id].facts.blobs["model.safetensors"].size
         before = len(server.asked("GET", path, "storage"))
-        process = wired.start(run, tmp_path, server)
+        process = demo_hub.start(run, tmp_path, server)
         try:
             await_true("the whole model", (cache / revision).is_dir)
         finally:
@@ -333,8 +333,8 @@ def contested(tmp_path_factory, published):
     place = tmp_path_factory.mktemp("contested")
     taken, lost, raced = list(published)[:3]  # as there, so here
     with HubServer() as server:
-        wired.stock(server)
-        config = wired.settings(place / "config.yaml", server, publish={"name": "{model}"})
+        demo_hub.stock(server)
+        config = demo_hub.settings(place / "config.yaml", server, publish={"name": "{model}"})
         theirs = {"README.md": b"# somebody's own\n", "model.safetensors": b"theirs"}
         server.add(f"tester/{taken}", theirs)
         commit = f"/api/models/tester/{lost}/commit/main"
@@ -349,7 +349,7 @@ def contested(tmp_path_factory, published):
         upload = rf"/tester/{raced}\.git/info/lfs/objects/batch"
         server.fault(upload, "edit", method="POST", edit=intrude)
         run = [*RUN, "--config", config]
-        results = [wired.run(run, place, server), wired.run(run, place, server)]
+        results = [demo_hub.run(run, place, server), demo_hub.run(run, place, server)]
         yield Contested(server, results, taken, lost, raced)
 
 

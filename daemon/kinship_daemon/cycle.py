@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.steps import (
     admission,
+    assemblies,
     elementwise,
     evolution,
     judging,
-    making,
     publication,
     screening,
     triage,
@@ -63,14 +63,14 @@ def evolve(d: Daemon) -> Outcome:
     screening.screen(d)
     admission.relate(d)
     elementwise.make_children(d)
-    making.record_kinships(d)
+    assemblies.record_kinships(d)
     # What passed before waits for nothing that may go wrong below, nor for tomorrow's budget.
     publication.publish_passed(d)
     evolution.score_everyone(d)
     if not evolution.unfinished(d) and evolution.converged(d) is None:
         evolution.decide(d)
         elementwise.make_children(d)
-        making.record_kinships(d)
+        assemblies.record_kinships(d)
     grown = evolution.grow(d)
     judging.judge_children(d)
     away = publication.publish_passed(d)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from kinship_daemon.config import Config
 from kinship_daemon.device import resolve_device
+from kinship_daemon.disk_space import bytes_on_disk, make_room
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import BudgetReached, KinshipError, ModelError, Stopped
 from kinship_daemon.evaluate.records import Settings
@@ -21,7 +22,6 @@ from kinship_daemon.home import Home
 from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.records import Hub, Repo, UnknownRepo
 from kinship_daemon.report import Reporter
-from kinship_daemon.room import lying, make_room
 from kinship_daemon.sampling import Sampler
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, descend
@@ -192,11 +192,11 @@ class Daemon:
             if not self.hub.copies:
                 return self.hub.fetch(repo, self.home.cache, advance)
             make_room(self, size, model.id, newcomer=newcomer)
-            before = lying(self, model.id)
+            before = bytes_on_disk(self, model.id)
             try:
                 return self.hub.fetch(repo, self.home.cache, advance)
             finally:
-                self.spend("download_bytes", max(0, lying(self, model.id) - before))
+                self.spend("download_bytes", max(0, bytes_on_disk(self, model.id) - before))
 
     @contextmanager
     def holding(self, *models: str) -> Iterator[None]:

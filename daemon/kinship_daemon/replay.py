@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from kinship_daemon.asking import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
 from kinship_daemon.errors import UsageError
+from kinship_daemon.policy_process import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
 from kinship_policies.policy import Decision, Population, Proposal
 from kinship_policies.registry import make
 from kinship_storage.lineage import Lineage

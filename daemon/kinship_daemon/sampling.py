@@ -10,7 +10,7 @@ from typing import Self
 
 from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.hub.records import Repo
-from kinship_daemon.parts import FolderParts, Parts
+from kinship_daemon.ranges import FolderRanges, Ranges
 from kinship_daemon.weights.descendant import Descendant
 from kinship_daemon.weights.remote import Remote, check_fits, open_remote
 from kinship_daemon.weights.sample.plan import Plan, plan
@@ -39,7 +39,7 @@ class Taken:
     without_vocabulary: str | None = None
 
 
-def on_hub(repo: Repo, parts: Parts, name: str | None = None) -> Tokens:
+def on_hub(repo: Repo, ranges: Ranges, name: str | None = None) -> Tokens:
     """
     A repo's headers and what is known of its tokenizer.
 
@@ -59,7 +59,7 @@ def on_hub(repo: Repo, parts: Parts, name: str | None = None) -> Tokens:
         )
         for file in repo.files
     }
-    return Tokens(open_remote(name or repo.id, parts, sizes), sizes, digests)
+    return Tokens(open_remote(name or repo.id, ranges, sizes), sizes, digests)
 
 
 def in_folder(folder: Path, name: str | None = None) -> Tokens:
@@ -73,7 +73,7 @@ def in_folder(folder: Path, name: str | None = None) -> Tokens:
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    source = open_remote(name or str(folder), FolderParts(folder), sizes)
+    source = open_remote(name or str(folder), FolderRanges(folder), sizes)
     return Tokens(source, sizes, _Digests(folder, sizes))
 
 

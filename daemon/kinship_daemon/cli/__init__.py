@@ -18,23 +18,23 @@ __all__ = ["app", "main"]
 
 _COMMANDS = {
     "run": ("run", "Watch, merge, evaluate and publish: the daemon itself."),
-    "status": ("lookup", "What a home is doing and what waits, was refused or set aside."),
+    "status": ("home_reports", "What a home is doing and what waits, was refused or set aside."),
     "candidates": ("candidates", "Who waits and in which order, who was refused, budgets spent."),
-    "lineage": ("lookup", "Who descends from whom, by which recipe, with which scores."),
-    "explain": ("lookup", "Why a model was made, how it did, why it was published or not."),
-    "verify": ("lookup", "Hash again what the lineage claims."),
+    "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
+    "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
+    "verify": ("home_reports", "Hash again what the lineage claims."),
     "analyze": ("analyze", "Kinship against gain over a lineage's merges; its stages."),
     "replay": ("replay", "Decide again on recorded facts: does history repeat itself?"),
     "kinship": ("kinship", "Kinship of models: folders or hub ids."),
     "merge": ("merge", "Make a model from a mergekit recipe."),
     "evaluate": ("evaluate", "Score a model as the daemon would."),
     "doctor": ("doctor", "Device, memory, disk, hub, token, versions: is all in place?"),
-    "config": ("setup", "Show, check or describe the configuration."),
-    "bases": ("setup", "Short names of bases."),
-    "policies": ("setup", "Installed policies, their settings, and presets."),
+    "config": ("choices", "Show, check or describe the configuration."),
+    "bases": ("choices", "Short names of bases."),
+    "policies": ("choices", "Installed policies, their settings, and presets."),
     "simulate": ("simulate", "Policies against each other on a landscape, compared honestly."),
-    "methods": ("setup", "Installed merge methods."),
-    "demo": ("setup", "The embedded demo."),
+    "methods": ("choices", "Installed merge methods."),
+    "demo": ("choices", "The embedded demo."),
 }
 
 

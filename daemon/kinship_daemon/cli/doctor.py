@@ -20,8 +20,8 @@ from kinship_daemon.errors import KinshipError
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
-from kinship_daemon.opening import check_token, home_of, the_base
 from kinship_daemon.report import amount
+from kinship_daemon.startup import check_token, home_of, the_base
 from kinship_daemon.webhook import PATH, webhook_secret
 from kinship_policies import registry
 

@@ -14,8 +14,8 @@ from kinship_daemon.cli.options import config_options
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.home import state_directory
 from kinship_daemon.models import find_base, find_models
-from kinship_daemon.opening import evaluation_settings
 from kinship_daemon.report import absolute, reporter
+from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.materialise import leaf_assembly
 

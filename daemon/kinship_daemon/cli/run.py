@@ -9,14 +9,14 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon import family
-from kinship_daemon.asking import FAILED
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.cycle import Outcome
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import KinshipError, Stopped, UsageError
-from kinship_daemon.opening import opened
+from kinship_daemon.policy_process import FAILED
 from kinship_daemon.report import Reporter, reporter
 from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
+from kinship_daemon.startup import opened
 
 __all__ = ["run_command"]
 

@@ -68,8 +68,8 @@ class _Reading:
     def repo(self, name: str, repo_id: str, revision: str | None) -> _Place:
         self.hub = self.hub or open_hub(self.where)
         repo = self.hub.repo(repo_id, revision)
-        parts = self.stack.enter_context(closing(self.hub.parts(repo)))
-        found = sampling.on_hub(repo, parts, name)
+        ranges = self.stack.enter_context(closing(self.hub.ranges(repo)))
+        found = sampling.on_hub(repo, ranges, name)
         return self._kept(_Place(found, None, repo.id, repo.revision))
 
     def _kept(self, place: _Place) -> _Place:
@@ -78,7 +78,7 @@ class _Reading:
 
     @property
     def bytes_read(self) -> int:
-        own = sum(place.tokens.source.parts.bytes_read for place in self.places)
+        own = sum(place.tokens.source.ranges.bytes_read for place in self.places)
         return own + sum(adapter.nbytes for adapter in self.adapters)
 
     @property

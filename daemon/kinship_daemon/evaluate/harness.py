@@ -10,7 +10,7 @@ import torch
 from lm_eval import evaluator
 
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.evaluate.live import LiveModel, Stage, unusable
+from kinship_daemon.evaluate.live import LiveModel, ModelSlot, unusable
 from kinship_daemon.evaluate.records import Score, Settings, Split
 from kinship_daemon.evaluate.split import documents
 from kinship_daemon.evaluate.tasks import Task, load_tasks
@@ -39,7 +39,7 @@ class Harness:
             for split in ("selection", "validation")
             for task in self._of(split)
         }
-        self._stage = Stage(
+        self._slot = ModelSlot(
             batch_size=settings.batch_size,
             device=settings.resolved_device(),
             dtype=settings.dtype,
@@ -62,7 +62,7 @@ class Harness:
             ModelError: This model cannot be scored.
             UsageError: A task's metric turns out not to be a mean over documents.
         """
-        live = self._stage.enter(assembly)
+        live = self._slot.load(assembly)
         tasks = self._of(split)
         sizes = [len(self._documents[task.spec, split]) for task in tasks]
         scores = []

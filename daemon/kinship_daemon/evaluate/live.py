@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.weights.checkpoint import read_json
-from kinship_daemon.weights.companions import companions, load_tokenizer
 from kinship_daemon.weights.live_model import live_model, load_into
 from kinship_daemon.weights.materialise import Assembly
+from kinship_daemon.weights.sidecars import load_tokenizer, sidecars
 
-__all__ = ["LiveModel", "Stage", "unusable"]
+__all__ = ["LiveModel", "ModelSlot", "unusable"]
 
 # Keys of config.json that only tell where the file came from.
 _PROVENANCE = ("_name_or_path", "transformers_version")
@@ -95,7 +95,7 @@ class _Count(CacheHook):  # type: ignore[misc]
         self._answered(min(1.0, self._count / self._expected))
 
 
-class Stage:
+class ModelSlot:
     """Holds at most one live model; models alike in all but their weights take turns in it."""
 
     def __init__(self, *, batch_size: int, device: str, dtype: str, chat_template: bool) -> None:
@@ -104,9 +104,9 @@ class Stage:
         self._dtype = dtype
         self._chat_template = chat_template
         self._live: LiveModel | None = None
-        self._character = ""
+        self._fingerprint = ""
 
-    def enter(self, assembly: Assembly) -> LiveModel:
+    def load(self, assembly: Assembly) -> LiveModel:
         """
         The live model with this assembly's weights, config and tokenizer.
 
@@ -117,10 +117,10 @@ class Stage:
         try:
             # The very files that would be published.
             with TemporaryDirectory() as folder:
-                companions(assembly).write(Path(folder))
-                character = _character(Path(folder))
+                sidecars(assembly).write(Path(folder))
+                fingerprint = _fingerprint(Path(folder))
                 tokenizer = _tokenizer(assembly, Path(folder))
-            if live is None or character != self._character:
+            if live is None or fingerprint != self._fingerprint:
                 del live
                 self._free()
                 live = self._build(assembly, tokenizer)
@@ -133,7 +133,7 @@ class Stage:
         except Exception as error:
             raise unusable(assembly.identity, "loading it", error, self._batch_size) from error
         live.identity = assembly.identity
-        self._live, self._character = live, character
+        self._live, self._fingerprint = live, fingerprint
         return live
 
     def _build(self, assembly: Assembly, tokenizer: PreTrainedTokenizerBase) -> LiveModel:
@@ -179,7 +179,7 @@ def _tokenizer(assembly: Assembly, folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _character(beside: Path) -> str:
+def _fingerprint(beside: Path) -> str:
     """Hash of all that makes a model answer as it does, but the weights."""
     digest = hashlib.sha256(_without_provenance(beside / "config.json"))
     for path in sorted(beside.rglob("*")):

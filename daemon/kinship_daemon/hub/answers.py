@@ -13,14 +13,14 @@ from kinship_daemon.errors import KinshipError, ModelError, Transient
 from kinship_daemon.hub.quota import asked_wait, origin
 from kinship_daemon.hub.records import RepoFile, UnknownRepo
 
-__all__ = ["Question", "check_unchanged", "message_of"]
+__all__ = ["Request", "check_unchanged", "message_of"]
 
 _AGAIN = {408, 425, 429}
 _DISABLED = "Access to this resource is disabled."
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """
     What is asked of whom, for the words of an error.
 
@@ -137,9 +137,7 @@ class Question:
         return UnknownRepo(f"{self.endpoint} has no model {self.repo_id}{hint}")
 
 
-def check_unchanged(
-    question: Question, file: RepoFile, url: str, headers: Mapping[str, str]
-) -> None:
+def check_unchanged(request: Request, file: RepoFile, url: str, headers: Mapping[str, str]) -> None:
     """
     That an answer of the hub itself speaks of the file that was listed, by its hash and size.
 
@@ -149,14 +147,14 @@ def check_unchanged(
     Raises:
         ModelError: it is another file now.
     """
-    if origin(url) != origin(question.endpoint):
+    if origin(url) != origin(request.endpoint):
         return
     tag = headers.get("x-linked-etag") or headers.get("etag") or ""
     tag = tag.removeprefix("W/").strip('"').lower()
     size = headers.get("x-linked-size", "")
     resized = re.fullmatch(r"\d{1,19}", size) and int(size) != file.size
     if resized or (re.fullmatch(r"[0-9a-f]+", tag) and not _is_tag_of(tag, file)):
-        raise ModelError(f"{question.repo_id} {file.path}: changed on the hub since it was listed")
+        raise ModelError(f"{request.repo_id} {file.path}: changed on the hub since it was listed")
 
 
 def _is_tag_of(tag: str, file: RepoFile) -> bool:

@@ -29,17 +29,17 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, UsageError
-from kinship_daemon.hub.answers import Question
+from kinship_daemon.hub.answers import Request
 from kinship_daemon.hub.calls import Calls, allowance
 from kinship_daemon.hub.description import described
 from kinship_daemon.hub.download import fetch
 from kinship_daemon.hub.listing import every_descendant, recent_descendants
 from kinship_daemon.hub.names import check_endpoint, check_repo_id, check_revision, check_token
-from kinship_daemon.hub.pieces import Connections
 from kinship_daemon.hub.publishing import Publisher
 from kinship_daemon.hub.quota import Quota
-from kinship_daemon.hub.ranges import RangeParts
+from kinship_daemon.hub.range_requests import Connections
 from kinship_daemon.hub.records import Listing, Publication, Repo
+from kinship_daemon.hub.repo_ranges import RepoRanges
 from kinship_daemon.hub.rights import writing_right
 from kinship_daemon.hub.wire import Wire, bounded_session
 
@@ -99,7 +99,7 @@ class ApiHub:
         if self._token is None:
             next(self._wire.pages([("limit", "1")]))
             return f"{self._endpoint} answers (no token)"
-        answer, _ = self._wire.ask(self._wire.question("/api/whoami-v2"))
+        answer, _ = self._wire.ask(self._wire.request("/api/whoami-v2"))
         name = answer.get("name") if isinstance(answer, dict) else None
         return f"{self._endpoint} answers; the token is {name}'s"
 
@@ -112,13 +112,13 @@ class ApiHub:
     def repo(self, repo_id: str, revision: str | None = None) -> Repo:
         return self.look(repo_id, revision)[0]
 
-    def parts(self, repo: Repo) -> RangeParts:
+    def ranges(self, repo: Repo) -> RepoRanges:
         check_repo_id(repo.id)
         check_revision(repo.revision)
-        question = partial(
-            Question, self._endpoint, repo_id=repo.id, revision=repo.revision, token=self._token
+        request = partial(
+            Request, self._endpoint, repo_id=repo.id, revision=repo.revision, token=self._token
         )
-        return RangeParts(self._connections, self._calls, repo, question)
+        return RepoRanges(self._connections, self._calls, repo, request)
 
     def fetch(self, repo: Repo, into: Path, progress: Callable[[int], None] | None = None) -> Path:
         return fetch(repo, into, self._wire.content, self._sha256, progress, self._calls.wait)
@@ -132,16 +132,16 @@ class ApiHub:
     def may_write(self, namespace: str) -> str:
         check_repo_id(f"{namespace}/name")
         self._check_token(f"publishing under {namespace}")
-        answer, _ = self._wire.ask(self._wire.question("/api/whoami-v2"))
+        answer, _ = self._wire.ask(self._wire.request("/api/whoami-v2"))
         return writing_right(answer, namespace)
 
     def look(self, repo_id: str, revision: str | None = None) -> tuple[Repo, str]:
         """A repo, and what it is called today: a renamed one still answers to its old name."""
         path = f"/api/models/{check_repo_id(repo_id)}"
-        question = self._wire.question(path, repo_id, revision)
+        request = self._wire.request(path, repo_id, revision)
         if revision is not None:
             path += f"/revision/{quote(check_revision(revision), safe='')}"
-        answer, _ = self._wire.ask(question, f"{self._endpoint}{path}?blobs=true")
+        answer, _ = self._wire.ask(request, f"{self._endpoint}{path}?blobs=true")
         today = answer.get("id") if isinstance(answer, dict) else None
         return described(repo_id, answer), today if isinstance(today, str) else repo_id
 
@@ -155,8 +155,8 @@ class ApiHub:
         namespace, _, name = repo_id.partition("/")
         visibility = "private" if private else "public"
         body = {"name": name, "organization": namespace, "visibility": visibility}
-        question = self._wire.question("/api/repos/create", repo_id, writes=True)
-        self._wire.ask(question, body=body, fine={HTTPStatus.CONFLICT})
+        request = self._wire.request("/api/repos/create", repo_id, writes=True)
+        self._wire.ask(request, body=body, fine={HTTPStatus.CONFLICT})
 
     def send(self, head: Repo, files: Mapping[str, Path], message: str) -> str:
         """
@@ -165,21 +165,21 @@ class ApiHub:
         Large files go up one by one before it: of several, huggingface_hub makes threads that
         the process could not leave behind at its end.
         """
-        question = self._wire.question(f"/api/models/{head.id}/commit/main", head.id, writes=True)
+        request = self._wire.request(f"/api/models/{head.id}/commit/main", head.id, writes=True)
         additions = []
         for name, path in files.items():
             addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
             addition.upload_info.sha256 = bytes.fromhex(self._sha256(path))
             upload = partial(self._api.preupload_lfs_files, head.id, [addition], free_memory=False)
-            self._through(question, upload, addition.upload_info.size)
+            self._through(request, upload, addition.upload_info.size)
             additions.append(addition)
         options = {"commit_message": message, "parent_commit": head.revision}
         commit = partial(self._api.create_commit, head.id, additions, **options)
-        return str(self._through(question, commit, sum(map(_inline, additions))).oid)
+        return str(self._through(request, commit, sum(map(_inline, additions))).oid)
 
-    def _through(self, question: Question, work: Callable[[], T], count: int) -> T:
+    def _through(self, request: Request, work: Callable[[], T], count: int) -> T:
         """What huggingface_hub does for us, in as long as so many bytes may take."""
-        return self._calls.once(question.url, lambda: _done(question, work), allowance(count))
+        return self._calls.once(request.url, lambda: _done(request, work), allowance(count))
 
     def _check_token(self, what: str) -> None:
         if self._token is None:
@@ -202,7 +202,7 @@ def token_advice(endpoint: str) -> str:
     )
 
 
-def _done(question: Question, work: Callable[[], T]) -> T:
+def _done(request: Request, work: Callable[[], T]) -> T:
     """The result of huggingface_hub's work, every error as one of ours."""
     try:
         try:
@@ -212,15 +212,15 @@ def _done(question: Question, work: Callable[[], T]) -> T:
             raise error.__cause__ or error from None
     except HfHubHTTPError as error:
         answer, said = error.response, error.server_message or ""
-        raise question.refusal(answer.status_code, answer.headers, said, str(answer.url)) from None
+        raise request.refusal(answer.status_code, answer.headers, said, str(answer.url)) from None
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
-        raise question.unreachable(error) from None
+        raise request.unreachable(error) from None
     except (JSONDecodeError, KeyError, TypeError):
         # It may have been done all the same.
-        raise question.no_json() from None
+        raise request.no_json() from None
     except ValueError as error:
         raise KinshipError(
-            f"{question.endpoint} does not take {question.repo_id}: {question.line(error)}"
+            f"{request.endpoint} does not take {request.repo_id}: {request.line(error)}"
         ) from None
 
 

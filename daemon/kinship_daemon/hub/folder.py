@@ -17,7 +17,7 @@ from kinship_daemon.hub.files import local_files
 from kinship_daemon.hub.front_matter import declared_bases, front_matter, tags
 from kinship_daemon.hub.names import check_repo_id
 from kinship_daemon.hub.records import Listing, Publication, Repo, RepoFile, UnknownRepo
-from kinship_daemon.parts import FolderParts, Parts
+from kinship_daemon.ranges import FolderRanges, Ranges
 
 __all__ = ["FolderHub"]
 
@@ -94,8 +94,8 @@ class FolderHub:
             problem=unreadable or problem,
         )
 
-    def parts(self, repo: Repo) -> Parts:
-        return FolderParts(self._content(repo))
+    def ranges(self, repo: Repo) -> Ranges:
+        return FolderRanges(self._content(repo))
 
     def fetch(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kinship_daemon.errors import KinshipError, UsageError
-from kinship_daemon.parts import Parts
+from kinship_daemon.ranges import Ranges
 
 __all__ = [
     "Hub",
@@ -146,7 +146,7 @@ class Hub(Protocol):
             Transient: the hub does not answer.
         """
 
-    def parts(self, repo: Repo) -> Parts:
+    def ranges(self, repo: Repo) -> Ranges:
         """
         Pieces of a repo's files at its revision, without fetching the files.
 

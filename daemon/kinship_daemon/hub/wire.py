@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import httpx2
 
 from kinship_daemon.errors import KinshipError, Transient
-from kinship_daemon.hub.answers import Question, check_unchanged, message_of
+from kinship_daemon.hub.answers import Request, check_unchanged, message_of
 from kinship_daemon.hub.calls import Calls, allowance, note_answer, note_request
 from kinship_daemon.hub.quota import origin
 from kinship_daemon.hub.records import Repo, RepoFile
@@ -43,11 +43,11 @@ class Wire:
         self._timeout = timeout_seconds
         self._session = session
 
-    def question(
+    def request(
         self, path: str, repo_id: str = "", revision: str | None = None, *, writes: bool = False
-    ) -> Question:
+    ) -> Request:
         url = f"{self.endpoint}{path}"
-        return Question(self.endpoint, url, repo_id, revision, writes, self._token)
+        return Request(self.endpoint, url, repo_id, revision, writes, self._token)
 
     def headers(self) -> dict[str, str]:
         headers = {"user-agent": f"kinship-daemon/{version('kinship-daemon')}"}
@@ -62,24 +62,24 @@ class Wire:
         HfApi.list_models would sleep up to minutes between its own retries, and would follow a
         next page, with the token, to any server.
         """
-        question = self.question("/api/models")
-        url: str | None = f"{question.url}?{urlencode(query)}"
+        request = self.request("/api/models")
+        url: str | None = f"{request.url}?{urlencode(query)}"
         for _ in range(_MOST_PAGES):
-            items, url = self.ask(question, url)
+            items, url = self.ask(request, url)
             if not isinstance(items, list):
-                raise Transient(f"{question.url} does not answer with a list; is it a Hub?")
+                raise Transient(f"{request.url} does not answer with a list; is it a Hub?")
             yield [item for item in items if isinstance(item, dict)]
             if url is None:
                 return
             if origin(url) != origin(self.endpoint):
                 raise KinshipError(
-                    f"{self.endpoint} sends its next page to another server: {question.line(url)}"
+                    f"{self.endpoint} sends its next page to another server: {request.line(url)}"
                 )
-        raise Transient(f"{question.url} goes on for more than {_MOST_PAGES} pages")
+        raise Transient(f"{request.url} goes on for more than {_MOST_PAGES} pages")
 
     def ask(
         self,
-        question: Question,
+        request: Request,
         url: str | None = None,
         *,
         body: Mapping[str, str] | None = None,
@@ -89,53 +89,51 @@ class Wire:
         One small call, tried a few times.
 
         Args:
-            url: The question's, with its query.
+            url: The request's, with its query.
             body: To POST as JSON.
             fine: Statuses that are no errors.
 
         Returns:
             The JSON answered, and the URL of the next page.
         """
-        work = partial(self._exchange, question, url or question.url, body, fine)
-        return self.calls.retried(question.url, work)
+        work = partial(self._exchange, request, url or request.url, body, fine)
+        return self.calls.retried(request.url, work)
 
     def _exchange(
-        self, question: Question, url: str, body: Mapping[str, str] | None, fine: Set[int]
+        self, request: Request, url: str, body: Mapping[str, str] | None, fine: Set[int]
     ) -> tuple[Any, str | None]:
         method = "GET" if body is None else "POST"
         headers = self.headers()
         with (
-            _speaking(question),
+            _speaking(request),
             self._session().stream(
                 method, url, headers=headers, timeout=self._timeout, json=body
             ) as response,
         ):
             data = _all_of(response)
             if not response.is_success and response.status_code not in fine:
-                raise question.refusal(
+                raise request.refusal(
                     response.status_code, response.headers, message_of(data), str(response.url)
                 )
-            return question.parsed(data), response.links.get("next", {}).get("url")
+            return request.parsed(data), response.links.get("next", {}).get("url")
 
     @contextmanager
     def content(
         self, repo: Repo, file: RepoFile, offset: int
     ) -> Iterator[Iterator[tuple[int, bytes]]]:
         """A file's bytes from an offset on, or from 0 where the server cannot resume."""
-        question = self.question(
+        request = self.request(
             f"/{repo.id}/resolve/{quote(repo.revision, safe='')}/{quote(file.path)}",
             repo.id,
             repo.revision,
         )
-        source = partial(self._blocks, question, file, offset)
+        source = partial(self._blocks, request, file, offset)
         with closing(
-            self.calls.stream(question.url, [source], allowance(file.size - offset))
+            self.calls.stream(request.url, [source], allowance(file.size - offset))
         ) as blocks:
             yield blocks
 
-    def _blocks(
-        self, question: Question, file: RepoFile, offset: int
-    ) -> Iterator[tuple[int, bytes]]:
+    def _blocks(self, request: Request, file: RepoFile, offset: int) -> Iterator[tuple[int, bytes]]:
         """
         Blocks with their offsets, in a thread.
 
@@ -147,24 +145,22 @@ class Wire:
         if offset:
             headers["Range"] = f"bytes={offset}-"
         with (
-            _speaking(question),
+            _speaking(request),
             self._session().stream(
-                "GET", question.url, headers=headers, timeout=self._timeout
+                "GET", request.url, headers=headers, timeout=self._timeout
             ) as response,
         ):
             if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return
             if not response.is_success:
-                raise question.refusal(
-                    response.status_code, response.headers, url=str(response.url)
-                )
+                raise request.refusal(response.status_code, response.headers, url=str(response.url))
             for answer in (*response.history, response):
-                check_unchanged(question, file, str(answer.url), answer.headers)
+                check_unchanged(request, file, str(answer.url), answer.headers)
             if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise KinshipError(f"{question.url} is compressed unasked; is a proxy in between?")
+                raise KinshipError(f"{request.url} is compressed unasked; is a proxy in between?")
             if response.headers.get("Content-Type", "").startswith("text/html"):
                 # Its beginning would be taken for the file's, and gone on from.
-                raise Transient(f"{question.url} answers with a web page; try again later")
+                raise Transient(f"{request.url} answers with a web page; try again later")
             begin = re.match(r"bytes (\d{1,19})-", response.headers.get("Content-Range", ""))
             at = int(begin[1]) if begin else 0
             for block in response.iter_raw():
@@ -205,12 +201,12 @@ def _noted(response: httpx2.Response) -> None:
 
 
 @contextmanager
-def _speaking(question: Question) -> Iterator[None]:
+def _speaking(request: Request) -> Iterator[None]:
     """The client's errors as ours."""
     try:
         yield
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
-        raise question.unreachable(error) from None
+        raise request.unreachable(error) from None
 
 
 def _all_of(response: httpx2.Response) -> bytes:

@@ -29,7 +29,7 @@ from kinship_daemon.durable import hash_file, whole_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.records import Split
 from kinship_daemon.evaluate.worker import Evaluator
-from kinship_daemon.opening import evaluation_settings
+from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.assembly import Assembly, assemble, leaf_assembly
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinship_daemon.daemon import Daemon
+from kinship_daemon.disk_space import NoRoom
 from kinship_daemon.errors import KinshipError, ModelError, Transient
 from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.records import Repo, UnknownRepo
 from kinship_daemon.hub.triage import remarks
 from kinship_daemon.ranking import ranked
-from kinship_daemon.room import NoRoom
-from kinship_daemon.steps.measuring import give_up, joined, leaves, measured
+from kinship_daemon.steps.ledger_update import joined, leaves, measured, quarantine_leaf
 from kinship_daemon.steps.triage import SILENT, nearer, novelty, objection, twin
 from kinship_daemon.steps.watching import GONE
 from kinship_daemon.weights import gram
@@ -240,7 +240,7 @@ def _joining(d: Daemon) -> dict[str, Model]:
         try:
             d.leaf_folder(leaf)
         except ModelError as error:
-            give_up(d, leaf, error)
+            quarantine_leaf(d, leaf, error)
         else:
             return {row: leaf}
     return {}
@@ -253,7 +253,7 @@ def _drop_changed(d: Daemon) -> None:
         try:
             d.leaf_folder(leaf)
         except ModelError as error:
-            give_up(d, leaf, error)
+            quarantine_leaf(d, leaf, error)
 
 
 def _extend(d: Daemon, new: Mapping[str, Model]) -> None:

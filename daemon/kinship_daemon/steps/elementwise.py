@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from kinship_daemon.daemon import Daemon
+from kinship_daemon.disk_space import make_room
 from kinship_daemon.errors import ModelError
 from kinship_daemon.hub.files import local_files
-from kinship_daemon.room import make_room
-from kinship_daemon.steps.making import assembly, first_leaf, is_leaf, residents
-from kinship_daemon.steps.measuring import apart, here, joined, measured
+from kinship_daemon.steps.assemblies import assembly, first_leaf, is_leaf, residents
+from kinship_daemon.steps.ledger_update import apart, here, joined, measured
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.elementwise import ElementwiseAssembly, elementwise_assembly

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kinship_daemon.asking import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import BudgetReached, Transient, UsageError
+from kinship_daemon.policy_process import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
+from kinship_daemon.steps.assemblies import coefficients
 from kinship_daemon.steps.facts import policy_identity, population, standing
-from kinship_daemon.steps.making import coefficients
 from kinship_daemon.steps.scoring import finished_today, mean_score, score, scores
 from kinship_daemon.weights.methods.registry import is_elementwise
 from kinship_daemon.weights.recipe import Recipe, check, combine

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kinship_daemon.asking import FAILED
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.evaluate.records import Score
-from kinship_daemon.steps.making import coefficients
+from kinship_daemon.policy_process import FAILED
+from kinship_daemon.steps.assemblies import coefficients
 from kinship_daemon.steps.scoring import mean_score, scores
 from kinship_daemon.weights.kinship import by_layer, lengths
 from kinship_daemon.weights.recipe import Coefficients

@@ -11,8 +11,8 @@ from kinship_daemon.errors import KinshipError, ModelError, Transient
 from kinship_daemon.hub import records
 from kinship_daemon.hub.card import CardFacts, model_card
 from kinship_daemon.hub.licence import most_restrictive
-from kinship_daemon.steps.carding import card_facts
-from kinship_daemon.steps.making import assembly
+from kinship_daemon.steps.assemblies import assembly
+from kinship_daemon.steps.card_facts import card_facts
 from kinship_daemon.weights.materialise import write
 from kinship_storage.errors import LineageError
 from kinship_storage.records import Model, Publication

@@ -10,7 +10,7 @@ from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import BudgetReached, WorkerDied
 from kinship_daemon.evaluate.records import Score, Split, harness_versions
 from kinship_daemon.report import absolute
-from kinship_daemon.steps.making import assembly
+from kinship_daemon.steps.assemblies import assembly
 from kinship_storage.records import Job, Model, ScoreRow
 
 __all__ = ["finished_today", "mean_score", "score", "score_key", "scores"]

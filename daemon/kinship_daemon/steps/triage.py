@@ -178,15 +178,15 @@ def _sample(d: Daemon, repo: Repo) -> tuple[bytes | None, int]:
 
 
 def _sampled(d: Daemon, repo: Repo) -> tuple[bytes | None, int]:
-    with closing(d.hub.parts(repo)) as parts:
+    with closing(d.hub.ranges(repo)) as ranges:
         try:
-            tokens = on_hub(repo, parts)
+            tokens = on_hub(repo, ranges)
             if d.sampler is not None:
-                return d.sampler.on_hub(tokens), parts.bytes_read
+                return d.sampler.on_hub(tokens), ranges.bytes_read
             check_fits(in_folder(d.base_folder).source, tokens.source)
         except RangesRefused as error:
             d.report.event("warning", f"{repo.id} is not sampled: {error}", model=repo.id)
-        return None, parts.bytes_read
+        return None, ranges.bytes_read
 
 
 def _record(d: Daemon, model: Model, seen: _Seen) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from kinship_daemon.errors import ModelError, UsageError
 from kinship_daemon.weights.assembly import Assembly, Sources
 from kinship_daemon.weights.checkpoint import TensorInfo
-from kinship_daemon.weights.methods.blocks import Blocks, blocks_of, in_parts, room
+from kinship_daemon.weights.methods.blocks import Blocks, blocks_of, in_blocks, room
 from kinship_daemon.weights.methods.method import Draw, ElementwiseMethod
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import Recipe, resolve
@@ -238,7 +238,7 @@ def _subtract(weights: Sequence[Tensor], base: Tensor, deltas: Sequence[Tensor])
             found.append(torch.stack(ends, 1).cpu())
         return found
 
-    return list(chain.from_iterable(in_parts(work, deltas[0])))
+    return list(chain.from_iterable(in_blocks(work, deltas[0])))
 
 
 def _sum(merged: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
@@ -251,7 +251,7 @@ def _sum(merged: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
             exact = buffer[: block.stop - block.start].copy_(base[block])
             total[block].copy_(exact.add_(merged[block]))
 
-    in_parts(work, merged)
+    in_blocks(work, merged)
     return total
 
 

@@ -19,7 +19,7 @@ from transformers import (
 from kinship_daemon.errors import ModelError
 from kinship_daemon.weights.assembly import Makeable
 from kinship_daemon.weights.checkpoint import follows_from_config
-from kinship_daemon.weights.companions import GENERATION, companions
+from kinship_daemon.weights.sidecars import GENERATION, sidecars
 
 __all__ = ["live_model", "load_into"]
 
@@ -67,7 +67,7 @@ def live_model(
         ModelError: The config asks for remote code or is unknown, or the tensors do not fit it.
     """
     with TemporaryDirectory() as folder:
-        companions(assembly).write_settings(Path(folder))
+        sidecars(assembly).write_settings(Path(folder))
         config = _config(assembly.donor, Path(folder))
         generation = _generation_config(assembly.donor, Path(folder))
     try:

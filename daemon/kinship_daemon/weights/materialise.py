@@ -13,8 +13,8 @@ from kinship_daemon.durable import hash_file, whole_folder
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.weights.assembly import Assembly, Makeable, Opened, assemble, leaf_assembly
 from kinship_daemon.weights.checkpoint import INDEX, SINGLE
-from kinship_daemon.weights.companions import companions, tokenizer_files, write_json
 from kinship_daemon.weights.shard import Made, Shard, plan, write_shard
+from kinship_daemon.weights.sidecars import sidecars, tokenizer_files, write_json
 
 __all__ = [
     "Assembly",
@@ -52,7 +52,7 @@ def write(
         ModelError: A source cannot be read, the donor has no tokenizer, or a value overflows.
     """
     sources = assembly.open()
-    beside = companions(assembly, sources)
+    beside = sidecars(assembly, sources)
     shards = plan(sources, dtype, shard_bytes)
     hashes = {}
     with whole_folder(out, resume=_content(assembly, sources, shards, extra)) as folder:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kinship_daemon.errors import ModelError
-from kinship_daemon.parts import Parts
+from kinship_daemon.ranges import Ranges
 from kinship_daemon.weights.checkpoint import (
     INDEX,
     SINGLE,
@@ -43,13 +43,13 @@ class Remote:
     Attributes:
         name: For messages.
         tensors: Without what `Checkpoint` leaves out, sorted.
-        parts: Pieces of its files.
+        ranges: Pieces of its files.
         settings: Its config.json; None if it has none.
     """
 
     name: str
     tensors: Mapping[str, TensorInfo]
-    parts: Parts
+    ranges: Ranges
     settings: Mapping[str, Any] | None = None
 
     @property
@@ -70,7 +70,7 @@ class Remote:
         return replace(self, tensors=MappingProxyType(kept))
 
 
-def open_remote(name: str, parts: Parts, files: Mapping[str, int]) -> Remote:
+def open_remote(name: str, ranges: Ranges, files: Mapping[str, int]) -> Remote:
     """
     Read and check a model's headers, its index if it has shards, and its config.json.
 
@@ -86,17 +86,17 @@ def open_remote(name: str, parts: Parts, files: Mapping[str, int]) -> Remote:
     if SINGLE not in files:
         if INDEX not in files:
             raise ModelError(why_no_weights(path, files))
-        index = weight_map(path, _json(path, INDEX, parts, files, _MOST_INDEX_BYTES))
+        index = weight_map(path, _json(path, INDEX, ranges, files, _MOST_INDEX_BYTES))
     settings = None
     if "config.json" in files:
-        settings = _json(path, "config.json", parts, files, _MOST_CONFIG_BYTES)
+        settings = _json(path, "config.json", ranges, files, _MOST_CONFIG_BYTES)
     named = [SINGLE] if index is None else shards(path, index, files.__contains__)
     headers, left = {}, _MOST_HEADER_BYTES
     for file in named:
-        headers[file], length = _header(path / file, parts, files[file], index, left)
+        headers[file], length = _header(path / file, ranges, files[file], index, left)
         left -= length
-    tied = says_tied(Remote(name, {}, parts, settings))
-    return Remote(name, gathered(path, headers, index, tied=tied), parts, settings)
+    tied = says_tied(Remote(name, {}, ranges, settings))
+    return Remote(name, gathered(path, headers, index, tied=tied), ranges, settings)
 
 
 def check_fits(base: Model, remote: Remote) -> Remote:
@@ -116,22 +116,22 @@ def check_fits(base: Model, remote: Remote) -> Remote:
 
 
 def _json(
-    path: PurePath, file: str, parts: Parts, files: Mapping[str, int], most: int
+    path: PurePath, file: str, ranges: Ranges, files: Mapping[str, int], most: int
 ) -> dict[str, Any]:
     if files[file] > most:
         raise ModelError(f"{path / file}: over {most} bytes, which no such file needs")
-    return parse_json(path / file, parts.read(file, [(0, files[file])])[0])
+    return parse_json(path / file, ranges.read(file, [(0, files[file])])[0])
 
 
 def _header(
-    path: PurePath, parts: Parts, size: int, index: Mapping[str, Any] | None, most: int
+    path: PurePath, ranges: Ranges, size: int, index: Mapping[str, Any] | None, most: int
 ) -> tuple[dict[str, TensorInfo], int]:
     """One file's header, of `most` bytes, in one read if it is as long as expected, else in two."""
     first = min(size, _expected(path.name, index))
-    begin = parts.read(path.name, [(0, first)])[0]
+    begin = ranges.read(path.name, [(0, first)])[0]
     length = header_length(path, begin[:8], size, most=most)
     if (end := 8 + length) > first:
-        begin += parts.read(path.name, [(first, end)])[0]
+        begin += ranges.read(path.name, [(first, end)])[0]
     return parse_header(path, begin[8:end], size), length
 
 

@@ -141,7 +141,7 @@ def _with_names(said: str, names: Mapping[str, str]) -> str:
 
 def _check(folder: Path) -> None:
     # Imports transformers, which takes seconds; mergekit has taken longer.
-    from kinship_daemon.weights.companions import tokenizer_files  # noqa: PLC0415
+    from kinship_daemon.weights.sidecars import tokenizer_files  # noqa: PLC0415
 
     Checkpoint.open(folder)
     tokenizer_files(folder)

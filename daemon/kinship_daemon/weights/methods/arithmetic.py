@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import UsageError
-from kinship_daemon.weights.methods.blocks import Blocks, in_parts, room
+from kinship_daemon.weights.methods.blocks import Blocks, in_blocks, room
 from kinship_daemon.weights.methods.method import Parameter
 
 __all__ = [
@@ -145,7 +145,7 @@ def _mass(delta: Tensor) -> float:
         magnitudes = (torch.abs(flat[b], out=buffer[: b.stop - b.start]) for b in blocks)
         return [float(block.sum(dtype=torch.float64)) for block in magnitudes]
 
-    return math.fsum(chain.from_iterable(in_parts(work, flat)))
+    return math.fsum(chain.from_iterable(in_blocks(work, flat)))
 
 
 def _sum_all(flats: Sequence[Tensor], factors: Sequence[float]) -> None:
@@ -157,7 +157,7 @@ def _sum_all(flats: Sequence[Tensor], factors: Sequence[float]) -> None:
             for flat, factor in zip(flats[1:], factors[1:], strict=True):
                 total.add_(flat[block], alpha=factor)
 
-    in_parts(work, flats[0])
+    in_blocks(work, flats[0])
 
 
 def _sum_elected(
@@ -187,7 +187,7 @@ def _sum_elected(
                 total.mul_(scale)
             _flip(total, sign)
 
-    in_parts(work, flats[0])
+    in_blocks(work, flats[0])
 
 
 def _elect(parts: Sequence[Tensor], sign: Tensor) -> None:

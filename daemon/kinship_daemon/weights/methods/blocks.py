@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "block_size", "blocks_of", "in_parts", "room"]
+__all__ = ["Blocks", "block_size", "blocks_of", "in_blocks", "room"]
 
 Result = TypeVar("Result")
 Blocks = Sequence[slice]
@@ -21,7 +21,7 @@ Blocks = Sequence[slice]
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
-def in_parts(
+def in_blocks(
     work: Callable[[Blocks], Result], flat: Tensor, size: int | None = None
 ) -> list[Result]:
     """

@@ -14,7 +14,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from kinship_daemon.weights.methods.blocks import Blocks, block_size, blocks_of, in_parts, room
+from kinship_daemon.weights.methods.blocks import Blocks, block_size, blocks_of, in_blocks, room
 
 __all__ = ["keep_by_rank", "keep_largest", "keep_random"]
 
@@ -55,7 +55,7 @@ def keep_largest(delta: Tensor, count: int, *, skip: int = 0) -> None:
                 _shrink(passed, block.start, inner)
                 part.sub_(passed)
 
-    in_parts(work, flat)
+    in_blocks(work, flat)
 
 
 def keep_random(delta: Tensor, density: float, generator: torch.Generator) -> None:
@@ -134,7 +134,7 @@ def _beside(flat: Tensor, bits: int) -> tuple[list[int], list[int]]:
             found.append((block.start, larger, int(torch.eq(here, magnitude, out=spare).sum())))
         return found
 
-    counted = sorted(chain.from_iterable(in_parts(work, flat)))
+    counted = sorted(chain.from_iterable(in_blocks(work, flat)))
     return [larger for _, larger, _ in counted], [equal for *_, equal in counted]
 
 
@@ -167,7 +167,7 @@ def _upper_halves(flat: Tensor) -> Tensor:
             counts += torch.bincount(keys, minlength=len(counts))
         return counts
 
-    return torch.stack(in_parts(work, flat, size)).sum(0).cpu()
+    return torch.stack(in_blocks(work, flat, size)).sum(0).cpu()
 
 
 def _lower_halves(flat: Tensor, upper: int) -> Tensor:
@@ -185,7 +185,7 @@ def _lower_halves(flat: Tensor, upper: int) -> Tensor:
             counts += torch.bincount(keys, minlength=len(counts))
         return counts
 
-    return torch.stack(in_parts(work, flat, size)).sum(0)[1:-1].cpu()
+    return torch.stack(in_blocks(work, flat, size)).sum(0)[1:-1].cpu()
 
 
 def _counted_at_once(flat: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Blocks of tensors, read through `Parts`: neighbours in one request, many requests at a time."""
+"""Blocks of tensors, read through `Ranges`: neighbours in one request, many requests at a time."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def read_blocks(
         By tensor, its blocks one after the other, (elements,) in the model's own dtype.
 
     Raises:
-        ModelError, Transient: As the parts do.
+        ModelError, Transient: As the ranges do.
     """
     content: dict[str, NDArray[np.uint8]] = {}
     files: dict[str, list[_Block]] = {}
@@ -109,7 +109,7 @@ def _read_runs(
     content: Mapping[str, NDArray[np.uint8]],
     progress: Progress | None,
 ) -> None:
-    pieces = source.parts.read(file, [(run.start, run.end) for run in runs])
+    pieces = source.ranges.read(file, [(run.start, run.end) for run in runs])
     for run, piece in zip(runs, pieces, strict=True):
         data = np.frombuffer(piece, dtype=np.uint8)
         for block in run.blocks:

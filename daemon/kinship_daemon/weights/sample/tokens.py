@@ -87,7 +87,7 @@ class Tokens:
         return found
 
     def content(self, file: str) -> bytes:
-        return self.source.parts.read(file, [(0, self.sizes[file])])[0]
+        return self.source.ranges.read(file, [(0, self.sizes[file])])[0]
 
     def same(self, other: Tokens, file: str) -> bool:
         """Whether both lack a file, or have the same."""

@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from hub_server import HubServer
-from kinship_daemon import config, opening
+from kinship_daemon import config, startup
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.hub import calls, download
 from kinship_daemon.report import JsonReporter
@@ -39,7 +39,7 @@ def opened(
     """Its clock stands still; dots in the names of settings are double underscores."""
     settings = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
     chosen = config.load(base=BASE, hub=server.url, home=home, overrides=settings)
-    with opening.opened(chosen, JsonReporter(StringIO())) as d:
+    with startup.opened(chosen, JsonReporter(StringIO())) as d:
         d.now = lambda: now
         yield d
 

@@ -13,21 +13,21 @@ from urllib.parse import quote
 import httpx
 
 from kinship_daemon.errors import ModelError, Transient
-from kinship_daemon.hub.answers import Question, check_unchanged
+from kinship_daemon.hub.answers import Request, check_unchanged
+from kinship_daemon.hub.byte_ranges import ByteRange, cut, joined_ranges
 from kinship_daemon.hub.calls import Calls, allowance
 from kinship_daemon.hub.names import check_repo_id, check_revision
-from kinship_daemon.hub.pieces import (
+from kinship_daemon.hub.quota import origin
+from kinship_daemon.hub.range_requests import (
     AT_ONCE,
     Connections,
     check_piece,
     receive,
     redirect,
 )
-from kinship_daemon.hub.quota import origin
 from kinship_daemon.hub.records import RangesRefused, Repo, RepoFile
-from kinship_daemon.hub.spans import Span, cut, joined_spans
 
-__all__ = ["RangeParts"]
+__all__ = ["RepoRanges"]
 
 _HOPS = 5
 _EXPIRED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
@@ -45,7 +45,7 @@ class _Address:
 class _Piece:
     """What came of one request."""
 
-    span: Span
+    each: ByteRange
     received: int
     data: bytes = b""
     error: Transient | RangesRefused | None = None
@@ -53,7 +53,7 @@ class _Piece:
 
 
 @dataclass
-class RangeParts:
+class RepoRanges:
     """
     Pieces of a repo's files at its revision.
 
@@ -61,28 +61,28 @@ class RangeParts:
     used until it expires.
 
     Attributes:
-        question: Of a URL of this repo, for the words of an error.
+        request: Of a URL of this repo, for the words of an error.
     """
 
     connections: Connections
     calls: Calls
     repo: Repo
-    question: Callable[[str], Question]
+    request: Callable[[str], Request]
     bytes_read: int = 0
     _addresses: dict[str, _Address] = field(default_factory=dict)
 
-    def read(self, file: str, spans: Sequence[Span]) -> list[bytes]:
+    def read(self, file: str, ranges: Sequence[ByteRange]) -> list[bytes]:
         """
-        As `Parts.read`.
+        As `Ranges.read`.
 
         Raises:
             RangesRefused: the server answers with something else than the pieces asked for.
         """
-        known = self._known(file, spans)
-        wanted = joined_spans(spans)
-        got: dict[Span, bytes] = {}
+        known = self._known(file, ranges)
+        wanted = joined_ranges(ranges)
+        got: dict[ByteRange, bytes] = {}
         failures = 0
-        while missing := [span for span in wanted if span not in got]:
+        while missing := [each for each in wanted if each not in got]:
             before = len(got)
             error = self._round(known, missing, got)
             # As long as something comes it goes on: every round leaves less to do.
@@ -90,17 +90,17 @@ class RangeParts:
             if error is not None:
                 self._pause(error, failures)
         starts = [start for start, _ in wanted]
-        return [cut(wanted, starts, got, span) for span in spans]
+        return [cut(wanted, starts, got, each) for each in ranges]
 
     def close(self) -> None:
         """The connections are the hub's; only the addresses are forgotten."""
         self._addresses.clear()
 
-    def _known(self, file: str, spans: Sequence[Span]) -> RepoFile:
+    def _known(self, file: str, ranges: Sequence[ByteRange]) -> RepoFile:
         known = next((each for each in self.repo.files if each.path == file), None)
         if known is None:
             raise ModelError(f"{self.repo.id} has no file {file}")
-        for start, end in spans:
+        for start, end in ranges:
             if not 0 <= start <= end <= known.size:
                 raise ModelError(
                     f"{self.repo.id} {file}: no bytes {start} to {end}; it has {known.size}"
@@ -117,23 +117,23 @@ class RangeParts:
             self.calls.wait(pause)
 
     def _round(
-        self, file: RepoFile, spans: Sequence[Span], got: dict[Span, bytes]
+        self, file: RepoFile, ranges: Sequence[ByteRange], got: dict[ByteRange, bytes]
     ) -> Transient | RangesRefused | None:
-        """Ask once for every span; returns the last thing that went wrong."""
-        question = self.question(self._url(file))
+        """Ask once for every each; returns the last thing that went wrong."""
+        request = self.request(self._url(file))
         try:
-            address = self._address(file, question)
+            address = self._address(file, request)
         except (Transient, RangesRefused) as error:
             return error
-        jobs, fault = deque(spans), None
-        work = partial(self._work, address, file, question, jobs)
-        seconds = allowance(sum(end - start for start, end in spans))
-        crew = [work] * min(len(spans), AT_ONCE)
-        with closing(self.calls.stream(question.url, crew, seconds)) as pieces:
+        jobs, fault = deque(ranges), None
+        work = partial(self._work, address, file, request, jobs)
+        seconds = allowance(sum(end - start for start, end in ranges))
+        crew = [work] * min(len(ranges), AT_ONCE)
+        with closing(self.calls.stream(request.url, crew, seconds)) as pieces:
             for piece in pieces:
                 self.bytes_read += piece.received
                 if piece.error is None:
-                    got[piece.span] = piece.data
+                    got[piece.each] = piece.data
                     continue
                 fault = piece.error
                 if piece.expired:
@@ -141,46 +141,46 @@ class RangeParts:
         return fault
 
     def _work(
-        self, address: _Address, file: RepoFile, question: Question, jobs: deque[Span]
+        self, address: _Address, file: RepoFile, request: Request, jobs: deque[ByteRange]
     ) -> Iterator[_Piece]:
-        """In a thread: span after span, until none is left or none would come."""
+        """In a thread: each after each, until none is left or none would come."""
         while True:
             try:
-                span = jobs.popleft()
+                each = jobs.popleft()
             except IndexError:
                 return
-            piece = self._ask(address, file, question, span)
+            piece = self._ask(address, file, request, each)
             slow = isinstance(piece.error, Transient) and piece.error.retry_seconds is not None
             if piece.expired or slow or isinstance(piece.error, RangesRefused):
                 jobs.clear()
             yield piece
 
-    def _ask(self, address: _Address, file: RepoFile, question: Question, span: Span) -> _Piece:
+    def _ask(self, address: _Address, file: RepoFile, request: Request, each: ByteRange) -> _Piece:
         received: list[bytes] = []
         expired = False
         try:
-            with self.connections.get(address.url, span, signed=address.signed) as answer:
+            with self.connections.get(address.url, each, signed=address.signed) as answer:
                 moved = redirect(answer, address.url) is not None
                 expired = moved or (address.signed and answer.status_code in _EXPIRED)
                 if moved:
-                    raise Transient(f"{question.url} lies elsewhere now; try again later")
-                check_piece(answer, self.repo, file, question, span)
-                receive(answer, span, received)
+                    raise Transient(f"{request.url} lies elsewhere now; try again later")
+                check_piece(answer, self.repo, file, request, each)
+                receive(answer, each, received)
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
-            return _Piece(span, sum(map(len, received)), error=question.unreachable(error))
+            return _Piece(each, sum(map(len, received)), error=request.unreachable(error))
         except (Transient, RangesRefused) as error:
-            return _Piece(span, sum(map(len, received)), error=error, expired=expired)
-        return _Piece(span, sum(map(len, received)), b"".join(received))
+            return _Piece(each, sum(map(len, received)), error=error, expired=expired)
+        return _Piece(each, sum(map(len, received)), b"".join(received))
 
-    def _address(self, file: RepoFile, question: Question) -> _Address:
+    def _address(self, file: RepoFile, request: Request) -> _Address:
         known = self._addresses.get(file.path)
         if known is None:
-            known = self.calls.retried(question.url, partial(self._resolved, file, question))
+            known = self.calls.retried(request.url, partial(self._resolved, file, request))
             self._addresses[file.path] = known
             self.bytes_read += 1
         return known
 
-    def _resolved(self, file: RepoFile, question: Question) -> _Address:
+    def _resolved(self, file: RepoFile, request: Request) -> _Address:
         """
         Where a file lies, in a thread, found out by its first byte.
 
@@ -192,15 +192,15 @@ class RangeParts:
                 with self.connections.get(url, (0, 1), signed=signed) as answer:
                     target = redirect(answer, url)
                     if target is None:
-                        check_piece(answer, self.repo, file, question, (0, 1))
+                        check_piece(answer, self.repo, file, request, (0, 1))
                         receive(answer, (0, 1), [])
                         return _Address(url, signed)
-                    check_unchanged(question, file, str(url), answer.headers)
+                    check_unchanged(request, file, str(url), answer.headers)
                 url = target
                 signed = signed or origin(str(url)) != origin(self.connections.endpoint)
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
-            raise question.unreachable(error) from None
-        raise Transient(f"{question.url} is redirected without end")
+            raise request.unreachable(error) from None
+        raise Transient(f"{request.url} is redirected without end")
 
     def _url(self, file: RepoFile) -> str:
         repo_id, revision = check_repo_id(self.repo.id), check_revision(self.repo.revision)

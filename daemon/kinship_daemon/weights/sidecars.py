@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GENERATION",
-    "Companions",
-    "companions",
+    "Sidecars",
     "load_tokenizer",
+    "sidecars",
     "tokenizer_files",
     "write_json",
 ]
@@ -47,7 +47,7 @@ _STALE = ("special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
-class Companions:
+class Sidecars:
     """
     All files of a model but its weights and their index.
 
@@ -65,7 +65,7 @@ class Companions:
 
     def write(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """
-        Put the files into a folder; the same companions give the same bytes.
+        Put the files into a folder; the same sidecars give the same bytes.
 
         Args:
             dtype: Declared in config.json; when None, the donor's stays.
@@ -90,9 +90,9 @@ class Companions:
             _carry(self.files[GENERATION], folder / GENERATION)
 
 
-def companions(assembly: Makeable, opened: Opened | None = None) -> Companions:
+def sidecars(assembly: Makeable, opened: Opened | None = None) -> Sidecars:
     """
-    The companions of a model; `opened` if it is open already.
+    The sidecars of a model; `opened` if it is open already.
 
     An adapter as donor has its own tokenizer, or else its base's, and its base's config.
 
@@ -109,7 +109,7 @@ def companions(assembly: Makeable, opened: Opened | None = None) -> Companions:
     if (settings / GENERATION).is_file():
         files[GENERATION] = settings / GENERATION
     config = _config(read_json(settings / "config.json"), opened.rows)
-    return Companions(config, files, opened.union, opened.tokenizers)
+    return Sidecars(config, files, opened.union, opened.tokenizers)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

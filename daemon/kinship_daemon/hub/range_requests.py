@@ -11,10 +11,10 @@ from urllib.parse import urljoin
 import httpx
 
 from kinship_daemon.errors import ModelError
-from kinship_daemon.hub.answers import Question, check_unchanged
+from kinship_daemon.hub.answers import Request, check_unchanged
+from kinship_daemon.hub.byte_ranges import ByteRange
 from kinship_daemon.hub.calls import note_answer, note_request
 from kinship_daemon.hub.records import RangesRefused, Repo, RepoFile
-from kinship_daemon.hub.spans import Span
 
 __all__ = ["AT_ONCE", "Connections", "check_piece", "receive", "redirect"]
 
@@ -37,9 +37,12 @@ class Connections:
         self._client: httpx.Client | None = None
 
     @contextmanager
-    def get(self, url: httpx.URL, span: Span, *, signed: bool) -> Iterator[httpx.Response]:
+    def get(self, url: httpx.URL, each: ByteRange, *, signed: bool) -> Iterator[httpx.Response]:
         """An answer whose body is not read yet. For the threads of a call."""
-        headers = {"Accept-Encoding": "identity", "Range": f"bytes={span[0]}-{span[1] - 1}"}
+        headers = {
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={each[0]}-{each[1] - 1}",
+        }
         if not signed:
             headers |= self._own
         request = httpx.Request("GET", url, headers=headers, extensions={"timeout": self._timeout})
@@ -59,10 +62,10 @@ class Connections:
 
 
 def check_piece(
-    answer: httpx.Response, repo: Repo, file: RepoFile, question: Question, span: Span
+    answer: httpx.Response, repo: Repo, file: RepoFile, request: Request, each: ByteRange
 ) -> None:
     """
-    That an answer's body is exactly the span asked for, of the file that was listed.
+    That an answer's body is exactly the each asked for, of the file that was listed.
 
     Raises:
         ModelError, UnknownRepo: the file is not there, or changed. Transient: not now.
@@ -71,16 +74,16 @@ def check_piece(
     status, headers = answer.status_code, answer.headers
     where = f"{repo.id} {file.path}"
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        raise ModelError(f"{where}: ends before byte {span[1]}; changed since it was listed")
+        raise ModelError(f"{where}: ends before byte {each[1]}; changed since it was listed")
     if status == HTTPStatus.OK:
         raise RangesRefused(f"{where}: the server sends the whole file instead of a piece")
     if status != HTTPStatus.PARTIAL_CONTENT:
-        raise question.refusal(status, headers, url=str(answer.url))
-    check_unchanged(question, file, str(answer.url), headers)
+        raise request.refusal(status, headers, url=str(answer.url))
+    check_unchanged(request, file, str(answer.url), headers)
     sent = re.fullmatch(
         r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", headers.get("content-range", "").strip()
     )
-    if sent is None or (int(sent[1]), int(sent[2]) + 1) != span:
+    if sent is None or (int(sent[1]), int(sent[2]) + 1) != each:
         raise RangesRefused(f"{where}: the server sends other bytes than were asked for")
     if sent[3] not in {"*", str(file.size)}:
         raise ModelError(f"{where}: has {sent[3]} bytes, {file.size} when it was listed")
@@ -88,14 +91,14 @@ def check_piece(
         raise RangesRefused(f"{where}: the server compresses pieces unasked")
 
 
-def receive(answer: httpx.Response, span: Span, into: list[bytes]) -> None:
+def receive(answer: httpx.Response, each: ByteRange, into: list[bytes]) -> None:
     """The body of an answer, no further than it may go."""
-    rest = span[1] - span[0]
+    rest = each[1] - each[0]
     for data in answer.iter_raw():
         into.append(data)
         rest -= len(data)
         if rest < 0:
-            raise RangesRefused(f"more than the {span[1] - span[0]} bytes asked for came")
+            raise RangesRefused(f"more than the {each[1] - each[0]} bytes asked for came")
     if rest:
         raise httpx.RemoteProtocolError("the answer ends too early")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from kinship_daemon.asking import PolicyFailed, ask
+from kinship_daemon.policy_process import PolicyFailed, ask
 from kinship_policies.policy import Decision, Member, Population, Proposal
 from kinship_policies.topk import TopKGreedy
 
@@ -55,7 +55,7 @@ def test_a_policy_answers_as_it_would_here():
 @pytest.mark.parametrize(
     ("way", "said"),
     [
-        ("raises", r"KeyError: 'no such member' \(test_asking.py:\d+\)"),
+        ("raises", r"KeyError: 'no such member' \(test_policy_process.py:\d+\)"),
         ("dies", "its process died"),
         ("nonsense", "it answered with a dict"),
         ("nan", "not JSON compliant"),

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from family import finetune
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate
+from small_lineage import finetune
 
 TIME = "2026-01-30T21:04:00Z"
 PLAN = "sample:1"

@@ -39,7 +39,7 @@ def _show(config_file: Path | None, overrides: tuple[str, ...], **flags: str | N
 def _check(file: Path) -> None:
     """Check a file: keys, values, the policy and its settings, the method."""
     # torch takes seconds to import.
-    from kinship_daemon.opening import evaluation_settings  # noqa: PLC0415
+    from kinship_daemon.startup import evaluation_settings  # noqa: PLC0415
     from kinship_daemon.weights.recipe import Recipe, check  # noqa: PLC0415
 
     config = configuration.load(file)

@@ -8,10 +8,10 @@ from typing import Protocol
 
 from kinship_daemon.errors import ModelError
 
-__all__ = ["FolderParts", "Parts"]
+__all__ = ["FolderRanges", "Ranges"]
 
 
-class Parts(Protocol):
+class Ranges(Protocol):
     """
     Pieces of the files of one model, which does not change meanwhile.
 
@@ -21,7 +21,7 @@ class Parts(Protocol):
 
     bytes_read: int
 
-    def read(self, file: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read(self, file: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """
         The bytes of each [start, end) of a file, in the order asked.
 
@@ -34,24 +34,24 @@ class Parts(Protocol):
         """Let go of files and connections."""
 
 
-class FolderParts:
+class FolderRanges:
     """Pieces of the files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.bytes_read = 0
 
-    def read(self, file: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read(self, file: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         path = self._folder / file
         try:
             with path.open("rb") as content:
                 found = []
-                for start, end in spans:
+                for start, end in ranges:
                     content.seek(start)
                     found.append(content.read(end - start))
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-        for (start, end), piece in zip(spans, found, strict=True):
+        for (start, end), piece in zip(ranges, found, strict=True):
             if len(piece) != end - start:
                 raise ModelError(f"{path}: ends before byte {end}; fetch it again")
         self.bytes_read += sum(map(len, found))

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kinship_daemon.daemon import Daemon
 from kinship_daemon.errors import ModelError
-from kinship_daemon.steps.making import residents
+from kinship_daemon.steps.assemblies import residents
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.descendant import Descendant
 from kinship_storage.records import Model
 
-__all__ = ["apart", "give_up", "here", "joined", "leaves", "measured"]
+__all__ = ["apart", "here", "joined", "leaves", "measured", "quarantine_leaf"]
 
 
 def measured(d: Daemon, young: Mapping[str, Descendant]) -> Iterator[gram.Ledger]:
@@ -42,7 +42,7 @@ def apart(d: Daemon, young: Mapping[str, Descendant]) -> Iterator[gram.Ledger]:
             try:
                 d.leaf_folder(model)
             except ModelError as error:
-                give_up(d, model, error)
+                quarantine_leaf(d, model, error)
                 continue
             yield _pass(d, {row: model}, young)
 
@@ -73,7 +73,7 @@ def leaves(d: Daemon) -> dict[str, Model]:
     }
 
 
-def give_up(d: Daemon, leaf: Model, error: ModelError) -> None:
+def quarantine_leaf(d: Daemon, leaf: Model, error: ModelError) -> None:
     """Quarantine a fine-tune whose bytes are gone or changed, and all merges that rest on it."""
     d.quarantine(leaf, str(error), f"keep:{leaf.weights}")
     for merge in d.population_models("admitted", "proposed"):

@@ -15,7 +15,7 @@ from kinship_daemon.hub.files import place
 if TYPE_CHECKING:
     from kinship_daemon.daemon import Daemon
 
-__all__ = ["NoRoom", "lying", "make_room", "mark_needed"]
+__all__ = ["NoRoom", "bytes_on_disk", "make_room", "mark_needed"]
 
 # What else becomes larger meanwhile, such as the ledger, as a share of a model.
 _GROWTH = 1.1
@@ -40,7 +40,7 @@ def make_room(d: Daemon, size: int, what: str, *, newcomer: bool = False) -> Non
     Raises:
         NoRoom: that would not be enough; nothing is removed then.
     """
-    over = d.home.used_bytes() + size - lying(d, what) - d.config.limits.disk_gb * 1e9
+    over = d.home.used_bytes() + size - bytes_on_disk(d, what) - d.config.limits.disk_gb * 1e9
     if over <= 0 and not newcomer:
         return
     fetched = _folders(d)
@@ -64,7 +64,7 @@ def make_room(d: Daemon, size: int, what: str, *, newcomer: bool = False) -> Non
         _remove(d, folder, owners.get(folder))
 
 
-def lying(d: Daemon, name: str) -> int:
+def bytes_on_disk(d: Daemon, name: str) -> int:
     """Bytes of a fine-tune that are in the cache, whole or still arriving."""
     return sum(_nbytes(folder) for folder in _places(d, name))
 

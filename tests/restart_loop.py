@@ -1,7 +1,7 @@
 """
 Runs the daemon on one home as often as it is told to, to be killed from outside.
 
-    python mortal.py kinship-daemon's arguments
+    python restart_loop.py kinship-daemon's arguments
 
 For every line on standard input it starts a run and prints its process id; when that has ended, it
 prints its wait status. The imports are done once: every run is a fork of this process, which has
@@ -11,7 +11,7 @@ started no thread. What the runs say goes to standard error.
 import os
 import sys
 
-from kinship_daemon import opening, scheduler  # noqa: F401 - imported for the forks
+from kinship_daemon import scheduler, startup  # noqa: F401 - imported for the forks
 from kinship_daemon.cli import app, run  # noqa: F401
 from kinship_daemon.errors import KinshipError
 from wide_world import impatient

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import hosted
+import hub_daemon
 import tiny
-from hosted import BASE, CARD, NOON, opened, states, statuses, told
+from hub_daemon import BASE, CARD, NOON, opened, states, statuses, told
 from hub_server import HubServer
-from kinship_daemon import cycle, room, scheduler
+from kinship_daemon import cycle, disk_space, scheduler
+from kinship_daemon.disk_space import NoRoom, make_room
 from kinship_daemon.errors import ModelError
-from kinship_daemon.room import NoRoom, make_room
-from kinship_daemon.steps import admission, making, watching
+from kinship_daemon.steps import admission, assemblies, watching
 from kinship_daemon.verify import problems
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.records import Gate, Generation, Model, Publication, ScoreRow
@@ -32,7 +32,7 @@ _REST = 5_000_000
 
 @pytest.fixture(autouse=True)
 def _online():
-    with hosted.online():
+    with hub_daemon.online():
         yield
 
 
@@ -101,7 +101,7 @@ def scored(d, *names):
                 )
             ]
         )
-        making.assembly(d, model)
+        assemblies.assembly(d, model)
 
 
 def merged(d, *parents, name="model-1-1", status="admitted"):
@@ -257,13 +257,13 @@ def test_what_has_arrived_of_a_model_takes_no_room_twice(server, home, folders, 
         d.lineage.update_candidate("org/a", triaged=True)
         with pytest.raises(Exception, match="org/a"):
             admission.admit(d)
-        arrived = room.lying(d, "org/a")
+        arrived = disk_space.bytes_on_disk(d, "org/a")
         assert size / 3 < arrived < size
         assert abs(d.spent("download_bytes") - arrived) < 1000
         server.calm()
         grow(d)
         assert statuses(d) == {"org/a": "admitted"}
-        assert d.spent("download_bytes") == room.lying(d, "org/a")
+        assert d.spent("download_bytes") == disk_space.bytes_on_disk(d, "org/a")
 
 
 def test_newcomers_that_find_no_room_wait_and_do_not_make_the_others_wait(
@@ -307,7 +307,7 @@ def one_by_one(server, home, folders, count, size):
             assert statuses(d)[f"org/{name}"] == "admitted"
             assert d.home.used_bytes() <= d.config.limits.disk_gb * 1e9
             scored(d, name)
-        making.record_kinships(d)
+        assemblies.record_kinships(d)
         assert problems(d.home, d.lineage).problems == ()
         return d.home.ledger.read_bytes(), d.lineage.kinships("pcc"), told(d, "evict")
 
@@ -339,7 +339,7 @@ def test_a_ledger_that_was_removed_is_measured_again_though_not_all_fit_on_the_d
         assert d.ledger.rows == ()
         admission.relate(d)
         assert len(d.ledger.rows) == len(NAMES)
-        making.record_kinships(d)
+        assemblies.record_kinships(d)
         assert d.lineage.kinships("pcc") == before[1]
 
 
@@ -351,7 +351,7 @@ def test_a_merge_of_those_who_made_room_fetches_them_all_and_keeps_them(
         away = [name for name in NAMES if name not in on_disk(d)]
         assert len(away) >= 2
         child = merged(d, *away[:2])
-        weights = making.assembly(d, child).open()
+        weights = assemblies.assembly(d, child).open()
         assert set(away[:2]) <= on_disk(d)
         assert d.held == set()
         assert d.home.used_bytes() <= d.config.limits.disk_gb * 1e9
@@ -404,17 +404,17 @@ _KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import hosted
-from kinship_daemon import room
+import hub_daemon
+from kinship_daemon import disk_space
 
 def half(folder):
     (folder / "model.safetensors").unlink()
     os.kill(os.getpid(), signal.SIGKILL)
 
-room.shutil.rmtree = half
+disk_space.shutil.rmtree = half
 server = type("Elsewhere", (), {{"url": {url!r}}})
-with hosted.online(), hosted.opened(server, Path({home!r}), limits__disk_gb={disk}) as d:
-    room.make_room(d, {size}, "next")
+with hub_daemon.online(), hub_daemon.opened(server, Path({home!r}), limits__disk_gb={disk}) as d:
+    disk_space.make_room(d, {size}, "next")
 """
 
 
@@ -439,7 +439,7 @@ def test_a_kill_amid_an_eviction_heals(server, home, folders, size):
         assert on_disk(d) == {"b", "c"}
         assert problems(d.home, d.lineage).problems == ()
         before = len(server.asked("GET", "/org/a/resolve/.*"))
-        making.assembly(d, d.lineage.require(NEXT))
+        assemblies.assembly(d, d.lineage.require(NEXT))
         assert on_disk(d) == {"a", "b", "c"}
         # Only the file that was removed.
         assert len(server.asked("GET", "/org/a/resolve/.*")) == before + 1

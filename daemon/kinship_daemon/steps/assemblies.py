@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from kinship_daemon.daemon import Daemon
+from kinship_daemon.disk_space import mark_needed
 from kinship_daemon.errors import ModelError
-from kinship_daemon.room import mark_needed
 from kinship_daemon.weights.kinship import Metric, matrix
 from kinship_daemon.weights.materialise import Assembly, assemble, leaf_assembly
 from kinship_daemon.weights.methods.registry import is_elementwise

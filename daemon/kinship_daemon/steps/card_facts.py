@@ -11,7 +11,7 @@ from kinship_daemon.daemon import Daemon
 from kinship_daemon.evaluate.records import Split, harness_versions
 from kinship_daemon.hub.card import CardFacts, GateFacts, Kin, Node, Result, Source
 from kinship_daemon.hub.licence import most_restrictive
-from kinship_daemon.steps.making import coefficients, is_leaf, leaf_models
+from kinship_daemon.steps.assemblies import coefficients, is_leaf, leaf_models
 from kinship_daemon.steps.scoring import scores
 from kinship_daemon.weights.checkpoint import DTYPES
 from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml

@@ -1,7 +1,7 @@
 """
 Runs the daemon again and again on one home, each time killed with SIGKILL at another point.
 
-    python killed.py HOME KIND:MOMENT ... -- kinship-daemon's arguments
+    python kill_points.py HOME KIND:MOMENT ... -- kinship-daemon's arguments
 
 MOMENT is `before` (the job is written down as running), `during` (half a second later: its worker
 is at it, or still starting), `amid` (its work is done, nothing is written), or `after` (its result
@@ -15,7 +15,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from kinship_daemon import opening, scheduler  # noqa: F401 - imported for the forks
+from kinship_daemon import scheduler, startup  # noqa: F401 - imported for the forks
 from kinship_daemon.cli import app, run  # noqa: F401
 from kinship_storage.jobs import Jobs
 

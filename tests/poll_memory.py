@@ -1,7 +1,7 @@
 """
 One poll of the daemon in a process of its own, and the memory that it takes.
 
-    python watched.py URL HOME BASE
+    python poll_memory.py URL HOME BASE
 
 Prints JSON, in megabytes (10^6) resident: `before`, when the daemon is open; `peak`, of the poll;
 and `seen`, how many candidates its lineage has then.
@@ -12,7 +12,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 
-from kinship_daemon import config, cycle, opening
+from kinship_daemon import config, cycle, startup
 from kinship_daemon.report import JsonReporter
 
 
@@ -29,7 +29,7 @@ def forget_peak() -> None:
 def opened(url: str, home: Path, base: str, *overrides: str):
     """A daemon that watches the server, and reports to nobody."""
     chosen = config.load(base=base, hub=url, home=home, overrides=overrides)
-    return opening.opened(chosen, JsonReporter(StringIO()))
+    return startup.opened(chosen, JsonReporter(StringIO()))
 
 
 def main() -> None:
