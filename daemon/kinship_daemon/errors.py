@@ -1,8 +1,9 @@
-"""The daemon's errors. The loop retries Transient, quarantines ModelError, lets bugs crash."""
+"""The daemon's errors. The loop retries Transient, sets ModelError aside, lets bugs crash."""
 
 from __future__ import annotations
 
 import errno
+from typing import Literal
 
 from kinship_storage.errors import KinshipError, UsageError
 
@@ -12,6 +13,7 @@ __all__ = [
     "ModelError",
     "Stopped",
     "Transient",
+    "Unavailable",
     "UsageError",
     "WorkerDied",
     "disk_words",
@@ -27,11 +29,33 @@ _DISK = {
 
 
 class ModelError(KinshipError):
-    """One model is unusable (bad header, NaN, wrong shapes, harness crash): it is quarantined."""
+    """
+    One model cannot be used: it is set aside, the loop goes on without it.
+
+    Attributes:
+        cause: `model`: its own bytes are bad (a header, NaN, shapes), which is final for those
+            bytes. `settings`: it cannot be used as things are set. `world`: neither is to blame.
+        setting: With cause `settings`, the config key that would have to change: `evaluate` for
+            all that scores depend on, or one key such as `evaluate.time_limit_minutes`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: Literal["model", "world", "settings"] = "model",
+        setting: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.setting = setting
 
 
 class WorkerDied(ModelError):
     """The evaluation worker died over a model, perhaps through no fault of that model."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, cause="world")
 
 
 class Transient(KinshipError):
@@ -45,6 +69,10 @@ class Transient(KinshipError):
     def __init__(self, message: str, retry_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_seconds = retry_seconds
+
+
+class Unavailable(Transient):
+    """One repo cannot be had now, though its hub answers: terms to accept, a proxy's 403."""
 
 
 class BudgetReached(KinshipError):
