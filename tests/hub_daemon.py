@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 
@@ -13,13 +13,26 @@ import pytest
 import tiny
 from hub_server import HubServer
 from kinship_daemon import config, startup
-from kinship_daemon.daemon import Daemon
+from kinship_daemon.context import Context
 from kinship_daemon.hub import calls, download
 from kinship_daemon.report import JsonReporter
 
 BASE = "org/base"
 CARD = {"base_model": BASE, "base_model_relation": "finetune", "license": "apache-2.0"}
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_minutes(self, minutes: float) -> None:
+        self.now += timedelta(minutes=minutes)
 
 
 @contextmanager
@@ -35,28 +48,27 @@ def online() -> Iterator[None]:
 @contextmanager
 def opened(
     server: HubServer, home: Path, *, now: datetime = NOON, **overrides: object
-) -> Iterator[Daemon]:
-    """Its clock stands still; dots in the names of settings are double underscores."""
+) -> Iterator[Context]:
+    """Its clock goes on only from look to look; dots in settings are double underscores."""
     settings = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
     chosen = config.load(base=BASE, hub=server.url, home=home, overrides=settings)
-    with startup.opened(chosen, JsonReporter(StringIO())) as d:
-        d.now = lambda: now
+    with startup.opened(chosen, JsonReporter(StringIO()), now=Clock(now)) as d:
         yield d
 
 
-def told(d: Daemon, kind: str) -> list[str]:
+def told(d: Context, kind: str) -> list[str]:
     """Messages of the events of a kind, so far."""
     assert isinstance(d.report, JsonReporter)
     lines = [json.loads(line) for line in d.report._stream.getvalue().splitlines()]
     return [line["message"] for line in lines if line["event"] == kind]
 
 
-def states(d: Daemon) -> dict[str, tuple[str, str | None]]:
+def states(d: Context) -> dict[str, tuple[str, str | None]]:
     """Status and reason of everyone but the base."""
     return {m.id: (m.status, m.reason) for m in d.lineage.models(kind="finetune")}
 
 
-def statuses(d: Daemon) -> dict[str, str]:
+def statuses(d: Context) -> dict[str, str]:
     return {name: status for name, (status, _) in states(d).items()}
 
 

@@ -12,7 +12,8 @@ import sys
 from io import StringIO
 from pathlib import Path
 
-from kinship_daemon import config, cycle, startup
+import turns
+from kinship_daemon import config, startup
 from kinship_daemon.report import JsonReporter
 
 
@@ -26,10 +27,10 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def opened(url: str, home: Path, base: str, *overrides: str):
+def opened(url: str, home: Path, base: str, *overrides: str, now=None):
     """A daemon that watches the server, and reports to nobody."""
     chosen = config.load(base=base, hub=url, home=home, overrides=overrides)
-    return startup.opened(chosen, JsonReporter(StringIO()))
+    return startup.opened(chosen, JsonReporter(StringIO()), now=now)
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     with opened(url, Path(home), base, "limits.candidates_per_day=1") as d:
         before = resident("VmRSS")
         forget_peak()
-        cycle.poll(d)
+        turns.poll(d)
         peak, seen = resident("VmHWM"), len(d.lineage.candidates())
     print(json.dumps({"before": before, "peak": peak, "seen": seen}))
 

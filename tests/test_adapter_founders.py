@@ -1,13 +1,16 @@
 """A LoRA adapter on the hub is a founder like the others, unless the user says no."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import command
 import tiny
-from kinship_daemon import cycle, demo
-from kinship_daemon.steps import judging
+import turns
+from kinship_daemon import demo
+from kinship_daemon.steps import validate
 from scripted_policies import Scripted, merge
 from test_adapter import adapter
 from test_evolution import evolve, opened
@@ -31,19 +34,19 @@ def home(tmp_path):
 def test_an_adapter_is_related_scored_merged_and_its_merges_published(
     home, tmp_path, monkeypatch, capfd
 ):
-    monkeypatch.setattr(judging, "_is_promising", lambda *_: True)
+    monkeypatch.setattr(validate, "is_promising", lambda *_: True)
     with opened(home, **SETTINGS) as d:
-        d.policy = Scripted(
+        policy = Scripted(
             [merge("lora", "add"), merge("lora", "max", **TIES)],
             [merge("model-1-1", "model-1-2")],
         )
+        d = replace(d, policy=policy)
         evolve(d)
         lora = d.lineage.require(LORA)
         assert lora.status == "admitted"
         assert lora.weights in d.ledger.rows
         assert len(d.lineage.scores(lora.weights, split="selection")) == len(demo.SELECTION)
-        kin = d.lineage.kinships("pcc")
-        assert kin["demo/add", LORA] is not None
+        assert d.lineage.kinship("pcc", "demo/add", LORA) is not None
         assert len({p.model for p in d.lineage.publications()}) == 3
         published = {p.model: home / "hub" / p.repo for p in d.lineage.publications()}
     for name, repo in published.items():
@@ -67,7 +70,7 @@ def test_an_adapter_is_related_scored_merged_and_its_merges_published(
 
 def test_an_adapter_is_refused_where_none_are_wanted(home):
     with opened(home, **{**SETTINGS, "triage.allow_adapters": "false"}) as d:
-        cycle.poll(d)
+        turns.poll(d)
         lora = d.lineage.require(LORA)
     assert lora.status == "refused"
     assert lora.reason == "an adapter (triage.allow_adapters admits such)"

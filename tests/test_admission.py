@@ -9,13 +9,11 @@ from safetensors.torch import load_file, save_file
 
 import hub_daemon
 import tiny
+import turns
 from hub_daemon import BASE, CARD, NOON, looks, opened, states, statuses, told
 from hub_server import HubServer
-from kinship_daemon import cycle
+from kinship_daemon import cycle, runner
 from kinship_daemon.errors import Transient
-from kinship_daemon.steps import admission, watching
-from kinship_daemon.steps.triage import SILENT, triage
-from kinship_storage.schema import MIGRATIONS
 from test_adapter import adapter
 
 DAY = timedelta(days=1)
@@ -56,8 +54,7 @@ def kin(tiny_base, tmp_path_factory):
 def looked(server, home, **overrides):
     """Notice and triage; states, candidates by name, and what was said."""
     with opened(server, home, **overrides) as d:
-        watching.notice(d)
-        triage(d)
+        turns.take(d, "watch", "triage")
         return states(d), {c.model: c for c in d.lineage.candidates()}, told(d, "warning")
 
 
@@ -113,7 +110,7 @@ def test_each_refusal_has_its_reason_and_is_never_asked_for_again(server, home, 
     asked = {name: looks(server, name) for name in found}
     again, _, _ = looked(server, home, triage__max_gb=20)
     with opened(server, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert states(d) == again == found
     assert {name: looks(server, name) for name in found} == asked
 
@@ -121,12 +118,12 @@ def test_each_refusal_has_its_reason_and_is_never_asked_for_again(server, home, 
 def test_the_weights_of_a_known_model_are_known_by_their_hash(server, home, kin):
     server.add("org/a", kin["a"], CARD)
     with opened(server, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert statuses(d) == {"org/a": "admitted"}
         server.add("org/again", kin["a"], CARD | {"license": "mit"})
         server.add("org/base-again", server.repos[BASE].head[1], CARD)
         server.log.clear()
-        cycle.poll(d)
+        turns.poll(d)
         found = states(d)
         assert found["org/again"] == ("refused", "the same weights as org/a")
         assert found["org/base-again"] == ("refused", f"the same weights as {BASE}")
@@ -138,7 +135,7 @@ def test_of_two_that_wait_with_the_same_weights_one_is_fetched(server, home, kin
     server.add("org/a", kin["a"], CARD)
     server.add("org/b", kin["a"], CARD)
     with opened(server, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert states(d) == {
             "org/a": ("admitted", None),
             "org/b": ("refused", "the same weights as org/a"),
@@ -157,7 +154,7 @@ def test_a_server_that_gives_no_pieces_leaves_a_candidate_without_a_sample(serve
     assert candidates["org/a"].novelty is None
     assert any("is not sampled" in warning for warning in warnings)
     with opened(server, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert statuses(d) == {"org/a": "admitted"}
         assert d.lineage.sample(d.sampler.plan.identity, "org/a") is not None
         assert d.lineage.candidate("org/a").novelty == 1.0
@@ -172,7 +169,7 @@ def test_an_adapter_waits_without_a_sample_and_has_one_when_it_is_admitted(
     assert found == {"org/lora": ("seen", None)}
     assert (candidates["org/lora"].novelty, candidates["org/lora"].read_bytes) == (None, 0)
     with opened(server, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert statuses(d) == {"org/lora": "admitted"}
         assert d.lineage.sample(d.sampler.plan.identity, "org/lora") is not None
         assert d.lineage.candidate("org/lora").novelty == 1.0
@@ -184,10 +181,9 @@ def test_one_that_does_not_differ_from_the_base_is_not_the_most_novel(
     tiny.finetune(tiny_base, tmp_path / "same", seed=9, scale=0.0, shard_size="40KB")
     server.add("org/a", kin["a"], CARD)
     with opened(server, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         server.add("org/same", tmp_path / "same", CARD)
-        watching.notice(d)
-        triage(d)
+        turns.take(d, "watch", "triage")
         assert d.lineage.candidate("org/same").triaged
         assert d.lineage.candidate("org/same").novelty is None
 
@@ -199,23 +195,21 @@ def test_novelty_is_one_minus_the_highest_kinship_and_falls_with_each_admission(
     for name in ("a", "far"):
         server.add(f"org/{name}", kin[name], CARD)
     with opened(server, home, **SAMPLED) as d:
-        watching.notice(d)
-        triage(d)
+        turns.take(d, "watch", "triage")
         assert {c.novelty for c in d.lineage.candidates()} == {1.0}
-        admission.admit(d)
+        turns.take(d, "admit")
         # The first was compared with nobody; by then the second one knows the first.
         assert d.lineage.candidate("org/a").novelty == 1.0
         assert d.lineage.candidate("org/far").novelty == pytest.approx(1.0, abs=0.1)
         server.add("org/like-a", kin["like-a"], CARD)
         server.add("org/other", kin["other"], CARD)
-        watching.notice(d)
-        triage(d)
+        turns.take(d, "watch", "triage")
         waiting = {c.model: c for c in d.lineage.candidates("seen")}
         assert waiting["org/like-a"].novelty < 0.1
         assert waiting["org/like-a"].novelty_error > 0
         assert waiting["org/other"].novelty == pytest.approx(1.0, abs=0.1)
         told_before = len(fetched(d))
-        admission.admit(d)
+        turns.take(d, "admit")
         assert fetched(d)[told_before:] == ["org/other", "org/like-a"]
 
 
@@ -224,10 +218,10 @@ def test_the_order_is_made_again_after_each_admission(server, home, kin):
     for name, downloads in (("a", 1000), ("like-a", 900), ("far", 0)):
         server.add(f"org/{name}", kin[name], CARD, downloads=downloads)
     with opened(server, home, triage__sample=0.5) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert fetched(d) == ["org/a", "org/far", "org/like-a"]
     with opened(server, home.with_name("greedy"), admission__novelty=0) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert fetched(d) == ["org/a", "org/like-a", "org/far"]
 
 
@@ -240,7 +234,9 @@ def test_candidates_are_counted_by_the_day_the_popular_first(server, home, kin, 
     # One that is set aside was looked into as well.
     assert [name for name, c in candidates.items() if c.triaged] == ["org/other", "org/reshaped"]
     assert found["org/reshaped"][0] == "quarantined"
-    assert any("limits.candidates_per_day 2 reached; 2 wait" in warning for warning in warnings)
+    assert any(
+        "limits.candidates_per_day 2 reached; 2 stay queued" in warning for warning in warnings
+    )
     server.log.clear()
     looked(server, home, **limit, now=NOON + timedelta(hours=11, minutes=59))
     assert looks(server, "org/far") == looks(server, "org/a") == 0
@@ -259,16 +255,16 @@ def test_gigabytes_are_counted_by_the_day_and_smaller_ones_still_fit(
     size = sum(path.stat().st_size for path in kin["a"].iterdir())
     limit = {"limits__download_gb_per_day": 2.6 * size / 1e9, **SAMPLED}
     with opened(server, home, **limit) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert fetched(d) == ["org/a", "org/far", "org/lora"]
         assert statuses(d)["org/other"] == "seen"
         (warning,) = told(d, "warning")
         assert "limits.download_gb_per_day" in warning
         assert d.spent("download_bytes") < 2.6 * size
-        cycle.poll(d)
+        turns.poll(d)
         assert statuses(d)["org/other"] == "seen"
-        d.now = lambda: NOON + DAY
-        cycle.poll(d)
+        d.now.now = NOON + DAY
+        turns.poll(d)
         assert statuses(d)["org/other"] == "admitted"
 
 
@@ -277,10 +273,10 @@ def test_one_that_the_hub_will_not_show_now_does_not_keep_the_others(server, hom
         server.add(f"org/{name}", kin[name], CARD)
     server.fault("/api/models/org/a/.*", n=-1)
     with opened(server, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert statuses(d) == {"org/a": "seen", "org/far": "admitted"}
         server.calm()
-        cycle.poll(d)
+        turns.poll(d)
         assert statuses(d)["org/a"] == "admitted"
 
 
@@ -290,19 +286,20 @@ def test_a_hub_that_wants_no_calls_for_a_while_gets_none(server, home, kin):
     late = {"Retry-After": "300"}
     server.fault("/api/models/org/far/.*", n=-1, status=429, headers=late)
     with opened(server, home) as d:
-        watching.notice(d)
-        triage(d)  # org/a was shown
+        running = cycle.runner(d)
+        turns.take(d, "watch", "triage", running=running)  # org/a was shown
         assert [c.model for c in d.lineage.candidates() if c.triaged] == ["org/a"]
         assert looks(server, "org/other") == 0
-        with pytest.raises(Transient) as error:
-            triage(d)
-        assert error.value.retry_seconds > 200
         before = len(server.log)
-        with pytest.raises(Transient):
-            admission.admit(d)
+        turn = running.loop(d.now(), look=True)
+        assert turn.waiting[0].retry_seconds > 200
+        assert turn.due > d.now() + timedelta(seconds=200)
         assert len(server.log) == before
-        waits = [warning for warning in told(d, "warning") if "waits" in warning]
-        assert len(waits) == 3  # one for each round, not one for each candidate
+        assert len([warning for warning in told(d, "warning") if "waits" in warning]) == 1
+        d.now.now = turn.due
+        server.calm()
+        turns.take(d, "watch", "triage", running=running)
+        assert all(candidate.triaged for candidate in d.lineage.candidates())
 
 
 def test_one_that_is_deleted_before_it_is_fetched_is_gone_and_admitted_when_it_is_back(
@@ -312,10 +309,10 @@ def test_one_that_is_deleted_before_it_is_fetched_is_gone_and_admitted_when_it_i
     looked(server, home)
     kept = server.repos.pop("org/a")
     with opened(server, home) as d:
-        admission.admit(d)
+        turns.take(d, "admit")
         assert states(d) == {"org/a": ("refused", "gone from the hub")}
         server.repos["org/a"] = kept
-        cycle.poll(d)
+        turns.poll(d)
         assert states(d) == {"org/a": ("admitted", None)}
 
 
@@ -323,40 +320,20 @@ def test_one_refused_by_rules_that_became_strict_waits_again_when_they_are_not(s
     server.add("org/a", kin["a"], CARD)
     looked(server, home)
     with opened(server, home, triage__max_gb=1e-9) as d:
-        watching.notice(d)
-        admission.admit(d)
+        turns.take(d, "watch", "admit")
         assert "triage.max_gb" in states(d)["org/a"][1]
     with opened(server, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         assert states(d) == {"org/a": ("admitted", None)}
 
 
-def test_a_home_from_before_there_were_candidates_goes_on(server, home, kin):
-    """Those it had seen wait for triage; those it had refused stay refused."""
-    sha = server.add("org/a", kin["a"], CARD, gated=False)
-    other = server.add("org/far", kin["far"], CARD)
-    with opened(server, home) as d:
-        for name, revision, status in (("org/a", sha, "seen"), ("org/far", other, "refused")):
-            d.lineage._store.execute(
-                "INSERT INTO models (id, kind, status, generation, repo, revision, reason, created)"
-                " VALUES (?, 'finetune', ?, 0, ?, ?, ?, '2026-01-01T00:00:00Z')",
-                [name, status, name, revision, None if status == "seen" else "no licence"],
-            )
-        d.lineage._store.execute(MIGRATIONS[1][1])
-        cycle.poll(d)
-        assert statuses(d) == {"org/a": "admitted", "org/far": "refused"}
-        assert d.lineage.candidate("org/a").novelty == 1.0
-
-
 def test_a_hub_that_stays_silent_is_not_asked_for_everyone(server, home):
-    for number in range(SILENT + 3):
+    for number in range(runner.SILENT + 3):
         server.add(f"org/n{number}", {"config.json": b"{}"}, CARD)
     server.fault("/api/models/org/n.*", "status", n=-1)
     with opened(server, home) as d:
-        watching.notice(d)
-        with pytest.raises(Transient):
-            triage(d)
-        assert (
-            len({request.path for request in server.asked("GET", "/api/models/org/n.*")}) == SILENT
-        )
+        turn = turns.take(d, "watch", "triage")
+        assert isinstance(turn.waiting[-1], Transient)
+        asked = {request.path for request in server.asked("GET", "/api/models/org/n.*")}
+        assert len(asked) == runner.SILENT
         assert all(status == "seen" for status in statuses(d).values() if status != "admitted")

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import command
 import tiny
-from kinship_daemon import config, cycle, startup
+import turns
+from kinship_daemon import config, startup
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.report import JsonReporter
-from kinship_daemon.steps import admission
 
 CARD = {"base_model": "org/base", "base_model_relation": "finetune", "license": "apache-2.0"}
 
@@ -39,8 +39,8 @@ def opened(hub, home, base="org/base", **overrides):
 def polled(hub, home):
     """Every model's status and reason after one look at the hub and one read of the weights."""
     with opened(hub, home) as d:
-        cycle.poll(d)
-        admission.relate(d)
+        turns.poll(d)
+        turns.take(d, "refetch", "ledger")
         return {m.id: (m.status, m.reason) for m in d.lineage.models(kind="finetune")}
 
 
@@ -288,11 +288,11 @@ def small_disk(tmp_path):
 def test_a_full_disk_leaves_no_half_file_and_work_goes_on_when_there_is_room(tiny_hub, small_disk):
     home = small_disk / "home"
     with opened(tiny_hub, home) as d:
-        cycle.poll(d)
+        turns.poll(d)
         filler = small_disk / "filler"
         fill(filler)
         with pytest.raises(KinshipError, match="disk is full"):
-            admission.relate(d)
+            turns.take(d, "refetch", "ledger")
     assert not (home / "ledger.safetensors").exists()
     filler.unlink()
     assert the_good_go_on(polled(tiny_hub, home))

@@ -266,7 +266,7 @@ def test_the_harness_writes_nothing_into_the_home(asked):
 
 
 def test_the_daemon_scores_what_a_direct_forward_pass_scores(scores):
-    settings = replace(evaluation_settings(config.load(base="demo")), dtype="float32")
+    settings = evaluation_settings(config.load(base="demo")).but(dtype="float32")
     found = Harness(settings).evaluate(leaf_assembly(FOLDERS["sort"], "sort"), "validation")
     measured = {score.task: score.score for score in found}
     said = {f"demo_{skill}_validation": value for skill, value in scores["sort"].items()}

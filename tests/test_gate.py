@@ -5,7 +5,7 @@ import pytest
 
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.evaluate.gate import judge
-from kinship_daemon.evaluate.records import Score
+from kinship_storage.records import Score
 
 RULES = {"min_gain": 0.0, "confidence": 0.95, "resamples": 1000, "seed": 0}
 

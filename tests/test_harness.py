@@ -18,15 +18,15 @@ import lmtasks
 import tiny
 from kinship_daemon.errors import KinshipError, ModelError, Transient, UsageError
 from kinship_daemon.evaluate.harness import Harness
-from kinship_daemon.evaluate.records import Settings, TaskSpec
+from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.weights.materialise import leaf_assembly, write
 
 LETTERS = "abcdefghij"
 
 
-def settings(folder: Path, *tasks: str | TaskSpec, **changes) -> Settings:
+def settings(folder: Path, *tasks: str | Task, **changes) -> Settings:
     """Everything whole to selection; validation is asked of a copy in the same words."""
-    specs = tuple(TaskSpec(task) if isinstance(task, str) else task for task in tasks)
+    specs = tuple(Task(task=task) if isinstance(task, str) else task for task in tasks)
     plain = Settings(
         selection=specs,
         validation=(),
@@ -40,7 +40,7 @@ def settings(folder: Path, *tasks: str | TaskSpec, **changes) -> Settings:
         apply_chat_template=False,
         threads=1,
     )
-    return dataclasses.replace(plain, **changes)
+    return plain.but(**changes)
 
 
 def score(config: Settings, folder: Path, split="selection"):
@@ -134,7 +134,7 @@ def test_it_agrees_with_a_direct_forward_pass(convention, tiny_base, with_bos, t
 
 def test_every_value_belongs_to_its_document_in_both_halves(tiny_base, tmp_path):
     folder = lmtasks.probe(tmp_path / "tasks", "show", documents(40))
-    spec = TaskSpec("show", metric="index")
+    spec = Task(task="show", metric="index")
     harness = Harness(settings(folder, spec, validation=(spec,), limit=15))
     asked = leaf_assembly(tiny_base, "sha256:base")
     seen = [harness.evaluate(asked, split)[0].samples for split in ("selection", "validation")]
@@ -150,11 +150,11 @@ def test_the_same_model_gives_the_same_bits_whatever_was_asked_before(
     folder = lmtasks.probe(tmp_path / "tasks", "show", documents(40))
     lmtasks.probe(folder, "other", documents(25, seed=9))
     models = [leaf_assembly(path, f"sha256:{path.name}") for path in (tiny_base, tiny_finetunes[1])]
-    harness = Harness(settings(folder, "other", TaskSpec("show", num_fewshot=2)))
+    harness = Harness(settings(folder, "other", Task(task="show", num_fewshot=2)))
     first, other, again = (harness.evaluate(models[i], "selection") for i in (0, 1, 0))
     assert first == again
     assert first != other
-    alone = Harness(settings(folder, TaskSpec("show", num_fewshot=2)))
+    alone = Harness(settings(folder, Task(task="show", num_fewshot=2)))
     assert alone.evaluate(models[1], "selection") == other[1:]
 
 
@@ -211,7 +211,7 @@ def test_multiple_choice_takes_the_likeliest(tiny_base, tmp_path):
         for document in asked
     ]
     assert values(score(settings(folder, "choose"), tiny_base)) == [float(right) for right in truth]
-    normed = score(settings(folder, TaskSpec("choose", metric="acc_norm")), tiny_base)
+    normed = score(settings(folder, Task(task="choose", metric="acc_norm")), tiny_base)
     assert normed.metric == "acc_norm,none"
 
 
@@ -235,12 +235,12 @@ def test_the_filter_is_the_tasks_first_or_the_one_that_is_named(tiny_base, tmp_p
         ],
     )
     whole = score(settings(folder, "write"), tiny_base)
-    letter = score(settings(folder, TaskSpec("write", filter="letter")), tiny_base)
+    letter = score(settings(folder, Task(task="write", filter="letter")), tiny_base)
     assert (whole.metric, letter.metric) == ("exact_match,whole", "exact_match,letter")
     assert whole.score == 0
     assert letter.score > 0.5
     with pytest.raises(UsageError, match="no filter 'strict'; it has: whole, letter"):
-        Harness(settings(folder, TaskSpec("write", filter="strict")))
+        Harness(settings(folder, Task(task="write", filter="strict")))
 
 
 def test_few_shot_examples_change_the_answers_and_a_task_fixed_to_none_refuses_them(
@@ -249,11 +249,11 @@ def test_few_shot_examples_change_the_answers_and_a_task_fixed_to_none_refuses_t
     folder = lmtasks.probe(tmp_path / "tasks", "show", documents(10))
     lmtasks.probe(folder, "fixed", documents(10), num_fewshot=0)
     none, two = (
-        score(settings(folder, TaskSpec("show", num_fewshot=n)), tiny_base) for n in (None, 2)
+        score(settings(folder, Task(task="show", num_fewshot=n)), tiny_base) for n in (None, 2)
     )
     assert none != two
     with pytest.raises(UsageError, match=r"'fixed' is fixed to zero examples.*leave it out"):
-        Harness(settings(folder, TaskSpec("fixed", num_fewshot=2)))
+        Harness(settings(folder, Task(task="fixed", num_fewshot=2)))
 
 
 def test_progress_counts_documents_to_the_end(tiny_base, tmp_path):
@@ -307,7 +307,7 @@ METRICS = [
 def test_a_metric_that_is_no_mean_is_refused_with_those_that_work(yaml, metric, words, tmp_path):
     folder = lmtasks.task(tmp_path / "tasks", "echo", documents(4), **yaml)
     with pytest.raises(UsageError, match=words):
-        Harness(settings(folder, TaskSpec("echo", metric=metric)))
+        Harness(settings(folder, Task(task="echo", metric=metric)))
 
 
 def test_a_metric_that_only_looks_like_a_mean_is_found_out(tiny_base, tmp_path):
@@ -441,7 +441,11 @@ def test_the_papers_tasks_are_scored_by_the_metrics_we_say(tmp_path, monkeypatch
     monkeypatch.setattr(datasets, "load_dataset", load)
     model = tiny.base(tmp_path / "model", max_position_embeddings=4096)
     own = Path(lm_eval.tasks.__file__).parent
-    specs = (TaskSpec("winogrande", num_fewshot=2), TaskSpec("gsm8k"), TaskSpec("truthfulqa_mc2"))
+    specs = (
+        Task(task="winogrande", num_fewshot=2),
+        Task(task="gsm8k"),
+        Task(task="truthfulqa_mc2"),
+    )
     folders = tuple(own / name for name in ("winogrande", "gsm8k", "truthfulqa"))
     config = settings(tmp_path, *specs, include_path=folders)
     found = Harness(config).evaluate(leaf_assembly(model, "sha256:x"), "selection")

@@ -1,7 +1,6 @@
 """The clock: signals stop it cleanly, what passes is waited for, and a bug is loud."""
 
 import json
-import math
 import os
 import signal
 import socket
@@ -9,6 +8,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +18,8 @@ import pytest
 
 import command
 from kinship_daemon import scheduler
-from kinship_daemon.daemon import BudgetReached
-from kinship_daemon.errors import KinshipError, Stopped, Transient, UsageError
+from kinship_daemon.errors import BudgetReached, KinshipError, Stopped, Transient, UsageError
+from kinship_daemon.runner import Turn
 
 ARGUMENTS = ["run", "--base", "demo", "--log-json"]
 
@@ -97,194 +97,157 @@ def events():
     return []
 
 
-@pytest.fixture
-def service(events):
-    """A service whose daemon is only what the clock itself uses of it."""
+class Turns:
+    """A runner that does these things in turn, the last for ever; and when it was asked."""
 
-    def make(until_converged=False, **watching):
+    doing = "score of org/a"
+
+    def __init__(self, acts):
+        self.acts = list(acts)
+        self.looks, self.times = [], []
+
+    def loop(self, now, *, look=False):
+        assert now.tzinfo is UTC
+        self.times.append(time.monotonic())
+        self.looks.append(look)
+        act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
+        if callable(act):
+            act = act()
+        if isinstance(act, BaseException):
+            raise act
+        return act
+
+    def gaps(self):
+        return [after - before for before, after in pairwise(self.times)]
+
+
+LOOKED, WORKED, NOTHING = Turn("watch"), Turn("score"), Turn(None)
+
+
+def in_seconds(seconds):
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def service(events, monkeypatch):
+    """A service whose context is only what the clock itself uses of it."""
+    monkeypatch.setattr(scheduler, "show_generation", lambda *_: None)
+
+    def make(*acts, until_converged=False, stopped="enough", **watching):
+        monkeypatch.setattr(scheduler, "converged", lambda _: stopped)
         report = SimpleNamespace(event=lambda kind, message, **_: events.append((kind, message)))
         settings = {"poll_minutes": 0.001, "webhook_port": None, "webhook_host": "127.0.0.1"}
         watch = SimpleNamespace(**{**settings, **watching})
-        daemon = SimpleNamespace(
-            report=report, stop=threading.Event(), config=SimpleNamespace(watch=watch)
+        lineage = SimpleNamespace(generations=list, models=lambda *_: [])
+        context = SimpleNamespace(
+            report=report,
+            stop=threading.Event(),
+            config=SimpleNamespace(watch=watch),
+            lineage=lineage,
+            now=lambda: datetime.now(UTC),
         )
-        return daemon, scheduler._Service(daemon, until_converged)
+        turns = Turns(acts)
+        running = scheduler.Service(context, turns, until_converged=until_converged)
+        return context, turns, running
 
     return make
 
 
-def play(monkeypatch, polls, evolutions):
-    """
-    Let the cycle's two functions do these things in turn, the last for ever.
-
-    Returns the times at which they began, by their names.
-    """
-    times = {"poll": [], "evolve": []}
-
-    def player(acts, begun):
-        acts = list(acts)
-
-        def act(daemon):
-            begun.append(time.monotonic())
-            one = acts.pop(0) if len(acts) > 1 else acts[0]
-            if callable(one):
-                one = one(daemon)
-            if isinstance(one, BaseException):
-                raise one
-            return one
-
-        return act
-
-    monkeypatch.setattr(scheduler.cycle, "poll", player(polls, times["poll"]))
-    monkeypatch.setattr(scheduler.cycle, "evolve", player(evolutions, times["evolve"]))
-    return times
+LONG = 30.0  # minutes: no second look within a test
 
 
-def gaps(times):
-    return [after - before for before, after in pairwise(times)]
-
-
-GOING_ON, CONVERGED = scheduler.cycle.Outcome(None), scheduler.cycle.Outcome("enough")
-
-
-def test_generations_follow_each_other_until_there_is_nothing_to_do(service, monkeypatch):
-    play(monkeypatch, [True, False], [GOING_ON, GOING_ON, CONVERGED])
-    _, running = service(until_converged=True)
+def test_turns_follow_each_other_until_there_is_nothing_to_do(service):
+    _, turns, running = service(LOOKED, WORKED, WORKED, NOTHING, until_converged=True)
     assert running.run() == "enough"
+    assert turns.looks == [True, False, False, False]
+
+
+def test_looks_come_by_the_clock(service):
+    context, turns, running = service(LOOKED, NOTHING, LOOKED, NOTHING)
+    threading.Timer(1.0, context.stop.set).start()
+    assert running.run() is None
+    assert turns.looks[:4] == [True, False, True, False]
+
+
+def test_a_daemon_with_nothing_to_do_says_so_once_and_sleeps(service, events):
+    context, turns, running = service(LOOKED, NOTHING, poll_minutes=LONG)
+    threading.Timer(1.0, context.stop.set).start()
+    assert running.run() is None
+    assert len(turns.looks) == 2
+    assert [kind for kind, _ in events] == ["idle", "stopping"]
+
+
+def test_what_waits_is_tried_when_it_is_due(service):
+    waiting = lambda: Turn(None, (Transient("away"),), in_seconds(0.5))  # noqa: E731
+    context, turns, running = service(LOOKED, waiting, NOTHING, poll_minutes=LONG)
+    threading.Timer(1.5, context.stop.set).start()
+    assert running.run() is None
+    assert 0.4 < turns.gaps()[1] < 1.2
+    assert len(turns.looks) == 3
+
+
+def test_a_look_that_a_hub_did_not_allow_stays_due(service):
+    """The turn did something else, or nothing: the look comes with the next."""
+    away = lambda: Turn(None, (Transient("away"),), in_seconds(0.3))  # noqa: E731
+    context, turns, running = service(WORKED, away, LOOKED, NOTHING, poll_minutes=LONG)
+    threading.Timer(1.2, context.stop.set).start()
+    assert running.run() is None
+    assert turns.looks[:4] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("passing", [Transient("hub away"), BudgetReached("limit")])
-def test_what_passes_is_said_and_tried_again(service, events, monkeypatch, passing):
-    play(monkeypatch, [passing, False], [passing, CONVERGED])
-    daemon, running = service()
-    threading.Timer(1.0, daemon.stop.set).start()
-    assert running.run() is None
-    assert events[:2] == [("warning", str(passing))] * 2
-    assert [kind for kind, _ in events[2:]] == ["idle"]
+def test_what_passes_ends_a_run_that_is_to_end(service, passing):
+    _, _, running = service(LOOKED, Turn(None, (passing,)), until_converged=True)
+    with pytest.raises(type(passing), match=str(passing)):
+        running.run()
 
 
-def test_a_hub_that_refuses_us_after_it_was_fine_is_asked_again(service, events, monkeypatch):
-    play(monkeypatch, [False, KinshipError("401"), False], [CONVERGED])
-    daemon, running = service()
-    threading.Timer(1.0, daemon.stop.set).start()
-    assert running.run() is None
-    assert ("warning", "401; asked again at the next look") in events
+def test_a_run_that_is_to_end_and_cannot_go_on_says_so(service):
+    _, _, running = service(LOOKED, NOTHING, until_converged=True, stopped=None)
+    with pytest.raises(KinshipError, match="`kinship-daemon status` says why"):
+        running.run()
 
 
-def test_a_hub_that_refuses_us_from_the_start_ends_the_daemon(service, monkeypatch):
-    play(monkeypatch, [KinshipError("401")], [CONVERGED])
-    _, running = service()
+def test_a_hub_that_refuses_us_from_the_start_ends_the_daemon(service):
+    _, _, running = service(KinshipError("401"))
     with pytest.raises(KinshipError, match="401"):
         running.run()
 
 
-LONG = 30.0  # minutes: no second tick within a test
-
-
-def test_a_hub_that_says_when_it_is_back_is_polled_then_not_at_the_next_tick(service, monkeypatch):
-    times = play(monkeypatch, [Transient("away", 0.2), False], [CONVERGED])
-    daemon, running = service(poll_minutes=LONG)
-    threading.Timer(2.5, daemon.stop.set).start()
+def test_a_hurried_look_comes_at_once(service):
+    context, turns, running = service(LOOKED, NOTHING, LOOKED, NOTHING, poll_minutes=LONG)
+    threading.Timer(0.5, running.hurry).start()
+    threading.Timer(1.2, context.stop.set).start()
     assert running.run() is None
-    assert len(times["poll"]) == 2
-    assert 1.2 <= gaps(times["poll"])[0] < 2.2
-
-
-def test_ticks_are_skipped_until_the_hub_is_back(service, monkeypatch):
-    times = play(monkeypatch, [Transient("away", 0.5), False], [CONVERGED])
-    daemon, running = service()  # a tick every 0.06 s
-    threading.Timer(2.5, daemon.stop.set).start()
-    assert running.run() is None
-    assert gaps(times["poll"])[0] >= 1.5
-    assert len(times["poll"]) > 3
-    assert times["evolve"]
-    assert times["evolve"][0] < times["poll"][1]  # what is at home need not wait
-
-
-def test_a_generation_that_met_a_closed_hub_goes_on_when_it_is_back(service, monkeypatch):
-    times = play(monkeypatch, [False], [Transient("away", 0.2), CONVERGED])
-    daemon, running = service(poll_minutes=LONG)
-    threading.Timer(2.5, daemon.stop.set).start()
-    assert running.run() is None
-    assert len(times["evolve"]) == 2
-    assert 1.2 <= gaps(times["evolve"])[0] < 2.2
-    assert len(times["poll"]) == 1
-
-
-def test_no_tick_polls_a_hub_that_a_generation_found_closed(service, monkeypatch):
-    times = play(monkeypatch, [True, False], [Transient("away", 0.5), CONVERGED])
-    daemon, running = service()
-    threading.Timer(2.5, daemon.stop.set).start()
-    assert running.run() is None
-    later = [begun for begun in times["poll"] if begun > times["evolve"][0]]
-    assert later[0] - times["evolve"][0] >= 1.5
-
-
-@pytest.mark.parametrize("away", [10.0**18, math.inf, math.nan, -5.0])
-def test_nonsense_about_when_it_is_back_is_survived(service, events, monkeypatch, away):
-    play(monkeypatch, [Transient("away", away), False], [CONVERGED])
-    daemon, running = service(poll_minutes=LONG)
-    threading.Timer(0.5, daemon.stop.set).start()
-    assert running.run() is None
-    assert events[0] == ("warning", "away")
-
-
-def test_a_hurried_poll_comes_at_once(service, monkeypatch):
-    times = play(monkeypatch, [False], [CONVERGED])
-    daemon, running = service(poll_minutes=LONG)
-    threading.Timer(0.8, running.hurry).start()
-    threading.Timer(1.6, daemon.stop.set).start()
-    assert running.run() is None
-    assert len(times["poll"]) == 2
-    assert 0.5 < gaps(times["poll"])[0] < 1.4
+    assert turns.looks == [True, False, True, False]
+    assert 0.3 < turns.gaps()[1] < 0.8
     running.hurry()  # the daemon has ended
 
 
-def test_nobody_can_hurry_a_poll_of_a_hub_that_is_away(service, monkeypatch):
-    daemon, running = service(poll_minutes=LONG)
-
-    def asked_meanwhile(_daemon):
-        running.hurry()
-        time.sleep(0.3)  # the second poll is waiting for the thread by now
-        return Transient("away", 0.5)
-
-    times = play(monkeypatch, [asked_meanwhile, False], [CONVERGED])
-    threading.Timer(1.0, running.hurry).start()
-    threading.Timer(3.0, daemon.stop.set).start()
-    assert running.run() is None
-    assert len(times["poll"]) == 2
-    assert gaps(times["poll"])[0] >= 1.8
-
-
-@pytest.mark.parametrize("job", ["poll", "evolve"])
-def test_a_stop_in_the_midst_of_a_wait_for_the_hub_is_clean_and_quick(service, monkeypatch, job):
-    def wait_for_the_hub(daemon):
-        daemon.stop.wait()
-        time.sleep(0.3)  # the main thread is shutting down by now
+def test_a_stop_in_the_midst_of_a_step_is_clean_and_quick(service, events):
+    def wait_for_the_hub():
+        context.stop.wait()
+        time.sleep(0.3)
         return Stopped()
 
-    acts = {"poll": [True], "evolve": [GOING_ON], job: [wait_for_the_hub]}
-    play(monkeypatch, acts["poll"], acts["evolve"])
-    daemon, running = service(poll_minutes=LONG)
-    threading.Timer(0.5, daemon.stop.set).start()
+    context, _, running = service(wait_for_the_hub, poll_minutes=LONG)
+    threading.Timer(0.3, context.stop.set).start()
     begun = time.monotonic()
     assert running.run() is None
     assert time.monotonic() - begun < 5
+    said = "finishing score of org/a; a second signal stops at once"
+    assert ("stopping", said) in events
 
 
-def test_a_stop_while_a_job_ends_well_is_clean_and_quick(service, monkeypatch):
-    def work(daemon):
-        daemon.stop.wait()
-        time.sleep(0.3)
-        return True  # so that the next generation would begin at once
+def test_after_a_stop_no_turn_begins(service):
+    def work():
+        context.stop.wait()
+        return WORKED
 
-    times = play(monkeypatch, [work], [GOING_ON])
-    daemon, running = service(poll_minutes=LONG)
-    threading.Timer(0.5, daemon.stop.set).start()
-    begun = time.monotonic()
+    context, turns, running = service(work, poll_minutes=LONG)
+    threading.Timer(0.3, context.stop.set).start()
     assert running.run() is None
-    assert time.monotonic() - begun < 5
-    assert times["evolve"] == []
+    assert len(turns.looks) == 1
 
 
 def free_port():
@@ -293,10 +256,11 @@ def free_port():
         return held.getsockname()[1]
 
 
-def test_a_webhook_makes_the_next_poll_due(service, events, monkeypatch):
+def test_a_webhook_makes_the_next_look_due(service, events, monkeypatch):
     monkeypatch.setenv("KINSHIP_WEBHOOK_SECRET", "between us")
     port = free_port()
-    daemon, running = service(poll_minutes=LONG, webhook_port=port)
+    acts = (LOOKED, NOTHING, LOOKED, NOTHING)
+    context, turns, running = service(*acts, poll_minutes=LONG, webhook_port=port)
     answers = []
 
     def call():
@@ -305,48 +269,31 @@ def test_a_webhook_makes_the_next_poll_due(service, events, monkeypatch):
             url = f"http://127.0.0.1:{port}/webhook"
             answers.append(httpx.post(url, json={}, headers=headers).status_code)
 
-    times = play(monkeypatch, [False], [CONVERGED])
-    threading.Timer(0.8, call).start()
-    threading.Timer(2.0, daemon.stop.set).start()
+    threading.Timer(0.5, call).start()
+    threading.Timer(1.5, context.stop.set).start()
     assert running.run() is None
     assert answers == [401, 202, 202]
-    assert len(times["poll"]) == 2  # many messages are one poll
+    assert 2 <= sum(turns.looks) <= 3
     assert ("listen", f"for webhooks at port {port}, /webhook") in events
     with pytest.raises(httpx.ConnectError):
         call()
 
 
 def test_a_webhook_that_cannot_be_is_said_before_anything_is_done(service, monkeypatch):
-    times = play(monkeypatch, [False], [CONVERGED])
     monkeypatch.delenv("KINSHIP_WEBHOOK_SECRET", raising=False)
-    _, running = service(webhook_port=0)
+    _, turns, running = service(LOOKED, webhook_port=0)
     with pytest.raises(UsageError, match="KINSHIP_WEBHOOK_SECRET is not set"):
         running.run()
     monkeypatch.setenv("KINSHIP_WEBHOOK_SECRET", "x")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        _, running = service(webhook_port=port)
+        _, turns, running = service(LOOKED, webhook_port=port)
         with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             running.run()
-    assert times == {"poll": [], "evolve": []}
+    assert turns.looks == []
 
 
-def test_what_passes_ends_a_run_that_is_to_end(service, monkeypatch):
-    play(monkeypatch, [Transient("hub away", 300.0)], [Transient("hub away")])
-    _, running = service(until_converged=True)
-    with pytest.raises(Transient, match="hub away"):
-        running.run()
-
-
-def test_a_bug_ends_the_daemon_loudly(service, monkeypatch):
-    play(monkeypatch, [ZeroDivisionError("a bug")], [CONVERGED])
-    _, running = service()
+def test_a_bug_ends_the_daemon_loudly(service):
+    _, _, running = service(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
         running.run()
-
-
-def test_a_stop_between_steps_is_no_failure(service, monkeypatch):
-    play(monkeypatch, [Stopped()], [Stopped()])
-    daemon, running = service()
-    threading.Timer(0.5, daemon.stop.set).start()
-    assert running.run() is None

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from kinship_daemon import config, cycle, demo, startup
+import turns
+from kinship_daemon import config, demo, startup
 from kinship_daemon.errors import WorkerDied
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.report import JsonReporter
-from kinship_daemon.steps import admission, evolution, screening
-from kinship_daemon.steps.scoring import mean_score, scores
+from kinship_daemon.steps.scores import mean_score, scores
 from test_evolution import SMALL
 
 BROKEN = "demo/broken"
@@ -59,8 +59,8 @@ def events(d, kind):
 def screened(hub, tmp_path_factory):
     home = tmp_path_factory.mktemp("screened") / "home"
     with opened(hub, home) as d:
-        cycle.poll(d)
-        screening.screen(d)
+        turns.poll(d)
+        turns.take(d, "screen")
         yield d
 
 
@@ -72,7 +72,7 @@ def test_a_broken_fine_tune_is_refused_before_it_is_measured_or_evaluated(screen
     others = screened.lineage.models("finetune", "admitted")
     assert len(others) == 5
     for other in others:
-        assert screened.lineage.get(f"screen:{other.id}") > screened.lineage.get(f"screen:{BROKEN}")
+        assert screened.lineage.require(other.id).screen > screened.lineage.require(BROKEN).screen
 
 
 def test_screen_scores_never_count_as_selection_scores(screened):
@@ -91,7 +91,7 @@ def test_nobody_is_screened_twice(screened, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "evaluate", never)
-        screening.screen(screened)
+        turns.take(screened, "screen")
         before = {job.key: job.attempts for job in screened.lineage.jobs(kind="screen")}
         assert len(before) == 7
         assert set(before.values()) == {1}
@@ -99,11 +99,10 @@ def test_nobody_is_screened_twice(screened, monkeypatch):
 
 def test_the_others_are_evaluated_in_the_order_of_their_screen_scores(screened):
     d = screened
-    admission.relate(d)
-    evolution.score_everyone(d)
+    turns.take(d, "ledger", "score")
     order = [message.split()[0] for message in events(d, "score")]
     assert len(order) == 5
-    screens = [d.lineage.get(f"screen:{name}") for name in order]
+    screens = [d.lineage.require(name).screen for name in order]
     assert screens == sorted(screens, reverse=True)
     assert {
         row.n
@@ -112,7 +111,7 @@ def test_the_others_are_evaluated_in_the_order_of_their_screen_scores(screened):
         )
     } == {24}
     assert mean_score(scores(d, d.lineage.require(order[0]), "selection")) > 0
-    screening.screen(d)  # nobody is new
+    turns.take(d, "screen")  # nobody is new
     assert len(d.lineage.jobs(kind="screen")) == 7
 
 
@@ -126,16 +125,18 @@ def test_a_base_that_cannot_be_screened_lets_everyone_pass(hub, tmp_path, monkey
 
     monkeypatch.setattr(Evaluator, "evaluate", mortal)
     with opened(hub, tmp_path / "home") as d:
-        cycle.poll(d)
-        screening.screen(d)
-        screening.screen(d)
+        turns.poll(d)
+        turns.take(d, "screen")
+        turns.take(d, "screen", "ledger", "score")
         assert {m.status for m in d.lineage.models()} == {"admitted"}
-        assert events(d, "warning").count(f"nobody is screened: {demo.BASE} cannot be") == 2
+        warnings = events(d, "warning")
+        assert len([w for w in warnings if "nobody is screened" in w]) == 1
+        assert all(scores(d, m, "selection") for m in d.lineage.models("finetune"))
 
 
 def test_without_documents_nobody_is_screened(hub, tmp_path):
     with opened(hub, tmp_path / "home", **{"admission.screen_documents": "0"}) as d:
-        cycle.poll(d)
-        screening.screen(d)
+        turns.poll(d)
+        turns.take(d, "screen")
         assert d.lineage.jobs(kind="screen") == []
         assert d.lineage.require(BROKEN).status == "admitted"

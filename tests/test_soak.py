@@ -18,13 +18,13 @@ import pytest
 from huggingface_hub.utils import _http
 
 import command
+import turns
 from hub_server import TOKEN, HubServer
-from kinship_daemon import config, cycle, demo, startup
-from kinship_daemon.daemon import Daemon
+from kinship_daemon import config, demo, startup
+from kinship_daemon.context import Context
 from kinship_daemon.errors import Transient
 from kinship_daemon.hub import calls, client, download
 from kinship_daemon.report import JsonReporter
-from kinship_daemon.steps import triage, watching
 from kinship_storage.lineage import Lineage
 from wide_world import PARENTS, Fate, Weather, World, impatient, world
 
@@ -111,31 +111,36 @@ def patiently(work: Callable, *arguments: object) -> object:
 
 
 @contextmanager
-def opened(server: HubServer, home: Path) -> Iterator[Daemon]:
+def opened(server: HubServer, home: Path) -> Iterator[Context]:
     loaded = config.load(base=demo.BASE, hub=server.url, home=home, overrides=overrides())
     with ExitStack() as stack:
         log = stack.enter_context(home.with_suffix(".log").open("w"))
 
-        def once() -> Daemon:
+        def once() -> Context:
             return stack.enter_context(startup.opened(loaded, JsonReporter(log)))
 
         yield patiently(once)
 
 
-def lived(d: Daemon, server: HubServer, wide: World) -> None:
+def lived(d: Context, server: HubServer, wide: World) -> None:
     """Everything that the daemon does until nobody waits and nothing is left to gain."""
-    patiently(watching.notice, d)
+    patiently(looked, d)
     wide.upset(server)
-    patiently(triage.triage, d)
     patiently(settled, d)
     for _ in range(TURNS):
-        if patiently(cycle.evolve, d).stop is not None and d.lineage.publications():
+        if patiently(turns.evolve, d).stop is not None and d.lineage.publications():
             return
+        d.lineage.recover()
     raise AssertionError("nothing was published")
 
 
-def settled(d: Daemon) -> None:
-    cycle.poll(d)
+def looked(d: Context) -> None:
+    turns.raise_waiting(turns.take(d, "watch"))
+
+
+def settled(d: Context) -> None:
+    d.lineage.recover()  # as at a next start: what waits is tried again now
+    turns.poll(d)
     if d.lineage.candidates("seen"):
         raise Transient("some wait")
 
@@ -179,7 +184,7 @@ def test_faults_refuse_nobody_and_publish_nothing_twice(calm, wide, tmp_path):
         with opened(server, tmp_path / "home") as d:
             lived(d, server, wide)
             patiently(settled, d)
-            assert patiently(cycle.evolve, d).stop is not None
+            assert patiently(turns.evolve, d).stop is not None
             found = end(d.lineage, server)
     assert weather.failed.total() > 0.25 * weather.asked
     assert weather.failed.keys() >= KINDS
@@ -334,7 +339,7 @@ def pair(wide: World) -> Iterator[HubServer]:
         yield server
 
 
-def statuses(d: Daemon) -> dict[str, tuple[str, str | None]]:
+def statuses(d: Context) -> dict[str, tuple[str, str | None]]:
     return {model.id: (model.status, model.reason) for model in d.lineage.models(kind="finetune")}
 
 
@@ -342,7 +347,7 @@ def test_a_wrong_bit_in_a_header_is_read_again_and_sets_nobody_aside(pair, tmp_p
     with opened(pair, tmp_path / "home") as d:
         # The first request finds out where the file is.
         wrong = pair.fault("/lfs/.*", "corrupt", server="storage", skip=1)
-        cycle.poll(d)
+        turns.poll(d)
         assert wrong.done == 1
         assert statuses(d) == dict.fromkeys(PARENTS, ("admitted", None))
 
@@ -351,7 +356,7 @@ def test_a_web_page_is_not_the_beginning_of_a_file(pair, tmp_path):
     with opened(pair, tmp_path / "home") as d:
         for skip in (0, 1):
             pair.fault("/demo/add/resolve/.*/generation_config.json", "html", skip=skip)
-        cycle.poll(d)
+        turns.poll(d)
         assert pair.faults[0].done == 1
         assert statuses(d) == dict.fromkeys(PARENTS, ("admitted", None))
 
@@ -359,7 +364,7 @@ def test_a_web_page_is_not_the_beginning_of_a_file(pair, tmp_path):
 def test_a_file_that_moves_between_two_pieces_is_found_again(pair, tmp_path):
     with opened(pair, tmp_path / "home") as d:
         moved = pair.fault("/demo/add/resolve/.*/config.json", "redirect", skip=1)
-        cycle.poll(d)
+        turns.poll(d)
         assert moved.done == 1
         assert statuses(d) == dict.fromkeys(PARENTS, ("admitted", None))
     assert pair.leaks() == []

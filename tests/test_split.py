@@ -1,6 +1,5 @@
 """Selection and validation never share a document, and the choice is seeded."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinship_daemon.errors import UsageError
-from kinship_daemon.evaluate.records import Settings, TaskSpec
+from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.evaluate.split import documents
 
 
 def settings(**changes) -> Settings:
     plain = Settings(
-        selection=(TaskSpec("add"), TaskSpec("sort")),
-        validation=(TaskSpec("add"), TaskSpec("max")),
+        selection=(Task(task="add"), Task(task="sort")),
+        validation=(Task(task="add"), Task(task="max")),
         limit=None,
         batch_size=4,
         device="cpu",
@@ -26,7 +25,7 @@ def settings(**changes) -> Settings:
         apply_chat_template=False,
         threads=1,
     )
-    return dataclasses.replace(plain, **changes)
+    return plain.but(**changes)
 
 
 def pick(count=100, split="selection", **changes):
@@ -87,10 +86,10 @@ def test_too_few_documents_are_refused_with_what_would_work(count, limit):
         {"device": "cuda"},
         {"threads": 2},
         {"apply_chat_template": True},
-        {"selection": (TaskSpec("add", num_fewshot=3), TaskSpec("sort"))},
-        {"selection": (TaskSpec("add", metric="acc_norm"), TaskSpec("sort"))},
+        {"selection": (Task(task="add", num_fewshot=3), Task(task="sort"))},
+        {"selection": (Task(task="add", metric="acc_norm"), Task(task="sort"))},
         # The same selection tasks, but now sort's documents are halved.
-        {"validation": (TaskSpec("add"), TaskSpec("sort"))},
+        {"validation": (Task(task="add"), Task(task="sort"))},
     ],
 )
 def test_whatever_changes_a_score_changes_the_fingerprint(change):
@@ -100,8 +99,8 @@ def test_whatever_changes_a_score_changes_the_fingerprint(change):
 def test_the_fingerprint_leaves_out_what_does_not_change_a_score(tmp_path: Path):
     same = settings(
         time_limit_seconds=1.0,
-        selection=(TaskSpec("sort"), TaskSpec("add")),
-        validation=(TaskSpec("add"), TaskSpec("subtract")),
+        selection=(Task(task="sort"), Task(task="add")),
+        validation=(Task(task="add"), Task(task="subtract")),
     )
     assert same.fingerprint("selection") == settings().fingerprint("selection")
     for name in ("here", "there"):
@@ -128,7 +127,7 @@ def test_the_two_splits_have_different_fingerprints():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"selection": (TaskSpec("add"), TaskSpec("add", "acc"))}, "'add' twice"),
+        ({"selection": (Task(task="add"), Task(task="add", metric="acc"))}, "'add' twice"),
         ({"dtype": "float8"}, "float8.*bfloat16"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"include_path": (Path("/nowhere"),)}, "/nowhere"),

@@ -14,10 +14,9 @@ import pytest
 
 import demo_hub
 import large
+import turns
 from hub_server import START, HubServer
-from kinship_daemon import cycle
 from kinship_daemon.durable import hash_file
-from kinship_daemon.steps import admission, triage, watching
 from poll_memory import opened
 
 BASE = "org/base"
@@ -52,15 +51,14 @@ def server(tiny_base):
 @contextmanager
 def watched(server, home, *overrides, now=NOON):
     a_day = f"limits.candidates_per_day={A_DAY}"
-    with opened(server.url, home, BASE, a_day, *overrides) as d:
-        d.now = lambda: now
+    with opened(server.url, home, BASE, a_day, *overrides, now=lambda: now) as d:
         yield d
 
 
 def polled(d, server):
     """What one poll asks."""
     server.log.clear()
-    cycle.poll(d)
+    turns.poll(d)
     return list(server.log)
 
 
@@ -210,8 +208,8 @@ class Large:
     @contextmanager
     def daemon(self):
         """One admission a day."""
-        with opened(self.server.url, self.home, BASE, "limits.download_gb_per_day=0.2") as d:
-            d.now = lambda: NOON
+        limit = "limits.download_gb_per_day=0.2"
+        with opened(self.server.url, self.home, BASE, limit, now=lambda: NOON) as d:
             yield d
 
     def files(self, name):
@@ -249,11 +247,11 @@ def bulky(tmp_path_factory):
             server.add(f"org/{name}", folder, card, downloads=10**6 if name == "admitted" else 0)
         found = Large(server, room / "home", folders, [])
         with found.daemon() as d:
-            watching.notice(d)
+            turns.take(d, "watch")
             server.log.clear()
-            triage.triage(d)
+            turns.take(d, "triage")
             found.log = list(server.log)
-            admission.admit(d)
+            turns.take(d, "admit")
         yield found
 
 

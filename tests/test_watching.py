@@ -6,10 +6,11 @@ from datetime import timedelta
 import pytest
 
 import hub_daemon
+import turns
 from hub_daemon import BASE, CARD, NOON, looks, opened, states, statuses, told
 from hub_server import START, HubServer
-from kinship_daemon.steps import publication, watching
-from kinship_daemon.steps.triage import triage
+from kinship_daemon.steps import publish
+from kinship_storage.lineage import Lineage
 from kinship_storage.records import Gate, Model
 
 DAY = timedelta(days=1)
@@ -35,8 +36,13 @@ def home(tmp_path):
 
 def noticed(server, home, **overrides):
     with opened(server, home, **overrides) as d:
-        watching.notice(d)
+        turns.take(d, "watch")
         return states(d)
+
+
+def admitted(d, name):
+    d.lineage.update_model(name, weights=f"sha256:{name}")
+    d.lineage.move_model(name, "admit")
 
 
 def test_everyone_is_noticed_once(server, home):
@@ -45,7 +51,7 @@ def test_everyone_is_noticed_once(server, home):
     server.add("org/other", {}, CARD | {"base_model": "org/another"})
     assert noticed(server, home) == {"org/a": ("seen", None), "org/plain": ("seen", None)}
     with opened(server, home) as d:
-        watching.notice(d)
+        turns.take(d, "watch")
         assert set(states(d)) == {"org/a", "org/plain"}
         assert told(d, "notice") == []
         candidate = d.lineage.candidate("org/a")
@@ -56,12 +62,12 @@ def test_everyone_is_noticed_once(server, home):
 def test_a_look_with_nothing_new_is_one_request_until_everyone_is_listed_again(server, home):
     server.add("org/a", {}, CARD)
     with opened(server, home) as d:
-        watching.notice(d)
+        turns.take(d, "watch")
         server.log.clear()
-        watching.notice(d)
+        turns.take(d, "watch")
         assert len(server.log) == 1
-        d.now = lambda: NOON + DAY
-        watching.notice(d)
+        d.now.now = NOON + DAY
+        turns.take(d, "watch")
         assert len(server.log) > 2
 
 
@@ -86,10 +92,9 @@ def test_what_is_refused_at_a_glance_is_never_asked_for(server, home):
     for name, (card, attributes, _) in glanced.items():
         server.add(name, {}, card, **attributes)
     with opened(server, home, triage__allow_adapters="false") as d:
-        watching.notice(d)
+        turns.take(d, "watch")
         assert states(d) == {name: ("refused", reason) for name, (*_, reason) in glanced.items()}
-        watching.notice(d)
-        triage(d)
+        turns.take(d, "watch", "triage")
         assert all(c.triaged for c in d.lineage.candidates())
     assert [looks(server, name) for name in glanced] == [0] * len(glanced)
 
@@ -118,10 +123,10 @@ def test_a_new_commit_is_another_candidate_and_the_one_that_waits_is_refused(ser
 def test_an_admitted_one_stays_when_the_repo_changes(server, home):
     server.add("org/a", {}, CARD)
     with opened(server, home) as d:
-        watching.notice(d)
-        d.lineage.update_model("org/a", status="admitted")
+        turns.take(d, "watch")
+        admitted(d, "org/a")
         sha = server.add("org/a", {"x": b"y"}, CARD)
-        watching.notice(d)
+        turns.take(d, "watch")
         assert statuses(d) == {"org/a": "admitted", f"org/a@{sha[:8]}": "seen"}
 
 
@@ -129,19 +134,20 @@ def test_commits_that_begin_alike_are_told_apart(server, home):
     with opened(server, home) as d:
         sha = server.add("org/a", {}, CARD)
         for number, other in enumerate((sha[:8] + "0" * 32, sha[:8] + "1" * 32)):
-            line = next(iter(d.hub.descendants(BASE)))
-            watching._write_down(d, replace(line, revision=other), True)
-            assert len(states(d)) == number + 1
-        watching.notice(d)
+            name = "org/a" if number == 0 else f"org/a@{other[:8]}"
+            model = Model(id=name, kind="finetune", status="seen", repo="org/a", revision=other)
+            d.lineage.add_model(model)
+        turns.take(d, "watch")
         assert set(states(d)) == {"org/a", f"org/a@{sha[:8]}", f"org/a@{sha}"}
 
 
 def passed(d, name):
     d.lineage.add_model(
-        Model(id=name, kind="merge", status="admitted", weights=f"recipe:{name}", recipe={})
+        Model(id=name, kind="merge", status="proposed", weights=f"recipe:{name}", recipe={})
     )
+    d.lineage.move_model(name, "admit")
     verdict = {"parent": BASE, "passed": True, "gain": 1.0, "low": 0.5, "high": 2.0, "n": 9}
-    d.lineage.add_gate(Gate(model=name, reason="", **verdict))
+    d.lineage.add_gate(Gate(model=name, evaluation="", reason="", **verdict))
 
 
 def test_what_we_published_ourselves_is_no_candidate_though_we_were_killed_before_we_knew(
@@ -149,12 +155,12 @@ def test_what_we_published_ourselves_is_no_candidate_though_we_were_killed_befor
 ):
     with opened(server, home) as d:
         ours = d.config.publish.model_copy(update={"namespace": "us", "name": "{model}-x"})
-        d.config = d.config.model_copy(update={"publish": ours})
+        d = replace(d, config=d.config.model_copy(update={"publish": ours}))
         passed(d, "model-1-1")
-        mine = publication.repo_id(d, d.lineage.require("model-1-1"))
+        mine = publish.repo_id(d, d.lineage.require("model-1-1"))
         server.add(mine, {}, CARD | {"base_model_relation": "merge"})
         server.add("us/another", {}, CARD)
-        watching.notice(d)
+        turns.take(d, "watch")
         assert mine == "us/model-1-1-x"
         assert set(states(d)) == {"us/another"}
 
@@ -162,7 +168,7 @@ def test_what_we_published_ourselves_is_no_candidate_though_we_were_killed_befor
 def relisted(server, home, days):
     """Who is who when everyone is listed so many days later, and who is gone."""
     with opened(server, home, now=NOON + days * DAY) as d:
-        watching.notice(d)
+        turns.take(d, "watch")
         return states(d), {c.model for c in d.lineage.candidates() if c.gone}, told(d, "back")
 
 
@@ -185,18 +191,18 @@ def test_one_that_waits_is_refused_when_it_is_gone_and_waits_again_when_it_is_ba
 def test_an_admitted_one_keeps_its_lineage_when_it_is_gone(server, home):
     server.add("org/a", {}, CARD)
     with opened(server, home) as d:
-        watching.notice(d)
-        d.lineage.update_model("org/a", status="admitted")
+        turns.take(d, "watch")
+        admitted(d, "org/a")
         kept = server.repos.pop("org/a")
-        d.now = lambda: NOON + DAY
-        watching.notice(d)
+        d.now.now = NOON + DAY
+        turns.take(d, "watch")
         assert statuses(d) == {"org/a": "admitted"}
         assert d.lineage.candidate("org/a").gone
-        said = "org/a is on the hub no more; its lineage stays, its files are kept"
+        said = "org/a was removed from the hub; it stays in the lineage"
         assert told(d, "gone") == [said]
         server.repos["org/a"] = kept
-        d.now = lambda: NOON + 2 * DAY
-        watching.notice(d)
+        d.now.now = NOON + 2 * DAY
+        turns.take(d, "watch")
         assert statuses(d) == {"org/a": "admitted"}
         assert not d.lineage.candidate("org/a").gone
         assert told(d, "back") == ["org/a is on the hub again"]
@@ -218,9 +224,9 @@ def test_one_that_only_dropped_its_tag_or_its_name_or_is_gated_now_is_not_gone(s
 def test_one_that_is_deleted_after_it_was_listed_is_gone_when_it_is_looked_into(server, home):
     server.add("org/a", {}, CARD)
     with opened(server, home) as d:
-        watching.notice(d)
+        turns.take(d, "watch")
         server.delete("org/a")
-        triage(d)
+        turns.take(d, "triage")
         assert states(d) == {"org/a": ("refused", "gone from the hub")}
         assert d.lineage.candidate("org/a").gone
 
@@ -237,7 +243,7 @@ def test_other_triage_rules_let_those_wait_again_whom_they_kept_out(server, home
     assert found["org/gated"] == ("seen", None)
     assert found["org/merged"] == first["org/merged"]
     with opened(server, home, triage__allow_gated="true") as d:
-        triage(d)  # its reasons were never looked at beyond the first
+        turns.take(d, "triage")  # its reasons were never looked at beyond the first
         assert states(d)["org/small-4bit"][1].startswith("quantised, by its name")
     assert looks(server, "org/merged") == 0
     found = noticed(server, home, triage__allow_gated="true", triage__allow_merges="true")
@@ -263,29 +269,26 @@ def test_a_change_that_claims_to_be_of_tomorrow_does_not_hide_those_of_today(ser
     assert set(noticed(server, home)) == {"org/odd", "org/a"}
 
 
-def test_a_kill_between_batches_repeats_nothing(server, home, monkeypatch):
+def test_a_kill_amid_a_look_writes_nothing_and_repeats_nothing(server, home, monkeypatch):
     names = [f"org/a{number}" for number in range(7)]
     for name in names:
         server.add(name, {}, CARD)
-    monkeypatch.setattr(watching, "_BATCH", 2)
-    real = watching._write_down
-    with opened(server, home) as d:
-        written = []
+    real, written = Lineage.add_candidate, []
 
-        def killed(d, line, say):
-            if len(written) == 5:
-                raise KeyboardInterrupt
-            written.append(line.id)
-            return real(d, line, say)
+    def killed(lineage, candidate):
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(candidate.model)
+        return real(lineage, candidate)
 
-        monkeypatch.setattr(watching, "_write_down", killed)
+    with opened(server, home) as d, monkeypatch.context() as patch:
+        patch.setattr(Lineage, "add_candidate", killed)
         with pytest.raises(KeyboardInterrupt):
-            watching.notice(d)
-        assert set(states(d)) == set(names[:4])
-    monkeypatch.setattr(watching, "_write_down", real)
+            turns.take(d, "watch")
+        assert states(d) == {}
     with opened(server, home) as d:
-        watching.notice(d)
-        assert told(d, "notice") == [f"{name} descends from {BASE}" for name in names[4:]]
+        turns.take(d, "watch")
+        assert told(d, "notice") == [f"{name} descends from {BASE}" for name in names]
         assert set(states(d)) == set(names)
 
 
@@ -300,9 +303,9 @@ def test_a_hub_that_fails_amid_a_listing_leaves_the_cursor_where_it_was(server, 
     with opened(server, home, now=NOON + DAY) as d:
         before = d.lineage.get("watch")
         server.fault("/api/models", n=-1)
-        with pytest.raises(Exception, match="503"):
-            watching.notice(d)
+        assert "503" in str(turns.take(d, "watch").waiting[-1])
         assert d.lineage.get("watch") == before
         server.calm()
-        watching.notice(d)
+        turns.wait_a_little(d)
+        turns.take(d, "watch")
         assert "org/c" in states(d)

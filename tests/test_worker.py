@@ -1,6 +1,5 @@
 """The worker scores as the harness does, and dies without taking anything along."""
 
-import dataclasses
 import os
 import pickle
 import signal
@@ -14,7 +13,7 @@ import pytest
 import lmtasks
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.harness import Harness
-from kinship_daemon.evaluate.records import Settings, TaskSpec
+from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.weights.materialise import leaf_assembly
 
@@ -24,19 +23,19 @@ DOCUMENTS = [{"prompt": f"{letter}{letter}=", "answer": letter} for letter in "a
 def settings(folder: Path, selection: str, validation: str = "quick", **changes) -> Settings:
     lmtasks.probe(folder, "quick", DOCUMENTS)
     plain = Settings(
-        selection=(TaskSpec(selection),),
-        validation=(TaskSpec(validation),),
+        selection=(Task(task=selection),),
+        validation=(Task(task=validation),),
         limit=None,
         batch_size=8,
         device="cpu",
         dtype="float32",
         seed=0,
-        time_limit_seconds=120.0,
+        time_limit_minutes=2.0,
         include_path=(folder,),
         apply_chat_template=False,
         threads=1,
     )
-    return dataclasses.replace(plain, **changes)
+    return plain.but(**changes)
 
 
 def is_running(pid: int) -> bool:
@@ -105,7 +104,7 @@ def stop(done: int, total: int) -> None:
 def test_a_model_that_takes_too_long_is_stopped_and_the_next_one_is_not_hurt(tiny_base, tmp_path):
     slow = {"process_results": lmtasks.Function("wait")}
     lmtasks.task(tmp_path / "tasks", "slow", DOCUMENTS * 50, **slow)
-    config = settings(tmp_path / "tasks", "slow", time_limit_seconds=5.0)
+    config = settings(tmp_path / "tasks", "slow", time_limit_minutes=5 / 60)
     with Evaluator(config, log=tmp_path / "log") as evaluator:
         evaluator.check()
         before = time.monotonic()
@@ -140,7 +139,7 @@ def test_a_crash_is_the_models_when_it_was_being_asked_and_nobodys_when_idle(tin
 
 def test_mistakes_in_the_settings_come_out_as_such(tmp_path):
     config = settings(tmp_path / "tasks", "quick")
-    wrong = dataclasses.replace(config, selection=(TaskSpec("quick", metric="acc"),))
+    wrong = config.but(selection=(Task(task="quick", metric="acc"),))
     with (
         Evaluator(wrong, log=tmp_path / "log") as evaluator,
         pytest.raises(UsageError, match="no metric 'acc'; these would work: loglikelihood"),

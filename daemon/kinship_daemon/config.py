@@ -6,13 +6,11 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -21,26 +19,13 @@ from pydantic import (
 
 from kinship_daemon import demo
 from kinship_daemon.errors import UsageError
+from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, Task, UserPath
 from kinship_policies.registry import load_preset
 
 __all__ = ["Config", "load", "reference", "schema", "to_yaml"]
 
 
-def _user_path(path: Path) -> Path:
-    try:
-        return path.expanduser().resolve()
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"cannot be a path: {error}") from None
-
-
-UserPath = Annotated[Path, AfterValidator(_user_path)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Watch(_Section):
+class Watch(Section):
     poll_minutes: float = Field(30.0, gt=0, le=525_600)
     """Minutes between two looks at the hub."""
     overlap_minutes: float = Field(60.0, ge=0, le=525_600)
@@ -53,7 +38,7 @@ class Watch(_Section):
     """Address to listen at."""
 
 
-class Triage(_Section):
+class Triage(Section):
     max_gb: float = Field(40.0, gt=0)
     """Refuse repos whose weights are larger, in gigabytes (10^9 bytes)."""
     allow_gated: bool = False
@@ -68,7 +53,7 @@ class Triage(_Section):
     """Part of a candidate's weights that is read to estimate its kinship; 0 reads none."""
 
 
-class Admission(_Section):
+class Admission(Section):
     novelty: float = Field(1.0, ge=0)
     """Weight of a candidate's distance: 1 minus its highest kinship to the admitted."""
     popularity: float = Field(0.5, ge=0)
@@ -79,7 +64,7 @@ class Admission(_Section):
     """Refuse whom the quick screen finds worse than the base by more than this."""
 
 
-class Kinship(_Section):
+class Kinship(Section):
     metric: Literal["pcc", "cosine"] = "pcc"
     """What the policy sees. Euclidean distance is recorded too, but near is low there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -99,62 +84,14 @@ class PolicyChoice(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Merge(_Section):
+class Merge(Section):
     method: str = "slerp"
     """A merge method of `kinship_daemon.methods`."""
     parameters: dict[str, Any] = Field(default_factory=lambda: {"t": 0.5})
     """The method's parameters, in mergekit's forms."""
 
 
-class Task(_Section):
-    task: str
-    """Name of an lm-eval task."""
-    metric: str | None = None
-    """Which of the task's metrics; the first by default. It must be a mean over documents."""
-    filter: str | None = None
-    """Which of the task's filters; the first by default."""
-    num_fewshot: int | None = Field(None, ge=0)
-    """Examples shown before the question; the task's own number by default."""
-
-
-def _as_task(value: object) -> object:
-    return {"task": value} if isinstance(value, str) else value
-
-
-Tasks = tuple[Annotated[Task, BeforeValidator(_as_task)], ...]
-
-# The paper's three (arXiv 2410.12613, section 5), few-shot counts as on the Open LLM leaderboard.
-_PAPER_TASKS: tuple[Task, ...] = (
-    Task(task="winogrande", metric="acc", num_fewshot=5),
-    Task(task="gsm8k", metric="exact_match", filter="strict-match", num_fewshot=5),
-    Task(task="truthfulqa_mc2", metric="acc", num_fewshot=0),
-)
-
-
-class Evaluate(_Section):
-    selection: Tasks = Field(_PAPER_TASKS, min_length=1)
-    """What the policy sees. A task named in both lists is split, half its documents to each."""
-    validation: Tasks = Field(_PAPER_TASKS, min_length=1)
-    """What the gate sees. It never shares a document with selection."""
-    limit: int | None = Field(None, ge=1)
-    """At most this many documents per task and list; all by default."""
-    batch_size: int = Field(16, ge=1)
-    """Requests that are run together."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models are evaluated."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """What models are evaluated in."""
-    time_limit_minutes: float = Field(240.0, gt=0)
-    """A model whose evaluation takes longer is quarantined."""
-    apply_chat_template: bool = False
-    """Ask in the model's own chat format. It can move a score by half; one setting for all."""
-    include_path: tuple[UserPath, ...] = ()
-    """Folders with further lm-eval task files."""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads of the evaluation; the machine's cores, at most 8, by default."""
-
-
-class Gate(_Section):
+class Gate(Section):
     min_gain: float = 0.0
     """Publish when the interval's lower end of the gain over the best parent is above this."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -163,7 +100,7 @@ class Gate(_Section):
     """Bootstrap resamples."""
 
 
-class Publish(_Section):
+class Publish(Section):
     namespace: str | None = None
     """User or organisation to publish under. Nothing is published unless this is set."""
     name: str = "{base}-{model}-{hash}"
@@ -188,7 +125,7 @@ class Publish(_Section):
     """Publish although an ancestor is gated."""
 
 
-class Limits(_Section):
+class Limits(Section):
     disk_gb: float = Field(200.0, gt=0)
     """What the home may hold, in gigabytes (10^9 bytes); fine-tunes make room for new ones."""
     candidates_per_day: int = Field(1000, ge=1)
@@ -205,7 +142,7 @@ class Limits(_Section):
     """A policy that takes longer over one decision is stopped; the daemon watches on."""
 
 
-class Config(_Section):
+class Config(Section):
     base: str = "mistral-7b"
     """An alias (`kinship-daemon bases`), org/name[@revision], a local folder, or `demo`."""
     hub: str = "https://huggingface.co"
@@ -239,7 +176,7 @@ def _reference(section: type[BaseModel], values: BaseModel, prefix: str) -> Iter
             yield from _reference(type(value), value, f"{prefix}{name}.")
             continue
         dumped = values.model_dump(mode="json", exclude_defaults=False)[name]
-        shown = "the paper's three" if value is _PAPER_TASKS else json.dumps(dumped)
+        shown = "the paper's three" if value is PAPER_TASKS else json.dumps(dumped)
         yield f"| `{prefix}{name}` | `{shown}` | {field.description or ''} |"
 
 

@@ -1,80 +1,58 @@
-"""The flow: watch, triage, kinship, policy, merge, evaluate, gate, publish; each line one step."""
+"""The flow: every kind of step, in the order in which a model passes through them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from kinship_daemon.daemon import Daemon
+from kinship_daemon.context import Context
+from kinship_daemon.runner import Runner, Turn
 from kinship_daemon.steps import (
-    admission,
-    assemblies,
-    elementwise,
-    evolution,
-    judging,
-    publication,
-    screening,
+    admit,
+    decide,
+    gate,
+    ledger,
+    make,
+    publish,
+    refetch,
+    score,
+    screen,
     triage,
-    watching,
+    validate,
+    watch,
+)
+from kinship_daemon.steps.step import Step
+
+__all__ = ["STEPS", "generation", "runner"]
+
+STEPS: tuple[Step[Any], ...] = (
+    watch.STEP,  # list the hub: who is new, gone or back
+    triage.STEP,  # look into a candidate from afar
+    admit.STEP,  # fetch it and check it
+    publish.STEP,  # what passed the gate waits for nothing that may go wrong below
+    refetch.STEP,  # what was there and is not is fetched again
+    screen.STEP,  # a few documents tell who is not worth hours
+    ledger.STEP,  # inner products with everyone: its kinship
+    make.STEP,  # merges that algebra cannot make are written
+    score.STEP,  # selection scores of founders and merges
+    validate.STEP,  # validation scores of merges that beat their parents, and of these
+    gate.STEP,  # the verdict; what passes is published in the next turn
+    decide.STEP,  # the next generation's merges, or a stop
 )
 
-__all__ = ["Outcome", "evolve", "poll"]
+
+def runner(context: Context) -> Runner:
+    return Runner(context, STEPS)
 
 
-@dataclass(frozen=True)
-class Outcome:
+def generation(running: Runner, context: Context) -> Turn:
     """
-    How far one generation came.
-
-    Attributes:
-        stop: Why there is nothing more to do until a new fine-tune comes; None if there is.
-    """
-
-    stop: str | None
-
-
-def poll(d: Daemon) -> bool:
-    """
-    One look at the hub. Whoever is new is admitted or refused.
+    Turns without a look at the hub until one generation is made, judged and published.
 
     Returns:
-        Whether the population may have grown.
-
-    Raises:
-        Transient: the hub is away, or wants no calls for a while; who was admitted stays.
+        The last turn, which found nothing that can be done now.
     """
-    watching.notice(d)
-    away = triage.triage(d)
-    admission.admit(d)
-    if away is not None:
-        raise away
-    return bool(admission.without_row(d))
-
-
-def evolve(d: Daemon) -> Outcome:
-    """
-    One generation, from where the last call or the last process left off.
-
-    Every step is written down before the next begins and is not taken twice, so that a call after
-    a kill goes on in the middle.
-
-    Raises:
-        Transient: the hub did not take a merge; all else is done.
-    """
-    screening.screen(d)
-    admission.relate(d)
-    elementwise.make_children(d)
-    assemblies.record_kinships(d)
-    # What passed before waits for nothing that may go wrong below, nor for tomorrow's budget.
-    publication.publish_passed(d)
-    evolution.score_everyone(d)
-    if not evolution.unfinished(d) and evolution.converged(d) is None:
-        evolution.decide(d)
-        elementwise.make_children(d)
-        assemblies.record_kinships(d)
-    grown = evolution.grow(d)
-    judging.judge_children(d)
-    away = publication.publish_passed(d)
-    evolution.show_generation(d, grown)
-    if away is not None:
-        raise away
-    return Outcome(evolution.converged(d))
+    skip: set[str] = set()
+    while (turn := running.loop(context.now(), skip=skip)).kind is not None:
+        if turn.kind == "decide":
+            skip = {"decide"}
+    return turn

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
-from typing import Literal
+
+from kinship_storage.transitions import Cause
 
 from kinship_storage.errors import KinshipError, UsageError
 
 __all__ = [
     "BudgetReached",
+    "Cause",
     "KinshipError",
+    "LeafGone",
     "ModelError",
     "Stopped",
     "Transient",
@@ -37,18 +40,25 @@ class ModelError(KinshipError):
             bytes. `settings`: it cannot be used as things are set. `world`: neither is to blame.
         setting: With cause `settings`, the config key that would have to change: `evaluate` for
             all that scores depend on, or one key such as `evaluate.time_limit_minutes`.
+        model: Id of the model at fault, where it is not the one that is worked on.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        cause: Literal["model", "world", "settings"] = "model",
+        cause: Cause = "model",
         setting: str | None = None,
+        model: str | None = None,
     ) -> None:
         super().__init__(message)
         self.cause = cause
         self.setting = setting
+        self.model = model
+
+
+class LeafGone(ModelError):
+    """A leaf's bytes cannot be had any more, or are others now: its merges cannot be made."""
 
 
 class WorkerDied(ModelError):
@@ -76,7 +86,16 @@ class Unavailable(Transient):
 
 
 class BudgetReached(KinshipError):
-    """A limit of the config is used up, a day's or the disk's; work goes on when there is more."""
+    """
+    A limit of the config is used up, a day's or the disk's; work goes on when there is more.
+
+    Attributes:
+        others_may_go_on: It keeps one model waiting; smaller ones need not wait.
+    """
+
+    def __init__(self, message: str, *, others_may_go_on: bool = False) -> None:
+        super().__init__(message)
+        self.others_may_go_on = others_may_go_on
 
 
 class Stopped(Exception):

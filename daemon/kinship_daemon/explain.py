@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from kinship_policies.policy import Decision, Population
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Model, ScoreRow
+from kinship_storage.records import Model, Score
 
-__all__ = ["explain"]
+__all__ = ["explain", "opens_again"]
 
 
 def explain(lineage: Lineage, name: str) -> str:
@@ -48,14 +49,31 @@ def _origin(lineage: Lineage, model: Model) -> list[str]:
         lines.append(f"parent of {', '.join(children)}")
     if model.reason:
         lines.append(f"{model.status}: {model.reason}")
+    if model.cause is not None:
+        lines.append(f"opens again: {opens_again(model)}")
     return lines
 
 
+def opens_again(model: Model) -> str:
+    """What would bring back a model that was set aside."""
+    by_hand = f"`kinship-daemon retry {model.id}`"
+    if model.cause == "settings":
+        return (
+            f"when {model.setting} changes, or by {by_hand}" if model.setting else f"by {by_hand}"
+        )
+    if model.cause == "world":
+        when = f"by itself at {model.retry_at}" if model.retry_at else "when its hub has it again"
+        return f"{when}, or by {by_hand}"
+    return f"never for these bytes; by hand with {by_hand}"
+
+
 def _choice(lineage: Lineage, model: Model) -> list[str]:
-    decision = next((g for g in lineage.generations() if g.number == model.generation), None)
-    if model.recipe is None or decision is None:
+    decisions = lineage.generations()
+    decision = next((d for d in decisions if d.generation == model.generation), None)
+    told = None if decision is None else lineage.facts(decision.number)
+    if model.recipe is None or decision is None or told is None:
         return []
-    facts = Population.from_json(decision.facts)
+    facts = Population.from_json(told)
     lines = [f"why: {model.why} (policy {decision.policy}, seed {decision.seed})"]
     for a, b in zip(model.parents, model.parents[1:], strict=False):
         kinships = ", ".join(
@@ -94,7 +112,7 @@ def _scores(lineage: Lineage, model: Model, split: str) -> list[str]:
     return lines + _columns([header, *rows, ["mean", *means]])
 
 
-def _latest(lineage: Lineage, model: Model, split: str) -> list[ScoreRow]:
+def _latest(lineage: Lineage, model: Model, split: str) -> list[Score]:
     """Scores under the home's latest settings."""
     current = lineage.get("settings") or {}
     if model.weights is None or split not in {"selection", "validation"}:
@@ -103,12 +121,12 @@ def _latest(lineage: Lineage, model: Model, split: str) -> list[ScoreRow]:
     return [row for row in rows if row.split == split]
 
 
-def _score_of(rows: Sequence[ScoreRow], task: str) -> str:
+def _score_of(rows: Sequence[Score], task: str) -> str:
     return next((f"{row.score:.4f}" for row in rows if row.task == task), "-")
 
 
-def _mean(rows: Sequence[ScoreRow]) -> float:
-    return sum(row.score for row in rows) / len(rows)
+def _mean(rows: Sequence[Score]) -> float:
+    return math.fsum(row.score for row in rows) / len(rows)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -123,7 +141,8 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def _fate(lineage: Lineage, model: Model) -> list[str]:
     if model.kind != "merge" or model.status != "admitted":
         return []
-    gate, publication = lineage.gate(model.id), lineage.publication(model.id)
+    settings = (lineage.get("settings") or {}).get("validation", "")
+    gate, publication = lineage.gate(model.id, settings), lineage.publication(model.id)
     if gate is None:
         return [_not_judged(lineage, model)]
     lines = [f"gate: {'passed' if gate.passed else 'not passed'}: {gate.reason}"]
@@ -131,8 +150,8 @@ def _fate(lineage: Lineage, model: Model) -> list[str]:
         lines.append(f"published as {publication.repo}, revision {publication.revision}")
         lines.append(f"at {publication.url}")
     elif gate.passed:
-        blocked = lineage.get(f"not_published:{model.id}")
-        lines.append(f"not published: {blocked or 'waiting; the next run publishes it'}")
+        blocked = model.not_published or "waiting; the next run publishes it"
+        lines.append(f"not published: {blocked}")
     return lines
 
 

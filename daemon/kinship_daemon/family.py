@@ -25,7 +25,7 @@ def tree(export: Export, focus: str | None = None) -> str:
         focus: Only this model and its ancestors.
     """
     models = _shown(export, focus)
-    best = _best(models)
+    best = (export["best"] or {}).get("model")  # of the whole family, not of what is shown
     lines = [f"{export['base']} (base)"]
     generations = sorted({model["generation"] for model in models if model["kind"] != "base"})
     for i, generation in enumerate(generations):
@@ -89,11 +89,6 @@ def _edges(models: list[Mapping[str, Any]], base: str) -> list[tuple[str, str]]:
         parents = model["parents"] or ([base] if model["id"] != base else [])
         edges += [(parent, model["id"]) for parent in parents if parent in shown]
     return edges
-
-
-def _best(models: list[Mapping[str, Any]]) -> str | None:
-    scored = [(value, m["id"]) for m in models if (value := mean(m["selection"])) is not None]
-    return max(scored, key=lambda pair: (pair[0], pair[1]))[1] if scored else None
 
 
 def _leaf(model: Mapping[str, Any], best: bool) -> str:

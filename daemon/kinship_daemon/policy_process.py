@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import pickle
-import signal
 import sys
-import threading
 import time
 import traceback
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from kinship_daemon.child_process import ChildProcess, settle
 from kinship_daemon.errors import KinshipError
 from kinship_policies.policy import Decision, Policy, Population
 
-__all__ = ["FAILED", "NOTHING_NEW", "SPENT", "PolicyFailed", "ask"]
-
-# How a stop begins that the daemon decides: for a policy that failed, or where nothing may come of
-# what it proposed.
-FAILED = "the policy failed: "
-NOTHING_NEW = "the policy proposed nothing new"
-SPENT = "no more merges are allowed: limits.merges_total"
-
-# The parent alone decides when the child ends; Ctrl-C and systemd signal the whole group.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+__all__ = ["PolicyDied", "PolicyFailed", "ask"]
 
 
 class PolicyFailed(KinshipError):
-    """A policy raised, took too long, or answered what is no decision."""
+    """A policy raised, took too long, or answered what is no decision: it would again."""
+
+
+class PolicyDied(PolicyFailed):
+    """Its process was ended from outside (killed, out of memory): it may well answer next time."""
 
 
 def ask(policy: Policy, population: Population, seconds: float) -> Decision:
@@ -43,26 +34,13 @@ def ask(policy: Policy, population: Population, seconds: float) -> Decision:
         seconds: After which it is stopped, its process's start included.
 
     Raises:
+        PolicyDied: Its process was killed.
         PolicyFailed: There is none, or it is about models that the population does not have.
     """
     deadline = time.monotonic() + seconds
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs,), name="policy", daemon=True)
-    # Blocked, not ignored: inherited by the child for the time until it can say that it ignores
-    # them, and for this thread only.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    try:
-        decision = _answered(ours, _packed(policy, population), deadline, seconds)
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
+    question = _packed(policy, population)
+    with closing(ChildProcess("policy", _answer)) as child:
+        decision = _answered(child, question, deadline, seconds)
     _check_names(decision, population)
     return decision
 
@@ -77,14 +55,17 @@ def _packed(policy: Policy, population: Population) -> bytes:
         ) from None
 
 
-def _answered(pipe: Connection, question: bytes, deadline: float, seconds: float) -> Decision:
+def _answered(child: ChildProcess, question: bytes, deadline: float, seconds: float) -> Decision:
     try:
-        pipe.send_bytes(question)
-        if not pipe.poll(max(0.0, deadline - time.monotonic())):
+        child.pipe.send_bytes(question)
+        if not child.pipe.poll(max(0.0, deadline - time.monotonic())):
             raise PolicyFailed(f"it took longer than limits.decision_seconds ({seconds:g})")
-        kind, text = pipe.recv()
+        kind, text = child.pipe.recv()
     except (EOFError, ConnectionError):
-        raise PolicyFailed("its process died") from None
+        how = child.ending()
+        # An exit is the policy's own doing; a signal is somebody else's.
+        died = PolicyFailed if how.startswith("exit code") else PolicyDied
+        raise died(f"its process died ({how})") from None
     if kind == "error":
         raise PolicyFailed(text)
     try:
@@ -107,10 +88,7 @@ def _check_names(decision: Decision, population: Population) -> None:
 
 def _answer(pipe: Connection) -> None:
     """The child's life: one question, one answer."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.dup2(2, 1)  # what a policy prints is no event of the daemon's
+    settle()
     try:
         policy, population = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own parent
         answer = ("decision", _decided(policy, population))
@@ -119,14 +97,6 @@ def _answer(pipe: Connection) -> None:
     sys.stdout.flush()  # this process may be killed as soon as it has answered
     with suppress(BrokenPipeError):  # nobody is left who asked
         pipe.send(answer)
-
-
-def _end_with_parent() -> None:
-    """A policy that hangs is not to outlive the daemon."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _decided(policy: Policy, population: Population) -> str:

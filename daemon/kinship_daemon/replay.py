@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from kinship_daemon.errors import UsageError
-from kinship_daemon.policy_process import FAILED, NOTHING_NEW, SPENT, PolicyFailed, ask
-from kinship_policies.policy import Decision, Population, Proposal
+from kinship_daemon.context import Rows
+from kinship_daemon.errors import ModelError, UsageError
+from kinship_daemon.policy_process import PolicyFailed, ask
+from kinship_daemon.steps.facts import told
+from kinship_policies.policy import Decision, Fact, Proposal
 from kinship_policies.registry import make
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Generation
@@ -21,43 +23,60 @@ class Replayed:
     One recorded decision, taken again.
 
     Attributes:
+        decision: Its number.
         differences: A line each; empty where history repeats itself.
         worded: Whether only the reasons, in words, differ.
+        missing: Why it could not be taken again.
     """
 
-    generation: int
+    decision: int
     policy: str
-    differences: tuple[str, ...]
+    differences: tuple[str, ...] = ()
     worded: bool = False
+    missing: str | None = None
 
 
-def replay(lineage: Lineage, seconds: float) -> Iterator[Replayed]:
-    """Every recorded decision in order; a policy gets so many seconds for each."""
-    for generation in lineage.generations():
-        recorded = Decision.from_json(generation.decision)
+def replay(lineage: Lineage, rows: Rows, seconds: float) -> Iterator[Replayed]:
+    """
+    Every recorded decision in order.
+
+    Args:
+        rows: The home's ledger, which knows the kinships that decisions rested on.
+        seconds: That a policy gets for each.
+    """
+    for decision in lineage.generations():
         try:
-            policy = make(generation.policy, generation.settings)
-            again = ask(policy, Population.from_json(generation.facts), seconds)
-        except (PolicyFailed, UsageError) as error:
-            again = Decision((), (), None, stop=f"{FAILED}{error}")
-        yield _compared(generation, recorded, again)
+            policy = make(decision.policy, decision.settings)
+            facts = lineage.facts(decision.number) or {}
+            uses: frozenset[Fact] = getattr(policy, "uses", frozenset())
+            population = told(lineage, rows, facts, uses)
+        except (ModelError, UsageError) as error:
+            yield Replayed(decision.number, decision.policy, missing=str(error))
+            continue
+        try:
+            again = ask(policy, population, seconds)
+        except PolicyFailed as error:
+            again = Decision((), (), None, stop=f"the policy failed: {error}")
+        yield _compared(decision, again)
 
 
-def _compared(generation: Generation, recorded: Decision, again: Decision) -> Replayed:
-    if _stopped_by_daemon(recorded) and again.stop is None:
+def _compared(decision: Generation, again: Decision) -> Replayed:
+    recorded = Decision.from_json(decision.decision)
+    if _stopped_by_daemon(decision, recorded) and again.stop is None:
         again = replace(again, merges=(), stop=recorded.stop)
     differences = tuple(_differences(recorded, again))
     worded = not differences and recorded != again
     if worded:
         differences = ("the same in other words",)
-    return Replayed(generation.number, generation.policy, differences, worded)
+    return Replayed(decision.number, decision.policy, differences, worded)
 
 
-def _stopped_by_daemon(recorded: Decision) -> bool:
+def _stopped_by_daemon(decision: Generation, recorded: Decision) -> bool:
     """Whether the policy went on, but nothing that it proposed was new, allowed or sound."""
-    stop = recorded.stop or ""
-    refused = stop.startswith(FAILED) and bool(recorded.top)  # one that raises has no top
-    return refused or stop.startswith((NOTHING_NEW, SPENT))
+    refused = decision.stop_kind == "policy failed" and bool(
+        recorded.top
+    )  # one that raises has none
+    return refused or decision.stop_kind in {"nothing new", "budget"}
 
 
 def _differences(recorded: Decision, again: Decision) -> Iterator[str]:

@@ -31,6 +31,7 @@ __all__ = [
     "Reporter",
     "RichReporter",
     "amount",
+    "count",
     "reporter",
 ]
 
@@ -88,6 +89,11 @@ def amount(value: float, unit: str) -> str:
             return f"{value:.{1 if prefix else 0}f} {prefix}B"
         value /= 1000
     return f"{value:.1f} GB"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 merge`, `2 merges`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class _Rate(ProgressColumn):

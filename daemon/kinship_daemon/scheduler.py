@@ -1,33 +1,34 @@
-"""The daemon's clock: APScheduler runs polls and generations, one at a time, until told to stop."""
+"""
+The daemon's clock: turns of the loop until told to stop, a look at the hub now and then.
+
+APScheduler only rings: that a look is due, that a new day has begun. All work is done by turns in
+the thread that called `serve`, so that nothing of it needs a lock.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 
-from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from kinship_daemon import cycle
-from kinship_daemon.daemon import BudgetReached, Daemon, Stopped
-from kinship_daemon.errors import KinshipError, Transient
+from kinship_daemon.context import Context
+from kinship_daemon.errors import KinshipError, Stopped
+from kinship_daemon.generation_table import show_generation
+from kinship_daemon.runner import Runner, Turn
+from kinship_daemon.steps.decide import converged
 from kinship_daemon.webhook import PATH, Webhook, webhook_secret
-from kinship_storage.errors import LineageError
+from kinship_storage.records import Generation
 
-_T = TypeVar("_T")
+__all__ = ["Service", "run_once", "serve", "stopping_on_signals"]
 
-__all__ = ["run_once", "serve", "stopping_on_signals"]
-
-# However long the world says it will be away: it is asked again within a day.
-_LONGEST_WAIT = 24 * 3600.0
+# A signal only sets a flag, which does not end a wait: so that is looked at so often.
+_TICK_SECONDS = 0.2
 
 
 @contextmanager
@@ -49,164 +50,161 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_once(d: Daemon) -> cycle.Outcome | None:
-    """One cycle: one poll, one generation. None if someone stopped it."""
-    try:
-        cycle.poll(d)
-        return cycle.evolve(d)
-    except Stopped:
-        return None
-
-
-def serve(d: Daemon, *, until_converged: bool = False) -> str | None:
+def run_once(context: Context) -> bool:
     """
-    Poll and evolve until asked to stop, or with `until_converged` until there is nothing to do.
+    One look at the hub and one generation.
 
     Returns:
-        Why evolution stopped, or None if someone stopped the daemon.
+        False if someone stopped it.
 
     Raises:
-        Transient, BudgetReached: with `until_converged`; otherwise the daemon waits and goes on.
+        KinshipError: As `serve`; also what keeps work waiting.
+    """
+    running = cycle.runner(context)
+    try:
+        with _saying_what_is_finished(context, running):
+            looked = running.loop(context.now(), look=True)
+            last = cycle.generation(running, context)
+    except Stopped:
+        return False
+    if (proposed := context.lineage.last_generation()) and proposed.generation is not None:
+        show_generation(context, proposed.generation)
+    for waiting in (*last.waiting, *(looked.waiting if looked.kind is None else ())):
+        raise waiting
+    return True
+
+
+def serve(context: Context, *, until_converged: bool = False) -> Generation | None:
+    """
+    Look and work until asked to stop, or with `until_converged` until there is nothing to do.
+
+    Returns:
+        The decision that ended the evolution, or None if someone stopped the daemon.
+
+    Raises:
+        Transient, BudgetReached: With `until_converged`; otherwise the daemon waits and goes on.
         UsageError: watch.webhook_port is set and cannot be listened at, or there is no secret.
     """
-    every = f"{d.config.watch.poll_minutes:g} min"
-    d.report.event("start", f"{d.base.id} on {d.hub.name}, every {every}; home {d.home.path}")
-    return _Service(d, until_converged).run()
+    every = f"{context.config.watch.poll_minutes:g} min"
+    where = f"{context.base.id} on {context.hub.name}, every {every}; home {context.home.path}"
+    context.report.event("start", where)
+    return Service(context, cycle.runner(context), until_converged=until_converged).run()
 
 
-class _Service:
-    def __init__(self, d: Daemon, until_converged: bool) -> None:
-        self._d = d
+class Service:
+    """Turns, one after another, and the waits between them."""
+
+    def __init__(self, context: Context, running: Runner, *, until_converged: bool) -> None:
+        self._context = context
+        self._running = running
         self._until_converged = until_converged
-        self._outcome: str | None = None
-        self._failure: BaseException | None = None
-        self._first = True
-        self._polled = False
-        self._idle = False
-        # Polls wait until then, also hurried ones.
-        self._not_before = datetime.now(UTC)
-        # Held by a job at work. APScheduler's shutdown waits for jobs with its own locks held, and
-        # a job that asks for another run would wait for them for ever; so it is called after them.
-        self._at_work = threading.Lock()
-        # One thread: polls and generations share the lineage and never run at the same time. Two
-        # instances, so that a job may ask for its own next run, which waits for the thread.
-        self._scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(1)},
-            job_defaults={"coalesce": True, "max_instances": 2, "misfire_grace_time": None},
-            timezone=UTC,
-        )
-        # Its log is not for users: a tick dropped while work goes on is what is wanted, and what
-        # a job raises comes out of `run`.
-        logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
-        self._scheduler.add_listener(self._crash, EVENT_JOB_ERROR)
+        self._bell = threading.Event()
+        self._look_is_due = threading.Event()
+        self._shown = 0
+        self._is_idle = False
 
-    def run(self) -> str | None:
-        every = self._d.config.watch.poll_minutes * 60
-        self._add("poll", self._poll, every, begin=0)
-        self._add("evolve", self._evolve, every, begin=every)
-        with self._webhook() as webhook:
+    def run(self) -> Generation | None:
+        scheduler = BackgroundScheduler(timezone=UTC)
+        seconds = self._context.config.watch.poll_minutes * 60
+        scheduler.add_job(self.hurry, "interval", seconds=seconds, misfire_grace_time=None)
+        scheduler.add_job(self._bell.set, "cron", hour=0, misfire_grace_time=None)
+        with (
+            self._webhook() as webhook,
+            _saying_what_is_finished(self._context, self._running),
+        ):
             if webhook is not None:
-                self._d.report.event("listen", f"for webhooks at port {webhook.port}, {PATH}")
-            self._scheduler.start()
+                say = self._context.report.event
+                say("listen", f"for webhooks at port {webhook.port}, {PATH}")
+            scheduler.start()
             try:
-                self._d.stop.wait()
+                return self._turns()
+            except Stopped:
+                return None
             finally:
-                self._d.stop.set()
-                with self._at_work:
-                    pass
-                self._scheduler.shutdown(wait=True)
-        if self._failure is not None:
-            raise self._failure
-        return self._outcome
+                scheduler.shutdown(wait=False)
 
     def hurry(self) -> None:
-        """Poll as soon as the hub allows; from any thread."""
-        with suppress(JobLookupError):  # the daemon has just ended
-            self._at("poll", max(datetime.now(UTC), self._not_before))
+        """A look at the hub is due, as soon as the hub allows; from any thread."""
+        self._look_is_due.set()
+        self._bell.set()
+
+    def _turns(self) -> Generation | None:
+        self._look_is_due.set()
+        while not self._context.stop.is_set():
+            self._bell.clear()
+            look = self._look_is_due.is_set()
+            self._look_is_due.clear()
+            turn = self._running.loop(self._context.now(), look=look)
+            if look and turn.kind != "watch":
+                # The hub is away, or was just now: the look is taken as soon as it may be.
+                self._look_is_due.set()
+            if turn.kind in {"decide", None}:
+                self._show_generations()
+            if turn.kind is not None:
+                self._is_idle = False
+                continue
+            stop = converged(self._context)
+            if self._until_converged:
+                return self._ended(turn, stop)
+            self._say_idle(stop)
+            self._wait(turn.due)
+        return None
+
+    def _ended(self, turn: Turn, stop: Generation | None) -> Generation:
+        for waiting in reversed(turn.waiting):
+            raise waiting
+        if stop is None:
+            raise KinshipError("nothing can be done now; `kinship-daemon status` says why")
+        return stop
+
+    def _show_generations(self) -> None:
+        """Those made since the last time; the newest is still being made after a decision."""
+        decisions = self._context.lineage.generations()
+        numbers = [d.generation for d in decisions if d.generation is not None]
+        made = self._context.lineage.models("merge", "proposed")
+        going_on = {model.generation for model in made}
+        for number in numbers:
+            if number > self._shown and number not in going_on:
+                show_generation(self._context, number)
+                self._shown = number
+
+    def _say_idle(self, stop: Generation | None) -> None:
+        if stop is not None and not self._is_idle:
+            every = f"{self._context.config.watch.poll_minutes:g} min"
+            message = f"waiting for new fine-tunes, a look every {every}"
+            self._context.report.event("idle", message)
+        self._is_idle = True
+
+    def _wait(self, due: datetime | None) -> None:
+        """Until the bell rings, something is due, or the daemon is to stop."""
+        while not self._context.stop.is_set():
+            left = None if due is None else (due - self._context.now()).total_seconds()
+            if left is not None and left <= 0:
+                return
+            if self._bell.wait(_TICK_SECONDS if left is None else min(left, _TICK_SECONDS)):
+                return
 
     def _webhook(self) -> AbstractContextManager[Webhook | None]:
-        watch, secret = self._d.config.watch, webhook_secret(self._d.config)
+        watch, secret = self._context.config.watch, webhook_secret(self._context.config)
         if watch.webhook_port is None or secret is None:
             return nullcontext()
         return Webhook(watch.webhook_host, watch.webhook_port, secret, self.hurry)
 
-    def _add(self, name: str, work: Callable[[], None], every: float, *, begin: float) -> None:
-        self._scheduler.add_job(
-            self._work,
-            "interval",
-            [work],
-            id=name,
-            seconds=every,
-            next_run_time=datetime.now(UTC) + timedelta(seconds=begin),
-        )
 
-    def _work(self, work: Callable[[], None]) -> None:
-        with self._at_work:
-            if not self._d.stop.is_set():
-                work()
+@contextmanager
+def _saying_what_is_finished(context: Context, running: Runner) -> Iterator[None]:
+    """Whoever asks for a stop hears at once that it was heard, and what is still being done."""
+    ended = threading.Event()
 
-    def _poll(self) -> None:
-        if datetime.now(UTC) < self._not_before:
-            return  # asked for before the hub said that it is away
-        grown = self._patiently("poll", lambda: cycle.poll(self._d))
-        self._polled = self._polled or grown is not None
-        if grown or self._first:
-            # The first time even if the hub is away: there may be unfinished work at home.
-            self._soon("evolve")
-        self._first = False
+    def say() -> None:
+        context.stop.wait()
+        if not ended.is_set():
+            doing = running.doing or "the step at hand"
+            message = f"finishing {doing}; a second signal stops at once"
+            context.report.event("stopping", message)
 
-    def _evolve(self) -> None:
-        outcome = self._patiently("evolve", lambda: cycle.evolve(self._d))
-        if outcome is None:
-            return
-        if outcome.stop is None:
-            self._soon("evolve")
-        elif self._until_converged:
-            self._outcome = outcome.stop
-            self._d.stop.set()
-        elif not self._idle:
-            every = f"{self._d.config.watch.poll_minutes:g} min"
-            self._d.report.event("idle", f"waiting for new fine-tunes, a look every {every}")
-        self._idle = outcome.stop is not None
-
-    def _patiently(self, name: str, work: Callable[[], _T]) -> _T | None:
-        """What will pass is said and tried again at the next tick; None for not done."""
-        try:
-            return work()
-        except Stopped:
-            return None
-        except (Transient, BudgetReached) as error:
-            if self._until_converged:
-                raise
-            self._d.report.event("warning", str(error))
-            if isinstance(error, Transient) and error.retry_seconds is not None:
-                self._wait(name, error.retry_seconds)
-            return None
-        except KinshipError as error:
-            # A hub that refuses us, as in an outage of its accounts, after it was fine before.
-            passing = name == "poll" and self._polled and not isinstance(error, LineageError)
-            if self._until_converged or not passing:
-                raise
-            self._d.report.event("warning", f"{error}; asked again at the next look")
-            return None
-
-    def _wait(self, name: str, seconds: float) -> None:
-        """The world has said when it is back: this job comes then, and no poll before it."""
-        # One more than it says, for the clocks; 0 first, so that NaN is 0.
-        wait = min(max(0.0, seconds) + 1, _LONGEST_WAIT)
-        until = datetime.now(UTC) + timedelta(seconds=wait)
-        self._not_before = max(self._not_before, until)
-        self._at(name, until)
-        if self._scheduler.get_job("poll").next_run_time < self._not_before:
-            self._at("poll", self._not_before)
-
-    def _soon(self, name: str) -> None:
-        self._at(name, datetime.now(UTC))
-
-    def _at(self, name: str, time: datetime) -> None:
-        self._scheduler.modify_job(name, next_run_time=time)
-
-    def _crash(self, event: JobExecutionEvent) -> None:
-        # APScheduler would log it and go on; a bug must end the daemon, loudly.
-        self._failure = event.exception
-        self._d.stop.set()
+    threading.Thread(target=say, name="stopping", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()

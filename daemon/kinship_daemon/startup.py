@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
 from kinship_daemon import demo
-from kinship_daemon.config import Config, Task
-from kinship_daemon.daemon import Daemon, cached_hash
+from kinship_daemon.config import Config
+from kinship_daemon.context import Context, Evaluators, Rows
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
-from kinship_daemon.evaluate.records import Settings, Split, TaskSpec
-from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.evaluate.settings import Settings
+from kinship_daemon.file_cache import FileCache, cached_hash
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
 from kinship_daemon.hub.files import wanted
@@ -24,13 +24,15 @@ from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub, Repo
 from kinship_daemon.report import Reporter
+from kinship_daemon.retry import try_again
+from kinship_daemon.steps.living import living
 from kinship_daemon.webhook import webhook_secret
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
 from kinship_policies.registry import make
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import File, Model, Status
+from kinship_storage.records import File, Model, Split
 
 __all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"]
 
@@ -43,13 +45,15 @@ def opened(
     check_tasks: bool = False,
     dry_run: bool = False,
     stop: threading.Event | None = None,
-) -> Iterator[Daemon]:
+    now: Callable[[], datetime] | None = None,
+) -> Iterator[Context]:
     """
     Hold the home and open all that the steps share. Mistakes show before anything is fetched.
 
     Args:
         check_tasks: Load the evaluation tasks, once per settings, which takes seconds.
         stop: Set when the daemon is to stop; ends every wait for the hub.
+        now: The clock, UTC; the machine's by default.
 
     Raises:
         Stopped: asked for meanwhile.
@@ -62,7 +66,7 @@ def opened(
     check(recipe, ())
     for device in {config.kinship.device, config.evaluate.device}:
         resolve_device(device)
-    stop = stop or threading.Event()
+    stop, now = stop or threading.Event(), now or _utc
     webhook_secret(config)
     if not dry_run:
         check_token(config)
@@ -71,8 +75,8 @@ def opened(
     home = home_of(config)
     with (
         home.hold(),
-        Lineage.open(home.lineage, now=_utc) as lineage,
-        Evaluator(settings, log=home.evaluation_log) as evaluator,
+        Lineage.open(home.lineage, now=now) as lineage,
+        closing(Evaluators(home.evaluation_log)) as evaluators,
     ):
         lineage.recover()
         hub = _hub(config, home, lineage, stop)
@@ -80,25 +84,36 @@ def opened(
             _check_right(config, hub, report)
         repo = _base_repo(base, hub, home, lineage)
         if check_tasks:
-            _check_tasks(evaluator, settings, lineage, report)
+            _check_tasks(evaluators, settings, lineage, report)
         folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
         model = _base(base, repo, folder, home, lineage)
         check(recipe, tuple(Checkpoint.open(folder).tensors))
-        _note_settings(settings, lineage, report)
+        try_again(config, settings, lineage, report)
+        _say_new_scores(settings, lineage, report)
         lineage.put("hub", hub.name)
-        yield Daemon(
+        clock = now
+        yield Context(
             config=config,
             home=home,
             hub=hub,
             lineage=lineage,
             policy=policy,
             settings=settings,
-            evaluator=evaluator,
+            evaluators=evaluators,
             report=report,
+            files=FileCache(
+                home,
+                hub,
+                lineage,
+                report,
+                disk_gb=config.limits.disk_gb,
+                keep=lambda: living(lineage, settings),
+                day=lambda: f"{clock():%Y-%m-%d}",
+            ),
+            rows=Rows(_ledger(home, folder, model)),
             base=model,
             base_folder=folder,
-            ledger=_ledger(home, folder, model),
-            now=_utc,
+            now=now,
             stop=stop,
             dry_run=dry_run,
         )
@@ -133,30 +148,25 @@ def _check_right(config: Config, hub: Hub, report: Reporter) -> None:
 
 
 def _check_tasks(
-    evaluator: Evaluator, settings: Settings, lineage: Lineage, report: Reporter
+    evaluators: Evaluators, settings: Settings, lineage: Lineage, report: Reporter
 ) -> None:
     fingerprints = [settings.fingerprint(split) for split in get_args(Split)]
     if lineage.get("tasks_checked") != fingerprints:
         report.event("check", "loading the evaluation tasks")
-        evaluator.check()
+        evaluators.under(settings).check()
         lineage.put("tasks_checked", fingerprints)
 
 
-def _note_settings(settings: Settings, lineage: Lineage, report: Reporter) -> None:
-    """Under new evaluation settings everyone is scored again, and past failures count no more."""
+def _say_new_scores(settings: Settings, lineage: Lineage, report: Reporter) -> None:
+    """Under new evaluation settings everyone is scored again; nothing is said where nobody is."""
     current = {split: settings.fingerprint(split) for split in get_args(Split)}
-    before = lineage.get("settings")
+    before = lineage.get("settings") or {}
     lineage.put("settings", current)
-    if before in (None, current):
-        return
-    report.event("warning", "the evaluation settings changed: everyone will be scored again")
-    for job in lineage.jobs(status="quarantined"):
-        if job.kind in {"screen", "score", "merge", "validate"} and job.model is not None:
-            model = lineage.require(job.model)
-            if model.status == "quarantined" and not job.key.endswith(tuple(current.values())):
-                status: Status = "proposed" if job.kind == "merge" else "admitted"
-                lineage.update_model(model.id, status=status, reason=None)
-                report.event("retry", f"{model.id}, set aside under other settings")
+    old = lineage.mean_scores("selection", before.get("selection", ""))
+    lacking = old.keys() - lineage.mean_scores("selection", current["selection"]).keys()
+    if lacking:
+        models = "1 model" if len(lacking) == 1 else f"{len(lacking)} models"
+        report.event("warning", f"the evaluation settings changed; {models} to be scored again")
 
 
 def the_base(config: Config) -> Base:
@@ -170,24 +180,7 @@ def home_of(config: Config) -> Home:
 
 
 def evaluation_settings(config: Config) -> Settings:
-    evaluate = config.evaluate
-    return Settings(
-        selection=_specs(evaluate.selection),
-        validation=_specs(evaluate.validation),
-        limit=evaluate.limit,
-        batch_size=evaluate.batch_size,
-        device=evaluate.device,
-        dtype=evaluate.dtype,
-        seed=config.seed,
-        time_limit_seconds=evaluate.time_limit_minutes * 60,
-        include_path=evaluate.include_path,
-        apply_chat_template=evaluate.apply_chat_template,
-        threads=evaluate.threads,
-    )
-
-
-def _specs(tasks: tuple[Task, ...]) -> tuple[TaskSpec, ...]:
-    return tuple(TaskSpec(**task.model_dump()) for task in tasks)
+    return Settings.of(config.evaluate, config.seed)
 
 
 def _utc() -> datetime:
@@ -215,9 +208,8 @@ def _base_repo(base: Base, hub: Hub, home: Home, lineage: Lineage) -> Repo | Non
         )
     if base.path is not None:
         return None
-    folder = lineage.get(f"folder:{base.id}")
-    if known is not None and folder is not None:
-        files = [Path(str(folder)) / file.path for file in lineage.files(known.id)]
+    if known is not None and known.folder is not None:
+        files = [Path(known.folder) / file.path for file in lineage.files(known.id)]
         if all(file.is_file() for file in files):
             return None
     return hub.repo(base.id, known.revision if known else base.revision)
@@ -227,7 +219,7 @@ def _base_folder(
     base: Base, repo: Repo | None, hub: Hub, home: Home, lineage: Lineage, report: Reporter
 ) -> Path:
     if repo is None:
-        return Path(str(lineage.get(f"folder:{base.id}")))
+        return Path(str(lineage.require(base.id).folder))
     size = sum(file.size for file in wanted(repo.files))
     with report.progress(f"fetch {base.id}", size, "bytes") as advance:
         return hub.fetch(repo, home.cache, advance)
@@ -262,10 +254,8 @@ def _base(base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Line
     ]
     with lineage.transaction():
         lineage.add_model(known, files)
-        lineage.put(f"folder:{base.id}", str(folder))
-        if repo is not None and repo.gated:
-            lineage.put(f"gated:{base.id}", True)
-    return known
+        gated = known.gated if repo is None else repo.gated
+        return lineage.update_model(base.id, folder=str(folder), gated=gated)
 
 
 def _card(folder: Path) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ def _identity(recipe: Mapping[str, Any], parents: Sequence[str]) -> str:
 def _files(lineage: Lineage) -> tuple[int, list[str]]:
     hashed, found = 0, []
     for model in lineage.models(status="admitted"):
-        folder = lineage.get(f"folder:{model.id}")
+        folder = model.folder
         if folder is None and model.repo is not None:
             continue  # it made room for others, and is hashed when it is fetched again
         for file in lineage.files(model.id):

@@ -240,7 +240,7 @@ class Population:
         return cls(
             generation=facts["generation"],
             members=members,
-            kinship=_matrix(facts["kinship"]),
+            kinship=_matrix(facts.get("kinship", ())),  # kept apart: the ledger knows it
             merged=frozenset((a, b) for a, b in facts["merged"]),
             newcomers=tuple(facts["newcomers"]),
             previous_top=None if top is None else tuple(top),

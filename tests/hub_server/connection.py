@@ -240,7 +240,7 @@ class Connection(BaseHTTPRequestHandler):
         for piece in reply.pieces():
             if action == "corrupt" and at <= half < at + len(piece):
                 where = half - at
-                piece = piece[:where] + bytes([piece[where] ^ 1]) + piece[where + 1 :]  # noqa: PLW2901
+                piece = piece[:where] + bytes([piece[where] ^ 1]) + piece[where + 1 :]
             at += len(piece)
             if action == "trickle":
                 self._trickle(piece)

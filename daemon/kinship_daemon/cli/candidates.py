@@ -88,7 +88,7 @@ def _facts(lineage: Lineage, config: Config, wanted: Sequence[str]) -> dict[str,
     """What --json prints; a list of rows for each status that is wanted."""
     counts = lineage.count_models()
     today = f"{now():%Y-%m-%d}"
-    spent = {what: lineage.get(f"spent:{what}") or (None, 0) for what in _SPENT}
+    spent = lineage.budgets(today)
     rows: dict[str, Any] = {}
     for name in wanted:
         candidates = lineage.candidates(_STATUS[name])
@@ -100,11 +100,8 @@ def _facts(lineage: Lineage, config: Config, wanted: Sequence[str]) -> dict[str,
     return {
         "order": {"novelty": config.admission.novelty, "popularity": config.admission.popularity},
         "limits": {limit: getattr(config.limits, limit) for limit in _SPENT.values()},
-        "spent": {what: n if day == today else 0 for what, (day, n) in spent.items()},
-        "counts": {
-            name: sum(counts.get((kind, status), 0) for kind in ("finetune", "adapter"))
-            for name, status in _STATUS.items()
-        },
+        "spent": {what: round(spent.get(what, 0)) for what in _SPENT},
+        "counts": {name: counts.get(("finetune", status), 0) for name, status in _STATUS.items()},
         **rows,
     }
 

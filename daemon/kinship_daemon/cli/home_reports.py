@@ -16,12 +16,11 @@ from kinship_daemon.errors import KinshipError
 from kinship_daemon.explain import explain
 from kinship_daemon.home import Home
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Status
+from kinship_storage.records import Job, Status
 
 __all__ = ["explain_command", "lineage_command", "status_command", "verify_command"]
 
 _FEW = 20  # lines that are told one by one
-_SET_ASIDE: tuple[Status, ...] = ("refused", "quarantined")
 
 
 @click.command("status")
@@ -45,9 +44,11 @@ def status_command(home: Path | None, base: str | None, as_json: bool) -> None:
     click.echo(f"best        {facts['best']}")
     for repo in facts["published"]:
         click.echo(f"published   {repo}")
-    aside = {status: _pairs(facts["set_aside"], status) for status in _SET_ASIDE}
+    states: tuple[Status, ...] = ("refused", "quarantined")
+    aside = {status: _pairs(facts["set_aside"], status) for status in states}
     for status, given in aside.items():
         _tell(status, given)
+    _tell("waiting", [(line["job"], line["reason"]) for line in facts["waiting"]])
     _tell("failed", [(line["job"], line["reason"]) for line in facts["failed_jobs"]])
     if many := [status for status, given in aside.items() if len(given) > _FEW]:
         click.echo(f"names       kinship-daemon candidates --home {found.path} --status {many[0]}")
@@ -80,38 +81,43 @@ def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
         },
         "jobs": dict(sorted(lineage.count_jobs().items())),
         "decisions": 0 if last is None else last.number,
-        "evolution": "not begun"
-        if last is None
-        else f"converged: {last.stop}"
-        if last.stop
-        else "going on",
+        "evolution": _evolution(lineage),
         "best": _best(lineage),
         "published": [publication.repo for publication in lineage.publications()],
         "set_aside": list(_set_aside(lineage)),
-        "failed_jobs": [
-            {"job": job.key, "reason": job.reason} for job in lineage.jobs(status="failed")
-        ],
+        "waiting": [_job(job) for job in lineage.jobs("waiting")],
+        "failed_jobs": [_job(job) for job in lineage.jobs("failed")],
     }
 
 
+def _job(job: Job) -> dict[str, str | None]:
+    what = job.kind if job.model is None else f"{job.kind} of {job.model}"
+    return {"job": what, "reason": job.reason, "cause": job.cause, "due": job.due}
+
+
 def _best(lineage: Lineage) -> str:
-    means = lineage.mean_scores("selection", (lineage.get("settings") or {}).get("selection"))
-    scored = [
-        (mean, model.id)
-        for weights, mean in means.items()
-        for model in lineage.by_weights(weights)
-        if model.status in {"admitted", "proposed"}
-    ]
-    if not scored:
-        return "none yet"
-    mean, name = max(scored)
-    return f"{name} {mean:.4f} (selection)"
+    found = lineage.best()
+    return "none yet" if found is None else f"{found.model} {found.score:.4f} ({found.split})"
+
+
+def _evolution(lineage: Lineage) -> str:
+    last = lineage.last_generation()
+    if last is None:
+        return "not begun"
+    return "going on" if last.stop is None else f"stopped ({last.stop_kind}): {last.stop}"
 
 
 def _set_aside(lineage: Lineage) -> Iterator[dict[str, str | None]]:
-    for status in _SET_ASIDE:
-        for model, reason in lineage.reasons(status):
-            yield {"model": model, "status": status, "reason": reason}
+    """Who was refused or set aside, why, and what would open it again."""
+    for model in lineage.set_aside():
+        yield {
+            "model": model.id,
+            "status": model.status,
+            "reason": model.reason,
+            "cause": model.cause,
+            "setting": model.setting,
+            "retry_at": model.retry_at,
+        }
 
 
 def _counts(counts: Mapping[str, int]) -> str:

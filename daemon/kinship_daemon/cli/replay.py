@@ -9,8 +9,11 @@ from pathlib import Path
 import click
 
 from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.context import Rows
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.replay import replay
+from kinship_daemon.report import count
+from kinship_daemon.weights.gram import Ledger
 
 __all__ = ["replay_command"]
 
@@ -29,16 +32,26 @@ __all__ = ["replay_command"]
 )
 def replay_command(home: Path | None, base: str | None, seconds: float, form: str) -> None:
     """Decide again on every recorded decision's facts, and say what differs."""
-    _, lineage = open_lineage(home, base)
+    found, lineage = open_lineage(home, base)
     with lineage:
-        decisions = list(replay(lineage, seconds))
+        decisions = list(replay(lineage, Rows(Ledger.load(found.ledger)), seconds))
     changed = [each for each in decisions if each.differences and not each.worded]
+    missing = [each for each in decisions if each.missing is not None]
     if form == "json":
         click.echo(json.dumps([asdict(each) for each in decisions], indent=2))
     else:
         for each in decisions:
             words = "; ".join(each.differences) or "the same"
-            click.echo(f"generation {each.generation} ({each.policy}): {words}")
-        click.echo(f"{len(decisions)} decisions replayed, {len(changed)} differ")
+            if each.missing is not None:
+                words = f"cannot be taken again: {each.missing}"
+            click.echo(f"decision {each.decision} ({each.policy}): {words}")
+        replayed = len(decisions) - len(missing)
+        click.echo(f"{count(replayed, 'decision')} replayed, {len(changed)} differ")
     if changed:
-        raise KinshipError(f"{len(changed)} of {len(decisions)} decisions would be others today")
+        raise KinshipError(
+            f"{len(changed)} of {count(len(decisions), 'decision')} would differ today"
+        )
+    if missing:
+        raise KinshipError(
+            f"{len(missing)} of {count(len(decisions), 'decision')} could not be replayed"
+        )

@@ -10,10 +10,8 @@ import click
 from kinship_daemon import config as configuration
 from kinship_daemon import family
 from kinship_daemon.cli.options import config_options
-from kinship_daemon.cycle import Outcome
-from kinship_daemon.daemon import Daemon
+from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Stopped, UsageError
-from kinship_daemon.policy_process import FAILED
 from kinship_daemon.report import Reporter, reporter
 from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
 from kinship_daemon.startup import opened
@@ -54,21 +52,21 @@ def run_command(
         ):
             finished = run_once(d) if once else serve(d, until_converged=until_converged)
             _farewell(d, report)
+            last = d.lineage.last_generation()
     except Stopped:
-        finished = None
-    why = finished.stop if isinstance(finished, Outcome) else finished
-    if (once or until_converged) and (why or "").startswith(FAILED):
-        raise KinshipError(str(why))
-    if finished is None and (once or until_converged):
+        finished = last = None
+    if (once or until_converged) and not finished:
         raise click.Abort
+    if (once or until_converged) and last is not None and last.stop_kind == "policy failed":
+        raise KinshipError(str(last.stop))
 
 
-def _farewell(d: Daemon, report: Reporter) -> None:
+def _farewell(d: Context, report: Reporter) -> None:
     """What became of it, and where to look next."""
     export = d.lineage.export()
     report.block("family tree", family.tree(export))
     for publication in d.lineage.publications():
-        verdict = d.lineage.gate(publication.model)
+        verdict = next(iter(d.lineage.gates_of(publication.model)), None)
         gain = "" if verdict is None else f", {verdict.reason}"
         report.event(
             "published",

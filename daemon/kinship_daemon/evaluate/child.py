@@ -6,29 +6,28 @@ has sent all output to the log.
 """
 
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kinship_daemon.child_process import settle
 from kinship_daemon.errors import KinshipError, ModelError, Transient, UsageError
-from kinship_daemon.evaluate.records import Settings, Split
+from kinship_daemon.evaluate.settings import Settings
+from kinship_storage.records import Split
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["ERRORS", "SIGNALS", "serve"]
+__all__ = ["error_of", "serve"]
 
 # What an error is called in the pipe; a subclass goes as its nearest parent, hence the order.
-ERRORS = {error.__name__: error for error in (UsageError, ModelError, Transient, KinshipError)}
-# The parent alone decides when the worker ends; Ctrl-C and systemd signal the whole group.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ERRORS: dict[str, type[KinshipError]] = {
+    error.__name__: error for error in (UsageError, ModelError, Transient, KinshipError)
+}
 
 _log = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 0.1
@@ -37,16 +36,26 @@ _LOG_BYTES = 8_000_000
 
 def serve(pipe: Connection, settings: Settings, log: Path) -> None:
     """The child's life: answer until the pipe closes, a model fails or the parent dies."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
-    _write_to(log)
+    settle(log)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _log.setLevel(logging.INFO)
     try:
         _answer(pipe, settings)
     except KinshipError as error:
         _log.exception("this worker ends")
-        kind = next(name for name, known in ERRORS.items() if isinstance(error, known))
-        pipe.send((kind, str(error)))
+        kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
+        cause: dict[str, Any] = {}
+        if isinstance(error, ModelError):
+            cause = {"cause": error.cause, "setting": error.setting}
+        pipe.send((kind, str(error), cause))
+
+
+def error_of(message: tuple[Any, ...]) -> KinshipError | None:
+    """The error that a message of the child is; None if it is none."""
+    if message[0] not in _ERRORS:
+        return None
+    _, text, cause = message
+    return _ERRORS[message[0]](text, **cause)
 
 
 def _answer(pipe: Connection, settings: Settings) -> None:
@@ -88,23 +97,6 @@ def _beat(pipe: Connection) -> Callable[[int, int], None]:
             pipe.send(("progress", done, total))
 
     return progress
-
-
-def _end_with_parent() -> None:
-    """At once, even in the middle of an evaluation: nobody is left who could use its result."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _write_to(log: Path) -> None:
-    """Send all that this process prints, C libraries included, to the log."""
-    with log.open("ab") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    _log.setLevel(logging.INFO)
 
 
 def _shorten_log() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.evaluate.records import Score
+from kinship_storage.records import Score
 
 __all__ = ["Verdict", "judge"]
 

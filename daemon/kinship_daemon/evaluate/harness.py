@@ -11,10 +11,11 @@ from lm_eval import evaluator
 
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.live import LiveModel, ModelSlot, unusable
-from kinship_daemon.evaluate.records import Score, Settings, Split
+from kinship_daemon.evaluate.settings import Settings, harness_versions
 from kinship_daemon.evaluate.split import documents
-from kinship_daemon.evaluate.tasks import Task, load_tasks
+from kinship_daemon.evaluate.tasks import LoadedTask, load_tasks
 from kinship_daemon.weights.materialise import Assembly
+from kinship_storage.records import Score, Split
 
 __all__ = ["Harness", "pin_numerics"]
 
@@ -71,10 +72,10 @@ class Harness:
             scores.append(self._score(live, task, split))
         return tuple(scores)
 
-    def _of(self, split: Split) -> list[Task]:
+    def _of(self, split: Split) -> list[LoadedTask]:
         return [self._tasks[spec] for spec in self._settings.tasks(split)]
 
-    def _choose(self, task: Task, split: Split) -> tuple[int, ...]:
+    def _choose(self, task: LoadedTask, split: Split) -> tuple[int, ...]:
         return documents(
             task.spec.task,
             task.documents,
@@ -84,7 +85,7 @@ class Harness:
             seed=self._settings.seed,
         )
 
-    def _score(self, live: LiveModel, task: Task, split: Split) -> Score:
+    def _score(self, live: LiveModel, task: LoadedTask, split: Split) -> Score:
         results = self._run(live, task, self._documents[task.spec, split])
         samples = _samples(live, task, results)
         values = [value for _, value in samples]
@@ -97,9 +98,22 @@ class Harness:
             )
         spread = math.fsum((value - score) ** 2 for value in values)
         stderr = math.sqrt(spread / (len(values) - 1) / len(values))
-        return Score(task.spec.task, split, task.key, task.version, score, stderr, samples)
+        return Score(
+            weights=live.identity,
+            task=task.spec.task,
+            split=split,
+            settings=self._settings.fingerprint(split),
+            metric=task.key,
+            task_version=task.version,
+            score=score,
+            stderr=stderr,
+            n=len(samples),
+            seed=self._settings.seed,
+            harness=harness_versions(),
+            samples=samples,
+        )
 
-    def _run(self, live: LiveModel, task: Task, chosen: tuple[int, ...]) -> Results:
+    def _run(self, live: LiveModel, task: LoadedTask, chosen: tuple[int, ...]) -> Results:
         name = task.spec.task
         self._seed(task)
         try:
@@ -120,7 +134,7 @@ class Harness:
             doing = f"answering {name!r}"
             raise unusable(live.identity, doing, error, self._settings.batch_size) from error
 
-    def _seed(self, task: Task) -> None:
+    def _seed(self, task: LoadedTask) -> None:
         """Before every task: few-shot examples and sampling do not depend on what ran before."""
         random.seed(self._settings.seed)
         np.random.seed(self._settings.seed)
@@ -146,7 +160,7 @@ def _share(
     return lambda share: progress(before + int(share * size), total)
 
 
-def _samples(live: LiveModel, task: Task, results: Results) -> tuple[tuple[int, float], ...]:
+def _samples(live: LiveModel, task: LoadedTask, results: Results) -> tuple[tuple[int, float], ...]:
     """(document id, value) ascending, of the chosen metric after the chosen filter."""
     name = task.spec.task
     rows = [row for row in results["samples"][name] if row["filter"] == task.filter]

@@ -138,9 +138,12 @@ class ModelSlot:
 
     def _build(self, assembly: Assembly, tokenizer: PreTrainedTokenizerBase) -> LiveModel:
         if self._chat_template and not tokenizer.chat_template:
+            setting = "evaluate.apply_chat_template"
             raise ModelError(
                 f"{assembly.identity}: {assembly.donor.name} has no chat template; "
-                "evaluate.apply_chat_template: false would work"
+                f"{setting}: false would work",
+                cause="settings",
+                setting=setting,
             )
         dtype: torch.dtype = getattr(torch, self._dtype)
         model = live_model(assembly, dtype=dtype, device=self._device)
@@ -160,9 +163,15 @@ def unusable(identity: str, doing: str, error: Exception, batch_size: int) -> Mo
     if memory or "can't allocate memory" in text or "not enough memory" in text:
         return ModelError(
             f"{identity}: out of memory while {doing}; an evaluate.batch_size below {batch_size} "
-            f"or a smaller dtype may work ({text:.120})"
+            f"or a smaller dtype may work ({text:.120})",
+            cause="settings",
+            setting="evaluate.batch_size",
         )
-    return ModelError(f"{identity}: the harness failed while {doing}: {_named(error, text):.300}")
+    return ModelError(
+        f"{identity}: the harness failed while {doing}: {_named(error, text):.300}",
+        cause="settings",
+        setting="evaluate",
+    )
 
 
 def _named(error: Exception, text: str) -> str:

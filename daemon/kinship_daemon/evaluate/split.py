@@ -3,7 +3,7 @@
 import hashlib
 
 from kinship_daemon.errors import UsageError
-from kinship_daemon.evaluate.records import Split
+from kinship_storage.records import Split
 
 __all__ = ["documents"]
 

@@ -12,16 +12,16 @@ from lm_eval.api import task as lm_eval_task
 from lm_eval.tasks import TaskManager
 
 from kinship_daemon.errors import KinshipError, Transient, UsageError
-from kinship_daemon.evaluate.records import Settings, TaskSpec
+from kinship_daemon.evaluate.settings import Settings, Task
 
-__all__ = ["Task", "load_tasks"]
+__all__ = ["LoadedTask", "load_tasks"]
 
 _log = logging.getLogger(__name__)
 _NAMES_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Task:
+class LoadedTask:
     """
     A task ready to run.
 
@@ -32,7 +32,7 @@ class Task:
         version: As text, for the record.
     """
 
-    spec: TaskSpec
+    spec: Task
     harness: lm_eval_task.Task
     metric: str
     filter: str
@@ -48,7 +48,7 @@ class Task:
         return len(self.harness.eval_docs)
 
 
-def load_tasks(settings: Settings) -> Mapping[TaskSpec, Task]:
+def load_tasks(settings: Settings) -> Mapping[Task, LoadedTask]:
     """
     All tasks of both splits; their data is downloaded where it is not here yet.
 
@@ -108,7 +108,7 @@ def _members(manager: TaskManager, name: str) -> list[str]:
     ]
 
 
-def _load(manager: TaskManager, spec: TaskSpec, seed: int) -> Task:
+def _load(manager: TaskManager, spec: Task, seed: int) -> LoadedTask:
     try:
         harness = manager.load([spec.task])["tasks"][spec.task]
     except Exception as error:  # a task is a stranger's YAML, code and data: anything can come
@@ -121,10 +121,10 @@ def _load(manager: TaskManager, spec: TaskSpec, seed: int) -> Task:
     _set_fewshot(harness, spec)
     harness.set_fewshot_seed(seed)
     metric, chosen_filter = _metric(harness, spec), _filter(harness, spec)
-    return Task(spec, harness, metric, chosen_filter, str(harness.VERSION))
+    return LoadedTask(spec, harness, metric, chosen_filter, str(harness.VERSION))
 
 
-def _set_fewshot(harness: lm_eval_task.Task, spec: TaskSpec) -> None:
+def _set_fewshot(harness: lm_eval_task.Task, spec: Task) -> None:
     """As lm-eval does it: a task that is written for zero examples is not given any."""
     own = harness.get_config("num_fewshot")
     if spec.num_fewshot is None:
@@ -138,7 +138,7 @@ def _set_fewshot(harness: lm_eval_task.Task, spec: TaskSpec) -> None:
         harness.set_config("num_fewshot", spec.num_fewshot)
 
 
-def _metric(harness: lm_eval_task.Task, spec: TaskSpec) -> str:
+def _metric(harness: lm_eval_task.Task, spec: Task) -> str:
     """The asked-for metric or the task's first: a mean over documents, where more is better."""
     known: dict[str, Any] = harness.aggregation()
     better: dict[str, Any] = harness.higher_is_better()
@@ -164,7 +164,7 @@ def _is_mean(aggregate: Callable[[list[float]], float]) -> bool:
         return False
 
 
-def _filter(harness: lm_eval_task.Task, spec: TaskSpec) -> str:
+def _filter(harness: lm_eval_task.Task, spec: Task) -> str:
     names = [entry["name"] for entry in harness.get_config("filter_list") or ()] or ["none"]
     chosen = spec.filter or names[0]
     if chosen not in names:

@@ -7,23 +7,20 @@ of ("progress", done, total) and one ("scores", scores). Instead of any of them 
 an error class, message), and ends.
 """
 
-import atexit
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from kinship_daemon.child_process import ChildProcess, last_line
 from kinship_daemon.errors import KinshipError, ModelError, WorkerDied
-from kinship_daemon.evaluate.child import ERRORS, SIGNALS, serve
-from kinship_daemon.evaluate.records import Score, Settings, Split
+from kinship_daemon.evaluate.child import error_of, serve
+from kinship_daemon.evaluate.settings import Settings
+from kinship_storage.records import Score, Split
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
@@ -34,8 +31,6 @@ __all__ = ["Evaluator"]
 _START_SECONDS = 1800.0
 # An idle worker takes a job in milliseconds.
 _TAKE_SECONDS = 60.0
-# A process that hangs in the kernel (a lost disk, a GPU driver) dies when it comes back.
-_KILL_SECONDS = 30.0
 
 # Set for the child unless the user has set them.
 _ENVIRONMENT = {
@@ -63,8 +58,7 @@ class Evaluator:
     def __init__(self, settings: Settings, *, log: Path) -> None:
         self._settings = settings
         self._log = log
-        self._process: SpawnProcess | None = None
-        self._pipe: Connection | None = None
+        self._child: ChildProcess | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +100,7 @@ class Evaluator:
         """
         with self._stopped_on_error():
             pipe = self._hand_over((assembly, split))
-            deadline = time.monotonic() + self._settings.time_limit_seconds
+            deadline = time.monotonic() + self._settings.time_limit_minutes * 60
             while True:
                 kind, *content = self._receive(assembly.identity, pipe, deadline)
                 if kind == "scores":
@@ -116,14 +110,9 @@ class Evaluator:
 
     def close(self) -> None:
         """End the worker, whatever it is doing; the next call would start another."""
-        atexit.unregister(self.close)
-        process, self._process = self._process, None
-        pipe, self._pipe = self._pipe, None
-        if pipe is not None:
-            pipe.close()
-        if process is not None:
-            process.kill()
-            process.join(timeout=_KILL_SECONDS)
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
 
     @contextmanager
     def _stopped_on_error(self) -> Iterator[None]:
@@ -135,10 +124,10 @@ class Evaluator:
 
     def _worker(self) -> Connection:
         """The pipe to a worker that has loaded its tasks."""
-        if self._pipe is None:
-            self._pipe = self._start()
-            self._receive(None, self._pipe, time.monotonic() + _START_SECONDS)
-        return self._pipe
+        if self._child is None:
+            self._child = self._start()
+            self._receive(None, self._child.pipe, time.monotonic() + _START_SECONDS)
+        return self._child.pipe
 
     def _hand_over(self, job: tuple["Assembly", Split]) -> Connection:
         """
@@ -158,7 +147,7 @@ class Evaluator:
             self.close()
         raise KinshipError(f"the evaluation worker dies before it takes a model; see {self._log}")
 
-    def _start(self) -> Connection:
+    def _start(self) -> ChildProcess:
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             self._log.touch()
@@ -166,21 +155,10 @@ class Evaluator:
             raise KinshipError(
                 f"the evaluation log {self._log} cannot be written: {error.strerror}"
             ) from error
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=serve,
-            args=(theirs, self._settings, self._log),
-            name="kinship-evaluate",
-            daemon=True,
+        environment = {name: v for name, v in _ENVIRONMENT.items() if name not in os.environ}
+        return ChildProcess(
+            "kinship-evaluate", serve, self._settings, self._log, environment=environment
         )
-        # multiprocessing would send SIGTERM at exit and wait; this runs before it, and kills.
-        atexit.register(self.close)
-        with _for_the_child():
-            process.start()
-        self._process = process
-        theirs.close()  # so that the child's death is the end of the pipe
-        return ours
 
     def _receive(self, identity: str | None, pipe: Connection, deadline: float) -> tuple[Any, ...]:
         """
@@ -195,8 +173,9 @@ class Evaluator:
             message: tuple[Any, ...] = pipe.recv()
         except (EOFError, ConnectionError) as error:
             raise self._died(identity) from error
-        if message[0] in ERRORS:
-            raise ERRORS[message[0]](message[1])
+        failure = error_of(message)
+        if failure is not None:
+            raise failure
         return message
 
     def _late(self, identity: str | None) -> KinshipError:
@@ -205,57 +184,17 @@ class Evaluator:
                 f"the evaluation worker was not ready after {_START_SECONDS:g} seconds; "
                 f"see {self._log} for what it waits for"
             )
-        minutes = self._settings.time_limit_seconds / 60
+        setting = "evaluate.time_limit_minutes"
         return ModelError(
-            f"{identity}: evaluation took longer than evaluate.time_limit_minutes ({minutes:g})"
+            f"{identity}: evaluation took longer than {setting} "
+            f"({self._settings.time_limit_minutes:g})",
+            cause="settings",
+            setting=setting,
         )
 
     def _died(self, identity: str | None) -> KinshipError:
-        how = _ending(self._process)
-        last = f"the last line of {self._log} is: {_last_line(self._log)}"
+        how = "it was stopped" if self._child is None else self._child.ending()
+        last = f"the last line of {self._log} is: {last_line(self._log)}"
         if identity is None:
             return KinshipError(f"the evaluation worker could not start ({how}); {last}")
         return WorkerDied(f"{identity}: the evaluation worker died ({how}); {last}")
-
-
-@contextmanager
-def _for_the_child() -> Iterator[None]:
-    """
-    What a child inherits at its birth: our environment and blocked signals.
-
-    Blocked, not ignored: that works in any thread of ours, and for the seconds before the child can
-    say that it ignores them.
-    """
-    # Started now, because starting it later would unblock the signals again.
-    resource_tracker.ensure_running()
-    added = [name for name in _ENVIRONMENT if name not in os.environ]
-    os.environ.update({name: _ENVIRONMENT[name] for name in added})
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for name in added:
-            del os.environ[name]
-
-
-def _ending(process: SpawnProcess | None) -> str:
-    """How the worker ended, in words."""
-    if process is None:
-        return "it was stopped"
-    process.join(timeout=_KILL_SECONDS)
-    code = process.exitcode
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    except OSError as error:
-        return f"unreadable ({error.strerror})"
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "empty")

@@ -6,11 +6,28 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from kinship_daemon.errors import Cause
 from kinship_daemon.hub.files import has_tokenizer, is_adapter, pickles, weight_files
 from kinship_daemon.hub.front_matter import relation, tags
 from kinship_daemon.hub.records import Listing, Repo
 
-__all__ = ["Rules", "listed_refusal", "refusal", "remarks"]
+__all__ = ["Refusal", "Rules", "listed_refusal", "refusal", "remarks"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """
+    Why a repo is not fetched.
+
+    Attributes:
+        cause: `model`: what it is; `settings`: a rule of ours; `world`: what the hub does with it.
+        setting: The rule, with cause `settings`.
+    """
+
+    reason: str
+    cause: Cause = "model"
+    setting: str | None = None
+
 
 # As words of a name or tag: Org/Model-GPTQ, 4bit, but not the "awq" inside another word.
 _QUANTISED = re.compile(
@@ -21,9 +38,18 @@ _QUANTISED = re.compile(
 
 # The Hub's own tag for a descendant whose relation is stated.
 _TYPED = re.compile(r"base_model:(finetune|adapter|merge|quantized):")
-_GATED = "gated (triage.allow_gated admits such)"
-_MERGE = "a merge (triage.allow_merges admits such)"
-_ADAPTER = "an adapter (triage.allow_adapters admits such)"
+
+
+def _by_rule(what: str, setting: str) -> Refusal:
+    return Refusal(f"{what} ({setting} admits such)", "settings", setting)
+
+
+_GATED = _by_rule("gated", "triage.allow_gated")
+_MERGE = _by_rule("a merge", "triage.allow_merges")
+_ADAPTER = _by_rule("an adapter", "triage.allow_adapters")
+_BASE = Refusal("the base itself")
+_DISABLED = Refusal("disabled by the hub", "world")
+_QUANTISED_COPY = Refusal("a quantised copy")
 
 
 @dataclass(frozen=True)
@@ -46,7 +72,7 @@ class Rules:
 
 def refusal(
     repo: Repo, base_id: str, rules: Rules, *, architectures: Sequence[str] = ()
-) -> str | None:
+) -> Refusal | None:
     """
     Why a repo is not fetched; None if it may be. The licence is no reason: it bars publishing.
 
@@ -63,15 +89,15 @@ def refusal(
     )
 
 
-def listed_refusal(listing: Listing, base_id: str, rules: Rules) -> str | None:
+def listed_refusal(listing: Listing, base_id: str, rules: Rules) -> Refusal | None:
     """The same from a line of a listing alone, which asks the hub nothing more."""
     relations = {tag.split(":")[1] for tag in listing.tags if _TYPED.match(tag)}
     plain = [tag.lower() for tag in listing.tags if not tag.startswith("base_model:")]
     reasons = (
-        (listing.id == base_id, "the base itself"),
-        (listing.disabled, "disabled by the hub"),
+        (listing.id == base_id, _BASE),
+        (listing.disabled, _DISABLED),
         (listing.gated and not rules.allow_gated, _GATED),
-        ("quantized" in relations, "a quantised copy"),
+        ("quantized" in relations, _QUANTISED_COPY),
         ("merge" in relations and not rules.allow_merges, _MERGE),
         (relations == {"adapter"} and not rules.allow_adapters, _ADAPTER),
     )
@@ -89,66 +115,67 @@ def remarks(repo: Repo) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _by_standing(repo: Repo, base_id: str, rules: Rules) -> str | None:
+def _by_standing(repo: Repo, base_id: str, rules: Rules) -> Refusal | None:
     if repo.id == base_id:
-        return "the base itself"
+        return _BASE
     if repo.disabled:
-        return "disabled by the hub"
+        return _DISABLED
     if repo.problem is not None:
-        return repo.problem
+        return Refusal(repo.problem)
     if repo.gated and not rules.allow_gated:
         return _GATED
     return None
 
 
-def _by_relation(repo: Repo, rules: Rules) -> str | None:
+def _by_relation(repo: Repo, rules: Rules) -> Refusal | None:
     # Whether the card names this base is the hub's to say: it knows the names of renamed repos.
     kind = relation(repo.card, [file.path for file in repo.files])
     if kind == "adapter" and not rules.allow_adapters:
         return _ADAPTER
     if kind == "quantized":
-        return "a quantised copy"
+        return _QUANTISED_COPY
     if kind == "merge" and not rules.allow_merges:
         return _MERGE
     return None
 
 
-def _by_quantisation(repo: Repo) -> str | None:
+def _by_quantisation(repo: Repo) -> Refusal | None:
     if "quantization_config" in repo.config:
-        return "quantised: config.json has a quantization_config"
+        return Refusal("quantised: config.json has a quantization_config")
     return _by_words((*tags(repo.card), repo.id.rpartition("/")[2].lower()))
 
 
-def _by_words(words: Iterable[str]) -> str | None:
+def _by_words(words: Iterable[str]) -> Refusal | None:
     for word in words:
         if found := _QUANTISED.search(word):
-            return f"quantised, by its name or tags ({found[1]})"
+            return Refusal(f"quantised, by its name or tags ({found[1]})")
     return None
 
 
-def _by_files(repo: Repo, rules: Rules) -> str | None:
+def _by_files(repo: Repo, rules: Rules) -> Refusal | None:
     names = {file.path for file in repo.files}
     weights = weight_files(repo.files)
     if not weights:
         pickled = pickles(repo.files)
         only = f"only pickle weights ({', '.join(pickled[:3])})" if pickled else "no weights"
-        return f"{only}; model.safetensors is needed, or shards with their index"
+        return Refusal(f"{only}; model.safetensors is needed, or shards with their index")
     # An adapter has its base's config and tokenizer.
     if not is_adapter(repo.files):
         if "config.json" not in names:
-            return "no config.json"
+            return Refusal("no config.json")
         if not has_tokenizer(repo.files):
-            return "no tokenizer files (such as tokenizer.json or tokenizer.model)"
+            return Refusal("no tokenizer files (such as tokenizer.json or tokenizer.model)")
     size = sum(file.size for file in weights) / 1e9
     if size > rules.max_gb:
-        return f"weights of {size:.1f} GB, more than triage.max_gb {rules.max_gb:g}"
+        reason = f"weights of {size:.1f} GB, more than triage.max_gb {rules.max_gb:g}"
+        return Refusal(reason, "settings", "triage.max_gb")
     return None
 
 
-def _by_architecture(repo: Repo, architectures: Sequence[str]) -> str | None:
+def _by_architecture(repo: Repo, architectures: Sequence[str]) -> Refusal | None:
     theirs = repo.config.get("architectures")
     if not architectures or not isinstance(theirs, list) or not theirs:
         return None
     if set(theirs) & set(architectures):
         return None
-    return f"another architecture ({theirs[0]}, the base has {architectures[0]})"
+    return Refusal(f"another architecture ({theirs[0]}, the base has {architectures[0]})")

@@ -27,7 +27,6 @@ from kinship_daemon import config as configuration
 from kinship_daemon import demo
 from kinship_daemon.durable import hash_file, whole_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.evaluate.records import Split
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights import gram
@@ -38,6 +37,7 @@ from kinship_daemon.weights.kinship import by_layer, matrix
 from kinship_daemon.weights.recipe import Coefficients, Recipe, combine, leaf
 from kinship_policies.policy import Fact
 from kinship_policies.simulate.landscape import Array, Merge, Model
+from kinship_storage.records import Split
 
 __all__ = ["Demo", "cache_directory", "open_demo"]
 

@@ -3,53 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 from pydantic import BaseModel
 
-from kinship_daemon.daemon import Daemon
-from kinship_daemon.evaluate.records import Score
-from kinship_daemon.policy_process import FAILED
-from kinship_daemon.steps.assemblies import coefficients
-from kinship_daemon.steps.scoring import mean_score, scores
-from kinship_daemon.weights.kinship import by_layer, lengths
+from kinship_daemon.context import Context, Rows
+from kinship_daemon.steps.assemblies import (
+    coefficients,
+    combination,
+    kinship_matrix,
+    pairwise_kinship,
+)
+from kinship_daemon.steps.scores import mean_score
+from kinship_daemon.weights.gram import Ledger
+from kinship_daemon.weights.kinship import Metric, by_layer, lengths
 from kinship_daemon.weights.recipe import Coefficients
 from kinship_policies.policy import Decision, Fact, Matrix, Member, Past, Population
-from kinship_storage.records import Generation, Model
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Generation, Model, Score
 
-__all__ = ["policy_identity", "population", "standing"]
+__all__ = ["is_unchanged", "kept", "next_generation", "policy_identity", "population", "told"]
 
 
-def population(d: Daemon) -> Population:
+def population(context: Context) -> Population:
     """The facts for the policy: everyone admitted and scored, and their kinships."""
-    uses: frozenset[Fact] = getattr(d.policy, "uses", frozenset())
-    everyone = {
-        model.id: (model, rows)
-        for model in d.population_models("admitted")
-        if (rows := scores(d, model, "selection"))
-    }
+    uses: frozenset[Fact] = getattr(context.policy, "uses", frozenset())
+    everyone = _scored(context, samples="samples" in uses)
     names = sorted(everyone)
-    made_of = [coefficients(d, everyone[name][0]) for name in names]
-    metric = d.config.kinship.metric
-    sizes = lengths(d.ledger, made_of, metric).tolist()
+    models = [everyone[name][0] for name in names]
+    made_of = [coefficients(context, model) for model in models]
+    metric = context.config.kinship.metric
+    sizes = lengths(context.ledger, made_of, metric).tolist()
     members = tuple(
         _member(*everyone[name], length, "samples" in uses)
         for name, length in zip(names, sizes, strict=True)
     )
-    last = d.lineage.last_generation()
-    before = _known_before(d)
-    past = _history(d)
+    decisions = context.lineage.generations()
+    before = _known_before(context, decisions)
+    past = _history(context, decisions)
     # What another policy, or this one otherwise set, thought of the top is nothing to go by.
-    same = last is not None and bool(past) and past[-1].generation == last.number
-    decision = Decision.from_json(last.decision) if last is not None and same else None
+    last = decisions[-1] if decisions else None
+    same = last is not None and (last.policy, last.settings) == policy_identity(context)
+    decision = (
+        Decision.from_json(last.decision)
+        if last is not None and same and last.stop_kind != "policy failed"
+        else None
+    )
     return Population(
-        generation=1 if last is None else last.number + 1,
+        generation=next_generation(decisions),
         members=members,
-        kinship=_kinship_matrix(d, names),
+        kinship=tuple(map(tuple, kinship_matrix(context, models, metric))),
         merged=frozenset(
             (min(pair), max(pair))
-            for model in d.lineage.models(kind="merge")
+            for model in context.lineage.models(kind="merge")
             for pair in combinations(model.parents, 2)
         ),
         newcomers=tuple(
@@ -57,41 +65,109 @@ def population(d: Daemon) -> Population:
         ),
         previous_top=None if decision is None else decision.top,
         saturated=0 if decision is None else decision.saturated,
-        seed=d.config.seed,
+        seed=context.config.seed,
         history=past,
-        budget=_budget(d),
-        layers=_layers(d, made_of) if "layers" in uses else (),
+        budget=_budget(context),
+        layers=_layers(context.ledger, made_of, metric) if "layers" in uses else (),
     )
 
 
-def standing(d: Daemon) -> tuple[int | None, dict[str, dict[str, float]]]:
-    """What a stop depends on: the budget left, and everyone's scores by task."""
-    everyone = {
-        model.id: scores(d, model, "selection") for model in d.population_models("admitted")
-    }
-    scored = {
-        name: {row.task: row.score for row in rows} for name, rows in everyone.items() if rows
-    }
-    return _budget(d), scored
+def kept(context: Context, facts: Population) -> dict[str, Any]:
+    """
+    What is written of the facts.
+
+    The ledger knows every kinship and the lineage every answer: they would grow with the square of
+    the models, and are not written again for every decision. `told` puts them back.
+    """
+    members = tuple(replace(member, samples={}) for member in facts.members)
+    rest = replace(facts, members=members, kinship=(), layers=()).to_json()
+    settings = context.settings.fingerprint("selection")
+    return {**rest, "metric": context.config.kinship.metric, "settings": settings}
 
 
-def _known_before(d: Daemon) -> frozenset[str]:
+def told(
+    lineage: Lineage, rows: Rows, facts: Mapping[str, Any], uses: frozenset[Fact]
+) -> Population:
+    """
+    What a policy was told, from what was written of it.
+
+    Raises:
+        ModelError: The ledger does not know one of its models any more.
+    """
+    population = Population.from_json(facts)
+    if population.kinship:
+        return population  # an older version wrote all of it
+    models = [lineage.require(member.name) for member in population.members]
+    made_of = [combination(lineage, rows, model) for model in models]
+    metric = facts["metric"]
+    members = population.members
+    if "samples" in uses:
+        members = tuple(
+            replace(
+                member, samples=_answers(lineage.scores(m.weights or "", "selection", settings))
+            )
+            for settings in [facts["settings"]]
+            for member, m in zip(population.members, models, strict=True)
+        )
+    return replace(
+        population,
+        members=members,
+        kinship=tuple(map(tuple, pairwise_kinship(rows.ledger, made_of, metric))),
+        layers=_layers(rows.ledger, made_of, metric) if "layers" in uses else (),
+    )
+
+
+def next_generation(decisions: Sequence[Generation]) -> int:
+    """The number of the generation that the next merges will be; stops use up none."""
+    return 1 + max((d.generation for d in decisions if d.generation is not None), default=0)
+
+
+def is_unchanged(context: Context, then: Mapping[str, Any]) -> bool:
+    """
+    Whether a decision's facts still hold, as far as a stop depends on them.
+
+    That is the budget left, and everyone's scores by task: other evaluation settings are a change
+    too.
+    """
+    members = {m["name"]: dict(m["tasks"]) for m in then["members"]}
+    now = {
+        name: {row.task: row.score for row in rows}
+        for name, (_, rows) in _scored(context, samples=False).items()
+    }
+    return (then.get("budget"), members) == (_budget(context), now)
+
+
+def _scored(context: Context, *, samples: bool) -> dict[str, tuple[Model, Sequence[Score]]]:
+    """Everyone admitted that has scores under today's settings, by name."""
+    settings = context.settings.fingerprint("selection")
+    known = context.lineage.mean_scores("selection", settings)
+    return {
+        model.id: (
+            model,
+            context.lineage.scores(model.weights or "", "selection", settings, samples=samples),
+        )
+        for model in context.population_models("admitted")
+        if model.weights in known
+    }
+
+
+def _known_before(context: Context, decisions: Sequence[Generation]) -> frozenset[str]:
     """
     Who was there when a policy decided last.
 
     One that failed, or had no budget, took up nobody: who was new to it is new still.
     """
-    for generation in reversed(d.lineage.generations()):
-        if not (generation.stop or "").startswith(FAILED) and generation.facts.get("budget") != 0:
-            return frozenset(member["name"] for member in generation.facts["members"])
+    for decision in reversed(decisions):
+        if decision.stop_kind not in {"policy failed", "budget"}:
+            return context.lineage.members(decision.number)
     return frozenset()
 
 
-def policy_identity(d: Daemon) -> tuple[str, dict[str, Any]]:
+def policy_identity(context: Context) -> tuple[str, dict[str, Any]]:
     """The policy's name and all its settings, defaults too where it tells them."""
-    if isinstance(d.policy, BaseModel):
-        return d.config.policy.use, d.policy.model_dump(mode="json")
-    return d.config.policy.use, d.config.policy.settings
+    if isinstance(context.policy, BaseModel):
+        return context.config.policy.use, context.policy.model_dump(mode="json")
+    return context.config.policy.use, context.config.policy.settings
 
 
 def _member(model: Model, rows: Sequence[Score], length: float, samples: bool) -> Member:
@@ -105,49 +181,50 @@ def _member(model: Model, rows: Sequence[Score], length: float, samples: bool) -
         method=recipe.get("method"),
         parameters=recipe.get("parameters", {}),
         length=_known(length),
-        samples={row.task: tuple(value for _, value in row.samples) for row in rows}
-        if samples
-        else {},
+        samples=_answers(rows) if samples else {},
     )
 
 
-def _history(d: Daemon) -> tuple[Past, ...]:
+def _answers(rows: Sequence[Score]) -> dict[str, tuple[float, ...]]:
+    return {row.task: tuple(value for _, value in row.samples) for row in rows}
+
+
+def _history(context: Context, decisions: Sequence[Generation]) -> tuple[Past, ...]:
     """What this policy, set as it is now, decided before."""
     children: dict[int, list[str]] = {}
-    for model in d.lineage.models(kind="merge"):
+    for model in context.lineage.models(kind="merge"):
         children.setdefault(model.generation, []).append(model.id)
-    identity = policy_identity(d)
-    return tuple(
-        _past(generation, children.get(generation.number, []))
-        for generation in d.lineage.generations()
-        if (generation.policy, generation.settings) == identity
-        and not (generation.stop or "").startswith(FAILED)
-    )
+    identity = policy_identity(context)
+    found = []
+    for place, decision in enumerate(decisions):
+        same = (decision.policy, decision.settings) == identity
+        if same and decision.stop_kind != "policy failed":
+            # A stop is about the generation that it did not propose.
+            generation = decision.generation or next_generation(decisions[:place])
+            found.append(_past(decision, generation, children.get(generation, [])))
+    return tuple(found)
 
 
-def _past(generation: Generation, children: Sequence[str]) -> Past:
+def _past(generation: Generation, number: int, children: Sequence[str]) -> Past:
     decision = Decision.from_json(generation.decision)
-    return Past(generation.number, decision.top, decision.top_mean_kinship, tuple(children))
+    proposed = () if generation.generation is None else tuple(children)
+    return Past(number, decision.top, decision.top_mean_kinship, proposed)
 
 
-def _budget(d: Daemon) -> int | None:
+def _budget(context: Context) -> int | None:
     """Merges left of the total; what a day allows is waited for, and no reason to stop."""
-    total = d.config.limits.merges_total
-    return None if total is None else max(0, total - len(d.lineage.models(kind="merge")))
+    total = context.config.limits.merges_total
+    if total is None:
+        return None
+    made = sum(n for (kind, _), n in context.lineage.count_models().items() if kind == "merge")
+    return max(0, total - made)
 
 
-def _layers(d: Daemon, made_of: Sequence[Coefficients]) -> tuple[Matrix, ...]:
-    layers = by_layer(d.ledger, made_of, d.config.kinship.metric)
+def _layers(ledger: Ledger, made_of: Sequence[Coefficients], metric: Metric) -> tuple[Matrix, ...]:
+    layers = by_layer(ledger, made_of, metric)
     return tuple(
         tuple(tuple(map(_known, row)) for row in layers[number].tolist())
         for number in sorted(n for n in layers if n is not None)
-    )
-
-
-def _kinship_matrix(d: Daemon, names: Sequence[str]) -> Matrix:
-    known = d.lineage.kinships(d.config.kinship.metric)
-    return tuple(
-        tuple(1.0 if a == b else known.get((min(a, b), max(a, b))) for b in names) for a in names
     )
 
 

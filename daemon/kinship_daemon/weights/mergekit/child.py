@@ -1,43 +1,34 @@
 """
 The process in which mergekit runs, so that it finds no network and leaves nothing behind in ours.
 
-Reads one request from standard input as JSON, and says on standard output in one line what went
-wrong; nothing, where all went well. What mergekit prints goes to standard error.
+Gets one request, and says in one line what went wrong; None, where all went well. What mergekit
+prints goes to standard error.
 """
 
-import json
 import os
-import sys
-import threading
-import time
 from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-__all__ = ["main"]
+from kinship_daemon.child_process import settle
+
+__all__ = ["serve"]
 
 
-def main() -> int:
-    """Answer one request; 0 where mergekit did what was asked."""
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    request = json.load(sys.stdin)
+def serve(pipe: Connection, request: dict[str, Any], where: Path) -> None:
+    """The child's life: one request, in the folder `where`."""
+    settle()
+    os.chdir(where)
+    said: str | None = None
     try:
-        _serve(request["document"], request.get("out"), request.get("options", {}))
+        _merge(request["document"], request.get("out"), request.get("options", {}))
     except Exception as error:  # mergekit raises all kinds
-        print(_line(error), file=answer, flush=True)
-        return 1
-    return 0
+        said = _line(error)
+    pipe.send(said)
 
 
-def _end_with(parent: int) -> None:
-    """A merge that nobody waits for any more is not worth the disk."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _serve(document: dict[str, Any], out: str | None, options: dict[str, Any]) -> None:
+def _merge(document: dict[str, Any], out: str | None, options: dict[str, Any]) -> None:
     """Check the document; where there is somewhere to write to, merge."""
     # Not typed, and slow to import.
     config = import_module("mergekit.config").MergeConfiguration.model_validate(document)
@@ -67,7 +58,3 @@ def _line(error: Exception) -> str:
         details = found(include_url=False)
         return "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in details)[:500]
     return (" ".join(str(error).split()) or type(error).__name__)[:500]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,25 +6,25 @@ the result appears whole or not at all.
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kinship_daemon.child_process import ChildProcess
 from kinship_daemon.durable import hash_file, whole_folder
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.weights.checkpoint import Checkpoint, read_json
+from kinship_daemon.weights.mergekit.child import serve
 from kinship_daemon.weights.mergekit.documents import parse, renamed
 
 __all__ = ["INSTALL", "ask", "available", "run"]
 
 INSTALL = "pip install 'kinship-daemon[mergekit]'"
 
-_CHILD = "kinship_daemon.weights.mergekit.child"
 _TEXTS = frozenset({".jinja", ".json", ".model", ".txt"})
 _ADAPTER = "adapter_config.json"
 # In these, code is named that is to be run; it never is.
@@ -91,25 +91,20 @@ def run(
 
 def _call(request: Mapping[str, Any], where: Path) -> str | None:
     """What went wrong in the child, which runs in the folder `where`; None where nothing did."""
-    environment = os.environ | {
+    environment = {
         "HF_HUB_OFFLINE": "1",
         # mergekit takes a tokenizer from the first of a set, where no base_model says whose.
         "PYTHONHASHSEED": "0",
     }
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", _CHILD],
-        input=json.dumps(request),
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=where,
-        env=environment,
-        check=False,
+    answering = ChildProcess(
+        "kinship-mergekit", serve, dict(request), where, environment=environment
     )
-    if done.returncode == 0:
-        return None
-    if done.returncode < 0:
-        return f"killed by signal {-done.returncode}; is there enough memory?"
-    return done.stdout.strip() or f"failed with exit code {done.returncode}"
+    with closing(answering) as child:
+        try:
+            said: str | None = child.pipe.recv()
+        except (EOFError, ConnectionError):
+            return f"its process ended ({child.ending()}); is there enough memory?"
+        return said
 
 
 def _show(source: Path, place: Path) -> None:

@@ -12,15 +12,16 @@ import torch
 
 import hub_daemon
 import tiny
+import turns
 from hub_daemon import BASE, CARD, NOON, opened, states, statuses, told
 from hub_server import HubServer
-from kinship_daemon import cycle, disk_space, scheduler
-from kinship_daemon.disk_space import NoRoom, make_room
-from kinship_daemon.errors import ModelError
-from kinship_daemon.steps import admission, assemblies, watching
+from kinship_daemon import cycle
+from kinship_daemon.errors import LeafGone
+from kinship_daemon.file_cache import NoRoom
+from kinship_daemon.steps import assemblies
 from kinship_daemon.verify import problems
 from kinship_daemon.weights.recipe import Recipe
-from kinship_storage.records import Gate, Generation, Model, Publication, ScoreRow
+from kinship_storage.records import Gate, Generation, Model, Publication, Score
 from test_adapter import adapter
 
 DAY = timedelta(days=1)
@@ -75,8 +76,8 @@ def release(server, folders, *names):
 
 def grow(d):
     """A look at the hub and a read of the weights."""
-    cycle.poll(d)
-    admission.relate(d)
+    turns.poll(d)
+    turns.take(d, "refetch", "ledger")
 
 
 def scored(d, *names):
@@ -85,7 +86,7 @@ def scored(d, *names):
         model = d.lineage.require(f"org/{name}")
         d.lineage.add_scores(
             [
-                ScoreRow(
+                Score(
                     weights=model.weights,
                     task="t",
                     split="selection",
@@ -107,24 +108,29 @@ def scored(d, *names):
 def merged(d, *parents, name="model-1-1", status="admitted"):
     recipe = Recipe("slerp", tuple(f"org/{parent}" for parent in parents), {"t": 0.5})
     weights = [d.lineage.require(parent).weights for parent in recipe.parents]
-    return d.lineage.add_model(
+    d.lineage.add_model(
         Model(
             id=name,
             kind="merge",
-            status=status,
+            status="proposed",
             generation=1,
             weights=recipe.identity(weights),
             recipe=recipe.to_json(),
             parents=recipe.parents,
         )
     )
+    if status == "admitted":
+        d.lineage.move_model(name, "admit")
+    if status == "quarantined":
+        d.lineage.move_model(name, "quarantine", reason="odd", cause="model")
+    return d.lineage.require(name)
 
 
 def on_disk(d):
     """Fine-tunes whose files are here, as the lineage has it; it has to be right about that."""
     found = set()
     for name, status in statuses(d).items():
-        folder = d.lineage.get(f"folder:{name}")
+        folder = d.lineage.require(name).folder
         assert folder is None or status != "admitted" or (Path(folder) / "config.json").is_file()
         if folder is not None and Path(folder).exists():
             found.add(name.removeprefix("org/"))
@@ -138,18 +144,18 @@ def full(server, home, folders, size):
     with opened(server, home, **models(5, size)) as d:
         grow(d)
         scored(d, "a", "b", "c")
-        merged(d, "a", "b", name=NEXT, status="refused")
+        merged(d, "a", "b", name=NEXT, status="quarantined")
         yield d
 
 
 def test_without_a_need_for_room_nobody_goes(full, size):
-    make_room(full, size // 2, "org/a")
+    full.files.make_room(size // 2, "org/a")
     assert on_disk(full) == {"a", "b", "c"}
 
 
 def test_the_least_recently_needed_goes_first(full, size):
     scored(full, "a")  # needed once more
-    make_room(full, 2 * size, NEXT)
+    full.files.make_room(2 * size, NEXT)
     assert on_disk(full) == {"a", "c"}
     assert told(full, "evict") == ["org/b makes room; fetched again if needed"]
     assert statuses(full) == {"org/a": "admitted", "org/b": "admitted", "org/c": "admitted"}
@@ -158,14 +164,14 @@ def test_the_least_recently_needed_goes_first(full, size):
 
 def test_a_look_whether_everyone_is_unchanged_is_no_need(full, size):
     scored(full, "a")
-    admission.relate(full)
-    make_room(full, 2 * size, NEXT)
+    turns.take(full, "refetch", "ledger")
+    full.files.make_room(2 * size, NEXT)
     assert on_disk(full) == {"a", "c"}
 
 
 def test_nothing_is_removed_where_it_would_not_be_enough(full, size):
     with pytest.raises(NoRoom, match=r"limits\.disk_gb"):
-        make_room(full, 6 * size, NEXT)
+        full.files.make_room(6 * size, NEXT)
     assert on_disk(full) == {"a", "b", "c"}
     assert told(full, "evict") == []
 
@@ -177,15 +183,15 @@ def proposed(d):
 def of_the_top(d):
     merged(d, "a", "b")
     top = {"merges": [], "top": ["model-1-1"], "top_mean_kinship": None, "stop": "enough"}
-    d.lineage.add_generation(
-        Generation(number=1, policy="p", settings={}, seed=0, facts={}, decision=top, stop="enough")
-    )
+    decision = Generation(number=1, policy="p", settings={}, seed=0, decision=top, stop="enough")
+    d.lineage.add_generation(decision, {"members": []})
 
 
 def passed(d):
     merged(d, "a", "b")
     verdict = {"parent": "org/a", "passed": True, "gain": 1.0, "low": 0.5, "high": 2.0, "n": 9}
-    d.lineage.add_gate(Gate(model="model-1-1", reason="", **verdict))
+    evaluation = d.settings.fingerprint("validation")
+    d.lineage.add_gate(Gate(model="model-1-1", evaluation=evaluation, reason="", **verdict))
 
 
 def gone(d):
@@ -193,29 +199,30 @@ def gone(d):
         d.lineage.update_candidate(name, gone=True)
 
 
-def at_work(d):
-    d.held |= {"org/a", "org/b"}
-
-
-def other_settings(d):
-    """Nobody has a score under these but c."""
-    d.lineage._store.execute(
-        "DELETE FROM scores WHERE weights <> ?", [d.lineage.require("org/c").weights]
-    )
-
-
-@pytest.mark.parametrize(
-    "reason",
-    [proposed, of_the_top, passed, gone, at_work, other_settings],
-    ids=lambda f: f.__name__,
-)
+@pytest.mark.parametrize("reason", [proposed, of_the_top, passed, gone], ids=lambda f: f.__name__)
 def test_who_is_needed_stays(reason, full, size):
     reason(full)
-    make_room(full, 2 * size, NEXT)
+    full.files.make_room(2 * size, NEXT)
     assert on_disk(full) == {"a", "b"}
     with pytest.raises(NoRoom):
-        make_room(full, 3 * size, NEXT)
+        full.files.make_room(3 * size, NEXT)
     assert on_disk(full) == {"a", "b"}
+
+
+def test_who_is_at_work_stays(full, size):
+    with full.files.holding("org/a", "org/b"):
+        full.files.make_room(2 * size, NEXT)
+        assert on_disk(full) == {"a", "b"}
+
+
+def test_who_has_no_scores_under_these_settings_stays(server, home, folders, size):
+    release(server, folders, "a", "b", "c")
+    with opened(server, home, **models(5, size)) as d:
+        grow(d)
+        scored(d, "c")
+        merged(d, "a", "b", name=NEXT, status="quarantined")
+        d.files.make_room(2 * size, NEXT)
+        assert on_disk(d) == {"a", "b"}
 
 
 def published(d):
@@ -225,7 +232,7 @@ def published(d):
 
 def blocked(d):
     passed(d)
-    d.lineage.put("not_published:model-1-1", "publish.namespace is not set")
+    d.lineage.update_model("model-1-1", not_published="publish.namespace is not set")
 
 
 def made_and_left(d):
@@ -235,35 +242,35 @@ def made_and_left(d):
 @pytest.mark.parametrize("reason", [published, blocked, made_and_left], ids=lambda f: f.__name__)
 def test_who_is_needed_no_more_may_go(reason, full, size):
     reason(full)
-    make_room(full, 4 * size, NEXT)
+    full.files.make_room(4 * size, NEXT)
     assert on_disk(full) == set()
 
 
 def test_leftovers_go_first(full, size):
-    full.quarantine(full.lineage.require("org/c"), "odd", "x")
+    full.lineage.move_model("org/c", "quarantine", reason="odd", cause="model")
     stale = full.home.cache / "org--nobody" / ".0123.part"
     shutil.copytree(full.home.cache / "org--c", stale / "copy")
-    make_room(full, size // 2 + size, NEXT)
+    full.files.make_room(size // 2 + size, NEXT)
     assert not stale.exists()
     assert on_disk(full) == {"a", "b"}
-    assert full.lineage.get("folder:org/c") is None
+    assert full.lineage.require("org/c").folder is None
 
 
 def test_what_has_arrived_of_a_model_takes_no_room_twice(server, home, folders, size):
     release(server, folders, "a")
     with opened(server, home, **models(2, size)) as d:
         server.fault("/lfs/.*", "truncate", server="storage", n=-1)
-        watching.notice(d)
+        cycle.runner(d).loop(d.now(), look=True)
         d.lineage.update_candidate("org/a", triaged=True)
-        with pytest.raises(Exception, match="org/a"):
-            admission.admit(d)
-        arrived = disk_space.bytes_on_disk(d, "org/a")
+        assert "org/a" in str(turns.take(d, "admit").waiting[-1])
+        arrived = d.files.bytes_on_disk("org/a")
         assert size / 3 < arrived < size
         assert abs(d.spent("download_bytes") - arrived) < 1000
         server.calm()
+        turns.wait_a_little(d)
         grow(d)
         assert statuses(d) == {"org/a": "admitted"}
-        assert d.spent("download_bytes") == disk_space.bytes_on_disk(d, "org/a")
+        assert d.spent("download_bytes") == d.files.bytes_on_disk("org/a")
 
 
 def test_newcomers_that_find_no_room_wait_and_do_not_make_the_others_wait(
@@ -297,19 +304,22 @@ def test_newcomers_leave_room_for_those_they_are_measured_against(server, home, 
         assert len(d.ledger.rows) == 5
 
 
+def kinships(d):
+    return assemblies.kinship_matrix(d, d.lineage.models("finetune", "admitted"), "pcc")
+
+
 def one_by_one(server, home, folders, count, size):
     """Each is evaluated before the next comes; the ledger, and who was fetched again."""
     with opened(server, home, **models(count, size)) as d:
         for number, name in enumerate(NAMES):
             release(server, folders, name)
-            d.now = lambda number=number: NOON + number * DAY
+            d.now.now = NOON + number * DAY
             grow(d)
             assert statuses(d)[f"org/{name}"] == "admitted"
             assert d.home.used_bytes() <= d.config.limits.disk_gb * 1e9
             scored(d, name)
-        assemblies.record_kinships(d)
         assert problems(d.home, d.lineage).problems == ()
-        return d.home.ledger.read_bytes(), d.lineage.kinships("pcc"), told(d, "evict")
+        return d.home.ledger.read_bytes(), kinships(d), told(d, "evict")
 
 
 @pytest.fixture
@@ -337,10 +347,9 @@ def test_a_ledger_that_was_removed_is_measured_again_though_not_all_fit_on_the_d
     (home / "ledger.safetensors").unlink()
     with opened(server, home, **models(4, size)) as d:
         assert d.ledger.rows == ()
-        admission.relate(d)
+        turns.take(d, "refetch", "ledger")
         assert len(d.ledger.rows) == len(NAMES)
-        assemblies.record_kinships(d)
-        assert d.lineage.kinships("pcc") == before[1]
+        assert kinships(d) == before[1]
 
 
 def test_a_merge_of_those_who_made_room_fetches_them_all_and_keeps_them(
@@ -353,7 +362,6 @@ def test_a_merge_of_those_who_made_room_fetches_them_all_and_keeps_them(
         child = merged(d, *away[:2])
         weights = assemblies.assembly(d, child).open()
         assert set(away[:2]) <= on_disk(d)
-        assert d.held == set()
         assert d.home.used_bytes() <= d.config.limits.disk_gb * 1e9
         norm = next(iter(weights.blocks("model.norm.weight", torch.float32, torch.device("cpu"))))
         assert torch.isfinite(norm).all()
@@ -368,8 +376,8 @@ def test_one_that_made_room_and_is_gone_takes_its_merges_with_it_and_the_others_
         kept = next(name for name in NAMES if name in on_disk(d))
         merged(d, away, kept)
         server.delete(f"org/{away}")
-        with pytest.raises(ModelError, match="gone"):
-            d.leaf_folder(d.lineage.require(f"org/{away}"))
+        with pytest.raises(LeafGone, match="gone"):
+            d.files.folder(d.lineage.require(f"org/{away}"))
         tiny.finetune(folders["base"], home.parent / "new", seed=99)
         server.add("org/new", home.parent / "new", CARD)
         grow(d)
@@ -381,23 +389,14 @@ def test_one_that_made_room_and_is_gone_takes_its_merges_with_it_and_the_others_
         assert len(d.ledger.rows) == len(NAMES)
 
 
-def test_a_turn_that_finds_no_room_only_warns(full, size):
-    def no_room():
-        make_room(full, 9 * size, NEXT)
-
-    service = scheduler._Service(full, until_converged=False)
-    assert service._patiently("evolve", no_room) is None
-    assert any("limits.disk_gb" in warning for warning in told(full, "warning"))
-    with pytest.raises(NoRoom):
-        scheduler._Service(full, until_converged=True)._patiently("evolve", no_room)
-
-
-def test_what_is_held_is_held_until_the_outermost_lets_go(full):
-    with full.holding("org/a"):
-        with full.holding("org/a", "org/b"):
-            assert full.held == {"org/a", "org/b"}
-        assert full.held == {"org/a"}
-    assert full.held == set()
+def test_what_is_held_is_held_until_the_outermost_lets_go(full, size):
+    with full.files.holding("org/a"):
+        with full.files.holding("org/a", "org/b"):
+            pass
+        full.files.make_room(3 * size, NEXT)
+        assert on_disk(full) == {"a"}
+    full.files.make_room(4 * size, NEXT)
+    assert on_disk(full) == set()
 
 
 _KILLED = """
@@ -405,16 +404,16 @@ import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import hub_daemon
-from kinship_daemon import disk_space
+from kinship_daemon import file_cache
 
 def half(folder):
     (folder / "model.safetensors").unlink()
     os.kill(os.getpid(), signal.SIGKILL)
 
-disk_space.shutil.rmtree = half
+file_cache.shutil.rmtree = half
 server = type("Elsewhere", (), {{"url": {url!r}}})
 with hub_daemon.online(), hub_daemon.opened(server, Path({home!r}), limits__disk_gb={disk}) as d:
-    disk_space.make_room(d, {size}, "next")
+    d.files.make_room({size}, "next")
 """
 
 
@@ -424,7 +423,7 @@ def test_a_kill_amid_an_eviction_heals(server, home, folders, size):
     with opened(server, home, **limits) as d:
         grow(d)
         scored(d, "a", "b", "c")
-        merged(d, "a", "b", name=NEXT, status="refused")
+        merged(d, "a", "b", name=NEXT, status="quarantined")
     script = _KILLED.format(
         tests=str(Path(__file__).parent),
         url=server.url,

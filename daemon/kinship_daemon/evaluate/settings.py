@@ -1,0 +1,188 @@
+"""How models are evaluated: the config section, which alone declares its options, and its seed."""
+
+import hashlib
+import json
+import os
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from kinship_daemon.errors import UsageError
+from kinship_storage.records import Split
+
+__all__ = ["Evaluate", "Section", "Settings", "Task", "Tasks", "UserPath", "harness_versions"]
+
+_MOST_THREADS = 8
+
+
+def _user_path(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"cannot be a path: {error}") from None
+
+
+UserPath = Annotated[Path, AfterValidator(_user_path)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and typos are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Task(Section):
+    task: str
+    """Name of an lm-eval task, not of a group or a tag."""
+    metric: str | None = None
+    """Which of the task's metrics; the first by default. It must be a mean over documents."""
+    filter: str | None = None
+    """Which of the task's filters; the first by default."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples shown before the question; the task's own number by default."""
+
+
+def _as_task(value: object) -> object:
+    return {"task": value} if isinstance(value, str) else value
+
+
+Tasks = tuple[Annotated[Task, BeforeValidator(_as_task)], ...]
+
+# The paper's three (arXiv 2410.12613, section 5), few-shot counts as on the Open LLM leaderboard.
+PAPER_TASKS: Tasks = (
+    Task(task="winogrande", metric="acc", num_fewshot=5),
+    Task(task="gsm8k", metric="exact_match", filter="strict-match", num_fewshot=5),
+    Task(task="truthfulqa_mc2", metric="acc", num_fewshot=0),
+)
+
+
+class Evaluate(Section):
+    selection: Tasks = Field(PAPER_TASKS, min_length=1)
+    """What the policy sees. A task named in both lists is split, half its documents to each."""
+    validation: Tasks = Field(PAPER_TASKS, min_length=1)
+    """What the gate sees. It never shares a document with selection."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many documents per task and list; all by default."""
+    batch_size: int = Field(16, ge=1)
+    """Requests that are run together."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models are evaluated."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What models are evaluated in."""
+    time_limit_minutes: float = Field(240.0, gt=0)
+    """A model whose evaluation takes longer is quarantined."""
+    apply_chat_template: bool = False
+    """Ask in the model's own chat format. It can move a score by half; one setting for all."""
+    include_path: tuple[UserPath, ...] = ()
+    """Folders with further lm-eval task files."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the evaluation; the machine's cores, at most 8, by default."""
+
+    @field_validator("selection", "validation")
+    @classmethod
+    def _names_each_task_once(cls, tasks: Tasks) -> Tasks:
+        names = [task.task for task in tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"names {twice[0]!r} twice; name each task once")
+        return tasks
+
+
+class Settings(Evaluate):
+    """Everything that is pinned for all models of a home: the section, and the home's seed."""
+
+    seed: int = Field(ge=0, lt=2**32)
+
+    @classmethod
+    def of(cls, section: Evaluate, seed: int) -> Self:
+        """
+        Raises:
+            UsageError: The seed is none for the harness.
+        """
+        try:
+            return cls.model_validate({**dict(section), "seed": seed})
+        except ValidationError:
+            raise UsageError(f"seed {seed} is not possible; 0 to {2**32 - 1} works") from None
+
+    def but(self, **changes: Any) -> Self:
+        """These settings with some changed."""
+        return type(self).model_validate({**dict(self), **changes})
+
+    def tasks(self, split: Split) -> Tasks:
+        return self.selection if split == "selection" else self.validation
+
+    def shared(self, task: str) -> bool:
+        """Whether the policy and the gate both use this task, each its half of the documents."""
+        return all(
+            any(each.task == task for each in tasks) for tasks in (self.selection, self.validation)
+        )
+
+    def resolved_threads(self) -> int:
+        return self.threads or min(os.cpu_count() or 1, _MOST_THREADS)
+
+    def resolved_device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        import torch  # noqa: PLC0415  the rest of this module is read before torch is
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def fingerprint(self, split: Split) -> str:
+        """
+        The same text for the same scores: scores are comparable, and cached, under one fingerprint.
+
+        Covers all that changes a score: tasks, document choice, numerics, the bytes of our own task
+        folders, the harness versions. Not the time limit, and not where the folders lie.
+        """
+        device = self.resolved_device()
+        facts = {
+            "split": split,
+            "tasks": sorted(
+                [
+                    json.dumps([task.model_dump(), self.shared(task.task)])
+                    for task in self.tasks(split)
+                ]
+            ),
+            "limit": self.limit,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "dtype": self.dtype,
+            "device": device,
+            # More threads cut a sum in other places, which changes its last bits.
+            "threads": self.resolved_threads() if device == "cpu" else None,
+            "apply_chat_template": self.apply_chat_template,
+            "folders": [_folder_digest(path) for path in self.include_path],
+            "harness": harness_versions(),
+        }
+        text = json.dumps(facts, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def harness_versions() -> str:
+    """The libraries whose versions change scores, as text: `lm-eval 0.4.13, ...`."""
+    return ", ".join(f"{name} {version(name)}" for name in ("lm-eval", "transformers", "torch"))
+
+
+@cache
+def _folder_digest(folder: Path) -> str:
+    """Hash of a folder's files by relative name; kept, as the worker too reads them only once."""
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder} for evaluate.include_path; name one that exists")
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in name.parts):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{name.as_posix()} {content}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,252 @@
+"""
+The files of models on this disk: fetched when they are needed, and gone when others need the room.
+
+What a living recipe rests on stays, and so does what is at work now, what was never evaluated, and
+what the hub does not have any more. The rest is fetched again when it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kinship_daemon.durable import hash_file
+from kinship_daemon.errors import BudgetReached, LeafGone
+from kinship_daemon.home import Home
+from kinship_daemon.hub.files import place, wanted
+from kinship_daemon.hub.records import Hub, Repo, UnknownRepo
+from kinship_daemon.report import Reporter
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model
+
+__all__ = ["FileCache", "NoRoom", "cached_hash"]
+
+# What else becomes larger meanwhile, such as the ledger, as a share of a model.
+_GROWTH = 1.1
+
+
+class NoRoom(BudgetReached):
+    """limits.disk_gb is reached, and nothing that is kept can be done without."""
+
+
+class FileCache:
+    """
+    Where the files of leaves lie. For one thread.
+
+    Args:
+        disk_gb: What the home may hold, in 10^9 bytes.
+        keep: Ids of the models whose files stay.
+        day: The UTC day that downloads count for.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        hub: Hub,
+        lineage: Lineage,
+        report: Reporter,
+        *,
+        disk_gb: float,
+        keep: Callable[[], set[str]],
+        day: Callable[[], str],
+    ) -> None:
+        self._home = home
+        self._hub = hub
+        self._lineage = lineage
+        self._report = report
+        self._disk_bytes = disk_gb * 1e9
+        self._keep = keep
+        self._day = day
+        self._held: frozenset[str] = frozenset()
+        self.sha256 = cached_hash(lineage)
+
+    @contextmanager
+    def holding(self, *models: str) -> Iterator[None]:
+        """Keep the files of these models on disk inside the block."""
+        before = self._held
+        self._held = before | frozenset(models)
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def folder(self, leaf: Model) -> Path:
+        """
+        Where a leaf's files lie; those of a fine-tune are fetched again if they are gone.
+
+        Raises:
+            LeafGone: They cannot be had: the repo is gone, or its bytes are others now.
+            NoRoom: They do not fit into limits.disk_gb.
+        """
+        known = self._lineage.require(leaf.id).folder
+        if known is not None and self._unchanged(leaf, Path(known)):
+            return Path(known)
+        if leaf.repo is None:
+            raise LeafGone(f"the weights of {leaf.id} are gone", cause="world", model=leaf.id)
+        folder = self._fetched_again(leaf)
+        self._lineage.update_model(leaf.id, folder=str(folder))
+        return folder
+
+    def _fetched_again(self, leaf: Model) -> Path:
+        assert leaf.repo is not None
+        try:
+            repo = self._hub.repo(leaf.repo, leaf.revision)
+            folder = self.fetch(leaf, repo)
+        except UnknownRepo as error:
+            raise LeafGone(
+                f"the bytes that were admitted are gone: {error}", cause="world", model=leaf.id
+            ) from None
+        if not self._unchanged(leaf, folder):
+            raise LeafGone(f"{leaf.id} changed in {folder} since it was admitted", model=leaf.id)
+        return folder
+
+    def use(self, leaf: Model) -> Path:
+        """The folder of a leaf that is needed now, which counts when room is made."""
+        folder = self.folder(leaf)
+        if folder.is_relative_to(self._home.cache):
+            moment = time.time_ns()  # the kernel's own stamp is coarser than two needs may be apart
+            os.utime(folder, ns=(moment, moment))
+        return folder
+
+    def is_whole(self, leaf: Model) -> bool:
+        """Whether a leaf's files are on this disk, and are those that were admitted."""
+        folder = self._lineage.require(leaf.id).folder
+        return folder is not None and self._unchanged(leaf, Path(folder))
+
+    def fetch(self, model: Model, repo: Repo, *, newcomer: bool = False) -> Path:
+        """
+        A fine-tune's files, in the home's cache where the hub is not a folder itself.
+
+        Args:
+            newcomer: As `make_room`.
+
+        Raises:
+            NoRoom: They do not fit into limits.disk_gb.
+            ModelError, UnknownRepo, Transient: As `Hub.fetch`.
+        """
+        size = sum(file.size for file in wanted(repo.files))
+        with (
+            self.holding(model.id),
+            self._report.progress(f"fetch {model.id}", size, "bytes") as advance,
+        ):
+            if not self._hub.copies:
+                return self._hub.fetch(repo, self._home.cache, advance)
+            self.make_room(size, model.id, newcomer=newcomer)
+            before = self.bytes_on_disk(model.id)
+            try:
+                return self._hub.fetch(repo, self._home.cache, advance)
+            finally:
+                fetched = max(0, self.bytes_on_disk(model.id) - before)
+                self._lineage.spend("download_bytes", self._day(), fetched)
+
+    def discard(self, folder: Path) -> None:
+        """Free what was fetched for nothing; a folder hub's own files are not ours to remove."""
+        if folder.resolve().is_relative_to(self._home.cache.resolve()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def make_room(self, size: int, what: str, *, newcomer: bool = False) -> None:
+        """
+        Remove fetched fine-tunes until `size` bytes of `what` fit into limits.disk_gb.
+
+        Args:
+            what: A model's id; what has arrived of it already is part of `size`.
+            newcomer: It will be measured against everyone, one at a time of those who made room:
+                leave room for the largest.
+
+        Raises:
+            NoRoom: That would not be enough; nothing is removed then.
+        """
+        over = self._home.used_bytes() + size - self.bytes_on_disk(what) - self._disk_bytes
+        if over <= 0 and not newcomer:
+            return
+        fetched = self._fetched()
+        if newcomer and (over > 0 or None in fetched.values()):
+            sizes = (self._size(*each) for each in fetched.items())
+            over += _GROWTH * max(sizes, default=0)
+        if over <= 0:
+            return
+        leaving, freed = [], 0
+        for folder in self._in_order():
+            if freed >= over:
+                break
+            leaving.append(folder)
+            freed += _nbytes(folder)
+        if freed < over:
+            raise NoRoom(
+                f"no room for {what} ({size / 1e9:.1f} GB) within limits.disk_gb "
+                f"{self._disk_bytes / 1e9:g}; raise the limit",
+                others_may_go_on=True,
+            )
+        owners = {folder: model for model, folder in fetched.items()}
+        for folder in leaving:
+            self._remove(folder, owners.get(folder))
+
+    def bytes_on_disk(self, name: str) -> int:
+        """Bytes of a fine-tune that are in the cache, whole or still arriving."""
+        return sum(_nbytes(folder) for folder in self._places(name))
+
+    def _remove(self, folder: Path, owner: str | None) -> None:
+        if owner is not None:
+            # First: what a kill leaves of the folder is then nobody's.
+            self._lineage.update_model(owner, size=_nbytes(folder), folder=None)
+            self._report.event("evict", f"{owner} makes room; fetched again if needed", model=owner)
+        shutil.rmtree(folder)
+
+    def _in_order(self) -> Iterator[Path]:
+        """Folders of the cache that may go: leftovers of nobody, then the least recently needed."""
+        owned = self._fetched()
+        kept = {owned[name] for name in self._keep() if name in owned}
+        kept |= {folder for name in self._held for folder in self._places(name)}
+        kept |= {Path(base.folder) for base in self._lineage.models("base") if base.folder}
+        admitted = {owned[model.id] for model in self._lineage.models("finetune", "admitted")}
+        found = [folder for folder in self._home.cache.glob("*/*") if folder.is_dir()]
+        going = [folder for folder in found if folder not in kept]
+        yield from sorted(going, key=lambda f: (f in admitted, f.stat().st_mtime_ns, f.name))
+
+    def _fetched(self) -> dict[str, Path | None]:
+        """Where fine-tunes lie, by id; None where they made room for others."""
+        return {
+            model.id: None if model.folder is None else Path(model.folder)
+            for model in self._lineage.models("finetune", ("admitted", "quarantined"))
+            if model.folder is not None or model.status == "admitted"
+        }
+
+    def _size(self, name: str, folder: Path | None) -> int:
+        """Bytes that a fine-tune takes, or took before it made room."""
+        return (self._lineage.require(name).size or 0) if folder is None else _nbytes(folder)
+
+    def _places(self, name: str) -> tuple[Path, ...]:
+        """Where a fine-tune lies, or is arriving."""
+        model = self._lineage.require(name)
+        if model.repo is None or model.revision is None:
+            return ()
+        return place(self._home.cache, model.repo, model.revision)
+
+    def _unchanged(self, leaf: Model, folder: Path) -> bool:
+        return all(
+            (folder / file.path).is_file() and self.sha256(folder / file.path) == file.sha256
+            for file in self._lineage.files(leaf.id)
+        )
+
+
+def cached_hash(lineage: Lineage) -> Callable[[Path], str]:
+    """sha256 of files, hashed once for as long as size and modification time stay."""
+
+    def sha256(path: Path) -> str:
+        stat = path.stat()
+        name = path.resolve()
+        known = lineage.file_hash(name, stat.st_size, stat.st_mtime_ns)
+        if known is None:
+            known = hash_file(path)
+            lineage.remember_hash(name, stat.st_size, stat.st_mtime_ns, known)
+        return known
+
+    return sha256
+
+
+def _nbytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,317 @@
+"""
+The runner: takes steps one at a time, and turns what goes wrong into states.
+
+A model's own fault sets that model aside. Trouble of the world sets the job back, for a time that
+grows with every try. A budget that is used up is waited for. Whatever else is raised ends the
+daemon: a mistake in the settings, a broken lineage, a bug.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from kinship_daemon.context import Context
+from kinship_daemon.errors import (
+    BudgetReached,
+    KinshipError,
+    LeafGone,
+    ModelError,
+    Stopped,
+    Transient,
+    Unavailable,
+)
+from kinship_daemon.hub.records import UnknownRepo
+from kinship_daemon.retry import reopen
+from kinship_daemon.steps.leaves import dependents
+from kinship_daemon.steps.step import Step, Work
+from kinship_storage.errors import LineageError
+from kinship_storage.jobs import job_key
+from kinship_storage.records import Job
+from kinship_storage.rows import stamp
+from kinship_storage.transitions import Cause
+
+__all__ = ["SILENT", "Runner", "Turn"]
+
+# So many in a row that do not come, and the others of the kind need not be asked for either.
+SILENT = 5
+# A model whose job was put off so often is set aside, so that its generation goes on without it.
+_PATIENCE = 3
+# However long the world says it will be away: it is asked again within a day.
+_LONGEST_WAIT = timedelta(days=1)
+
+
+_IN_USE = frozenset({"seen", "proposed", "admitted"})
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    What one turn did.
+
+    Attributes:
+        kind: The kind of step that was worked through; None where nothing could be done.
+        waiting: What keeps work from being done that is planned: the world, or a budget.
+        due: When some of it may be tried again; None where nothing waits.
+    """
+
+    kind: str | None
+    waiting: tuple[KinshipError, ...] = ()
+    due: datetime | None = None
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """Why a kind of step, or all that needs the hub, is left alone, and until when."""
+
+    until: datetime
+    error: KinshipError
+
+
+class Runner:
+    """
+    One daemon's. For one thread.
+
+    Attributes:
+        doing: The step at work now, in words; for any thread.
+    """
+
+    doing: str | None = None
+
+    def __init__(self, context: Context, steps: Sequence[Step[Any]]) -> None:
+        self._context = context
+        self._steps = steps
+        self._rests: dict[str, _Rest] = {}
+        self._tries: dict[str, int] = {}  # how often a job was put off since it last went well
+        self._dues: list[datetime] = []  # of the jobs that this turn found waiting
+        self._hub_answered = False
+
+    def loop(self, now: datetime, *, look: bool = False, skip: Iterable[str] = ()) -> Turn:
+        """
+        One turn: the first kind of step that has work is worked through.
+
+        Args:
+            now: The time, UTC.
+            look: A look at the hub is due.
+            skip: Kinds that are not to be taken.
+
+        Raises:
+            Stopped: The daemon was asked to stop; all that is done is saved.
+            KinshipError: Nothing that waiting would mend.
+        """
+        self._reopen(now)
+        left_out = {*skip} if look else {*skip, "watch"}
+        waiting: list[KinshipError] = []
+        self._dues = []
+        for step in self._steps:
+            if step.kind in left_out:
+                continue
+            rest = self._resting(step, now)
+            if rest is not None:
+                if next(step.plan(self._context), None) is not None:
+                    waiting.append(rest.error)
+                continue
+            if self._work_through(step, now, waiting):
+                return Turn(step.kind, tuple(waiting))
+        return Turn(None, tuple(waiting), self._due(now))
+
+    def _reopen(self, now: datetime) -> None:
+        """Whoever was set aside for the world, and whose time has come."""
+        for model in self._context.lineage.due_models(now):
+            reopen(self._context.lineage, model)
+            self._say(
+                "retry", f"{model.id} is tried again, set aside for: {model.reason}", model.id
+            )
+
+    def _resting(self, step: Step[Any], now: datetime) -> _Rest | None:
+        names = (step.kind, "hub") if step.needs == "hub" else (step.kind,)
+        rests = [self._rests[name] for name in names if name in self._rests]
+        return next((rest for rest in rests if now < rest.until), None)
+
+    def _due(self, now: datetime) -> datetime | None:
+        """When something may be done that cannot be done now. Only of what is still planned."""
+        set_aside = self._context.lineage.set_aside("world")
+        times = [datetime.fromisoformat(each.retry_at) for each in set_aside if each.retry_at]
+        times += [rest.until for rest in self._rests.values()] + self._dues
+        return min((time for time in times if time > now), default=None)
+
+    def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
+        """Every piece of a kind's work that can be done. Returns whether any was."""
+        worked, silent = False, 0
+        missed: KinshipError | None = None
+        seen: set[str] = set()
+        for work in step.plan(self._context):
+            if self._context.stop.is_set():
+                raise Stopped
+            key = job_key(step.kind, work.inputs)
+            if key in seen:
+                raise RuntimeError(f"{step.kind} plans the same work twice: {dict(work.inputs)}")
+            seen.add(key)
+            try:
+                worked |= self._take(step, work, now, waiting)
+                silent = 0
+            except Unavailable:
+                continue
+            except BudgetReached as error:
+                if step.holds_up:
+                    waiting.append(error)
+                if not error.others_may_go_on:
+                    until = self._context.midnight()
+                    self._rests[step.kind] = _Rest(until, error)
+                    break
+            except KinshipError as error:
+                missed, silent = error, silent + 1
+                if self._hub_is_away(error) or silent == SILENT:
+                    break
+        if missed is not None and (not worked or self._hub_is_away(missed)):
+            until = self._context.now() + (_asked_for(missed) or self._pause())
+            self._rests[step.kind] = _Rest(until, missed)
+            waiting.append(missed)
+        return worked
+
+    def _hub_is_away(self, error: KinshipError) -> bool:
+        """Whether the hub has said when it is back: nothing is asked of it before."""
+        wait = _asked_for(error)
+        if wait is not None:
+            self._rests["hub"] = _Rest(self._context.now() + wait, error)
+        return wait is not None
+
+    def _take(
+        self, step: Step[Any], work: Work, now: datetime, waiting: list[KinshipError]
+    ) -> bool:
+        """
+        Take one step, unless it is not its time. Returns whether anything came of it.
+
+        Raises:
+            Transient, BudgetReached: It is to be taken again later; the job says when.
+        """
+        context, lineage = self._context, self._context.lineage
+        job = lineage.submit(step.kind, work.inputs, work.model)
+        if job.status == "done" and not step.repeats:
+            return False
+        if job.status == "done":
+            job = lineage.lose(job.key)
+        if job.status == "failed":
+            return step.blames and self._set_aside_again(work, job)
+        if job.status == "waiting" and (due := _due(job)) is not None and due > now:
+            self._dues.append(due)
+            if step.holds_up:
+                waiting.append(Transient(job.reason or "it waits"))
+            return False
+        lineage.start(job.key)
+        self.doing = step.kind if work.model is None else f"{step.kind} of {work.model}"
+        try:
+            result = step.run(context, work)
+        except (ModelError, UnknownRepo) as error:
+            self._blame(step, work, job.key, error)
+            return True
+        except (Transient, BudgetReached) as error:
+            self._put_off(step, work, job.key, error)
+            raise
+        except Stopped:
+            lineage.interrupt(job.key)
+            raise
+        except KinshipError as error:
+            # A hub that refuses us after it answered, as in an outage of its accounts, will pass.
+            if isinstance(error, LineageError) or not (step.needs == "hub" and self._hub_answered):
+                lineage.interrupt(job.key)
+                raise
+            self._put_off(step, work, job.key, error)
+            raise Transient(f"{error}; asked again at the next look") from error
+        with lineage.finish(job.key):
+            step.commit(lineage, work, result)
+        self._tries.pop(job.key, None)
+        self._hub_answered |= step.needs == "hub"
+        step.tell(context, work, result)
+        return True
+
+    def _put_off(self, step: Step[Any], work: Work, key: str, error: KinshipError) -> None:
+        """The job waits, longer each time; a model that others wait for is set aside meanwhile."""
+        tries = self._tries[key] = self._tries.get(key, 0) + 1
+        wait = _asked_for(error) or self._later(tries)
+        due = self._context.now() + wait
+        if isinstance(error, BudgetReached) and not error.others_may_go_on:
+            due = self._context.midnight()
+        self._context.lineage.wait(key, str(error), due)
+        self._dues.append(due)
+        about = "" if work.model is None or work.model in str(error) else f"{work.model} waits: "
+        self._say("warning", f"{about}{error}", work.model)
+        patient = tries < _PATIENCE or isinstance(error, BudgetReached) or step.needs == "hub"
+        if step.blames and work.model is not None and not patient:
+            model = self._context.lineage.require(work.model)
+            if model.status in _IN_USE - {"seen"} and model.kind != "base":
+                self._set_aside(model.id, str(error), "world", None, due)
+
+    def _blame(
+        self, step: Step[Any], work: Work, key: str, error: ModelError | UnknownRepo
+    ) -> None:
+        """A fault of one model: it is set aside, with the merges that rest on bytes now gone."""
+        lineage = self._context.lineage
+        cause: Cause = "world" if isinstance(error, UnknownRepo) else error.cause
+        setting = None if isinstance(error, UnknownRepo) else error.setting
+        culprit = work.model if isinstance(error, UnknownRepo) else error.model or work.model
+        if culprit is None or culprit == self._context.base.id or not step.blames:
+            lineage.interrupt(key)
+            raise KinshipError(str(error)) from error
+        due = self._context.now() + self._later(1 + lineage.require(culprit).faults)
+        with lineage.transaction():
+            if culprit != work.model:
+                lineage.interrupt(key)  # the work itself is as good as ever
+            elif cause == "world":
+                lineage.wait(key, str(error), due)
+            else:
+                lineage.fail(key, cause, str(error))
+            self._set_aside(culprit, str(error), cause, setting, due)
+            if isinstance(error, LeafGone):
+                reason = f"cannot be made any more: {culprit}: {error}"
+                for merge in dependents(lineage, culprit):
+                    self._set_aside(merge.id, reason, cause, setting, due)
+
+    def _set_aside_again(self, work: Work, job: Job) -> bool:
+        """Work that failed before is not done again: whoever it was about stays aside."""
+        model = None if work.model is None else self._context.lineage.model(work.model)
+        if model is None or job.cause is None or model.status not in _IN_USE:
+            return False
+        setting = "evaluate" if job.cause == "settings" else None
+        self._set_aside(model.id, job.reason or "it failed before", job.cause, setting, None)
+        return True
+
+    def _set_aside(
+        self, name: str, reason: str, cause: Cause, setting: str | None, due: datetime | None
+    ) -> None:
+        if self._context.lineage.require(name).status not in _IN_USE:
+            return
+        retry_at = stamp(due) if cause == "world" and due is not None else None
+        self._context.lineage.move_model(
+            name, "quarantine", reason=reason, cause=cause, setting=setting, retry_at=retry_at
+        )
+        self._say("quarantine", reason if name in reason else f"{name}: {reason}", name, cause)
+
+    def _say(self, kind: str, message: str, model: str | None, cause: Cause | None = None) -> None:
+        facts = {"model": model, "cause": cause}
+        self._context.report.event(kind, message, **{k: v for k, v in facts.items() if v})
+
+    def _pause(self) -> timedelta:
+        """The shortest wait for what did not come: it is over at the next look."""
+        return timedelta(minutes=self._context.config.watch.poll_minutes) / 2
+
+    def _later(self, tries: int) -> timedelta:
+        doubled: timedelta = self._pause() * 2 ** min(tries - 1, 30)
+        return min(doubled, _LONGEST_WAIT)
+
+
+def _asked_for(error: KinshipError) -> timedelta | None:
+    """How long the world says it will be away, within a day; None if it does not say."""
+    seconds = error.retry_seconds if isinstance(error, Transient) else None
+    if seconds is None:
+        return None
+    # One more than it says, for the clocks.
+    wait = 0.0 if math.isnan(seconds) else max(0.0, seconds)
+    return min(timedelta(seconds=min(wait, 1e6) + 1), _LONGEST_WAIT)
+
+
+def _due(job: Job) -> datetime | None:
+    return None if job.due is None else datetime.fromisoformat(job.due)

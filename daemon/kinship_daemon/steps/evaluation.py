@@ -1,0 +1,84 @@
+"""How a model is evaluated on one list of tasks, whichever step asks for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kinship_daemon.context import Context
+from kinship_daemon.errors import BudgetReached, WorkerDied
+from kinship_daemon.evaluate.settings import Settings
+from kinship_daemon.report import absolute
+from kinship_daemon.steps.assemblies import assembly
+from kinship_daemon.steps.leaves import source
+from kinship_daemon.steps.step import Work
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model, Score, Split
+
+__all__ = ["Evaluated", "evaluate", "record", "work_for"]
+
+_BUDGET = "evaluation_seconds"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """
+    A model's scores.
+
+    Attributes:
+        seconds: That it took, which count for the day.
+    """
+
+    scores: Sequence[Score]
+    day: str
+    seconds: float
+
+
+def work_for(settings: Settings, model: Model, split: Split) -> Work:
+    inputs = {
+        "weights": model.weights,
+        "split": split,
+        "settings": settings.fingerprint(split),
+    }
+    return Work(inputs, model.id)
+
+
+def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
+    """
+    Scores of the weights under these settings.
+
+    Raises:
+        BudgetReached: The day's hours of evaluation are used up.
+        ModelError, Transient: As `Evaluator.evaluate`.
+    """
+    _check_hours(context)
+    began = time.monotonic()
+    try:
+        found = _scores(context, settings, work)
+    except WorkerDied as error:
+        # Someone else's memory on the device, say: once may be bad luck.
+        context.report.event("warning", f"{error}; once more", model=work.model)
+        found = _scores(context, settings, work)
+    return Evaluated(found, context.today, time.monotonic() - began)
+
+
+def record(lineage: Lineage, found: Evaluated) -> None:
+    lineage.add_scores(found.scores)
+    lineage.spend(_BUDGET, found.day, found.seconds)
+
+
+def _scores(context: Context, settings: Settings, work: Work) -> Sequence[Score]:
+    split: Split = work.inputs["split"]
+    model = source(context, work.inputs["weights"])
+    with context.report.progress(f"{split} of {work.model}", None, "documents") as advance:
+        evaluator = context.evaluators.under(settings)
+        return evaluator.evaluate(assembly(context, model), split, absolute(advance))
+
+
+def _check_hours(context: Context) -> None:
+    limit = context.config.limits.eval_hours_per_day
+    if context.spent(_BUDGET) >= limit * 3600:
+        raise BudgetReached(
+            f"limits.eval_hours_per_day {limit:g} used up; the next day (UTC) has its own"
+        )

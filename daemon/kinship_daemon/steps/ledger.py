@@ -1,0 +1,117 @@
+"""A newcomer's row in the Gram ledger: it is measured against everyone, in one streaming read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from kinship_daemon.context import Context
+from kinship_daemon.errors import ModelError
+from kinship_daemon.steps.leaves import leaves, source
+from kinship_daemon.steps.step import Step, Work, say_nothing
+from kinship_daemon.weights import gram
+from kinship_daemon.weights.descendant import Descendant
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model
+
+__all__ = ["STEP", "joined", "measured", "measured_with_absent", "rows_here"]
+
+
+def _plan(context: Context) -> Iterator[Work]:
+    """
+    All whose files are here join at once.
+
+    Else one of those who made room for others: they have no row where someone removed the ledger.
+    """
+    new = {row: leaf for row, leaf in leaves(context.lineage).items() if _has_no_row(context, row)}
+    here = sorted(row for row, leaf in new.items() if leaf.folder is not None)
+    joining = here or sorted(new)[:1]
+    if joining:
+        yield Work({"joining": joining, "beside": sorted(context.ledger.rows)})
+
+
+def _has_no_row(context: Context, row: str) -> bool:
+    return row not in context.ledger.rows
+
+
+def _run(context: Context, work: Work) -> gram.Ledger:
+    young = {row: source(context, row) for row in work.inputs["joining"]}
+    with context.files.holding(*(model.id for model in young.values())):
+        try:
+            ledger = joined(context, list(measured(context, context.descendants(young))))
+        except gram.BadTensor as error:
+            # It spoils only its own model: the others join without it.
+            raise ModelError(str(error), model=young[error.identity].id) from error
+        # On the disk before the job is done; a row that nobody asks for does no harm.
+        ledger.save(context.home.ledger)
+    context.rows.use(ledger)
+    return ledger
+
+
+def _commit(_lineage: Lineage, _work: Work, _ledger: gram.Ledger) -> None:
+    """The ledger is a file of its own, whole under its name before this."""
+
+
+STEP = Step("ledger", "cpu", _plan, _run, _commit, say_nothing, repeats=True)
+
+
+def measured(context: Context, young: Mapping[str, Descendant]) -> Iterator[gram.Ledger]:
+    """
+    Ledgers of newcomers beside those in the ledger, of which `joined` makes one.
+
+    A row that nobody can be measured against any more is in none of them.
+
+    Raises:
+        NoRoom: One that made room for others does not fit beside what has to stay.
+    """
+    here = {row: source(context, row) for row in rows_here(context) if row not in young}
+    yield _pass(context, here, young)
+    yield from measured_with_absent(context, young)
+
+
+def measured_with_absent(
+    context: Context, young: Mapping[str, Descendant]
+) -> Iterator[gram.Ledger]:
+    """
+    Newcomers beside each of those who made room for others, one at a time.
+
+    Each has a pass of its own: it has to be fetched again, which takes longer than to read the
+    base once more. Whom no living merge rests on is not fetched: its row goes.
+
+    Raises:
+        LeafGone: One cannot be had any more.
+    """
+    away = set(context.ledger.rows) - set(rows_here(context))
+    for row, model in leaves(context.lineage).items():
+        if row in away:
+            with context.files.holding(model.id):
+                context.files.folder(model)
+                yield _pass(context, {row: model}, young)
+
+
+def joined(context: Context, parts: Sequence[gram.Ledger]) -> gram.Ledger:
+    """One ledger of what `measured` gave."""
+    kept = {row for part in parts for row in part.rows}
+    ledger = context.ledger
+    return ledger.keep([row for row in ledger.rows if row in kept]).joined(parts)
+
+
+def rows_here(context: Context) -> list[str]:
+    """Rows of the ledger whose files are on this disk."""
+    return [
+        row
+        for row in context.ledger.rows
+        if any(context.files.is_whole(model) for model in context.lineage.by_weights(row))
+    ]
+
+
+def _pass(
+    context: Context, known: Mapping[str, Model], young: Mapping[str, Descendant]
+) -> gram.Ledger:
+    base = context.base_checkpoint
+    with context.files.holding(*(model.id for model in known.values())):
+        old = context.descendants(known)
+        total = base.nbytes + sum(each.nbytes for each in (*old.values(), *young.values()))
+        label = f"kinship of {len(old) + len(young)} models"
+        with context.report.progress(label, total, "bytes") as advance:
+            ledger = context.ledger.keep(tuple(old))
+            return gram.extend(ledger, base, old, young, device=context.device, progress=advance)

@@ -1,0 +1,72 @@
+"""Why a candidate is not to be fetched, as far as its repo's card and files tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kinship_daemon.context import Context
+from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.hub.files import weight_files
+from kinship_daemon.hub.licence import declared, most_restrictive
+from kinship_daemon.hub.records import Repo, UnknownRepo
+from kinship_daemon.hub.triage import Refusal, refusal
+from kinship_daemon.steps.watch import rules
+from kinship_daemon.weights.checkpoint import read_json, weights_identity
+from kinship_storage.records import Model
+
+__all__ = ["objection", "same_weights", "twin_objection"]
+
+
+def objection(context: Context, model: Model, repo: Repo) -> Refusal | None:
+    """What a rule, a licence, or the hub's own hashes have against fetching a candidate."""
+    found = refusal(repo, context.base.id, rules(context), architectures=_architectures(context))
+    if found is None and context.config.triage.only_publishable:
+        licences = {context.base.id: context.base.license, repo.id: declared(repo.card)}
+        blocked = most_restrictive(licences, context.config.publish.allow_licenses).blocked
+        if blocked is not None:
+            setting = "triage.only_publishable"
+            found = Refusal(f"{blocked} ({setting})", "settings", setting)
+    if found is None:
+        # The hub has told every hash: nothing needs to be fetched to know it.
+        hashes = {file.path: file.sha256 for file in weight_files(repo.files)}
+        found = twin_objection(context, same_weights(context, model, hashes))
+    return found
+
+
+def twin_objection(context: Context, twin: Model | None) -> Refusal | None:
+    """
+    That another model in use has the very same weights.
+
+    None if the hub has that one no more: its bytes have another name now, and it is to go.
+    """
+    if twin is None or _is_lost(context, twin):
+        return None
+    return Refusal(f"the same weights as {twin.id}")
+
+
+def same_weights(context: Context, model: Model, hashes: Mapping[str, str | None]) -> Model | None:
+    """Another model in use with the same weight files; None also where hashes are unknown."""
+    known = {path: sha256 for path, sha256 in hashes.items() if sha256 is not None}
+    if not known or len(known) < len(hashes):
+        return None
+    for other in context.lineage.by_weights(weights_identity(known)):
+        if other.id != model.id and other.status == "admitted":
+            return other
+    return None
+
+
+def _is_lost(context: Context, model: Model) -> bool:
+    """Whether a model is neither whole on this disk nor on the hub."""
+    if model.repo is None or context.files.is_whole(model):
+        return False
+    try:
+        context.hub.repo(model.repo, model.revision)
+    except UnknownRepo:
+        return True
+    except (ModelError, Transient):
+        return False  # nobody knows today
+    return False
+
+
+def _architectures(context: Context) -> list[str]:
+    return read_json(context.base_folder / "config.json").get("architectures") or []

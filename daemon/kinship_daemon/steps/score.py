@@ -1,0 +1,77 @@
+"""Selection scores of founders and merges: asked once per weights and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kinship_daemon.context import Context
+from kinship_daemon.errors import BudgetReached
+from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, work_for
+from kinship_daemon.steps.scores import gain, known_means, mean_score, scores
+from kinship_daemon.steps.step import Step, Work
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model
+
+__all__ = ["STEP", "unscored"]
+
+_MERGES = "merges"
+
+
+def unscored(context: Context) -> list[Model]:
+    """
+    Everyone in use that the policy cannot be shown yet: without scores, or only proposed.
+
+    Hours of evaluation are dear: whom the quick screen found good comes first. But whoever made
+    room for others comes last: to fetch them, those without scores would be in the way. Merges
+    follow, in the order of their names.
+    """
+    known = known_means(context, "selection")
+    admitted = [m for m in context.population_models("admitted") if m.weights not in known]
+    return [*sorted(admitted, key=_turn), *context.lineage.models("merge", "proposed")]
+
+
+def _turn(model: Model) -> tuple[bool, float]:
+    return model.recipe is None and model.folder is None, -(model.screen or 0.0)
+
+
+def _plan(context: Context) -> Iterator[Work]:
+    weights: set[str | None] = set()
+    for model in unscored(context):
+        if model.weights not in weights:  # the same bytes under another name have these scores too
+            weights.add(model.weights)
+            yield work_for(context.settings, model, "selection")
+
+
+def _run(context: Context, work: Work) -> Evaluated:
+    model = context.lineage.require(str(work.model))
+    known = scores(context, model, "selection")
+    if known:
+        return Evaluated(known, context.today, 0.0)
+    limit = context.config.limits.merges_per_day
+    if model.status == "proposed" and context.spent(_MERGES) >= limit:
+        raise BudgetReached(
+            f"limits.merges_per_day {limit} reached; the next day (UTC) has its own"
+        )
+    return evaluate(context, context.settings, work)
+
+
+def _commit(lineage: Lineage, work: Work, found: Evaluated) -> None:
+    name = str(work.model)
+    record(lineage, found)
+    if lineage.require(name).status == "proposed":
+        lineage.move_model(name, "admit")
+        lineage.spend(_MERGES, found.day, 1)
+
+
+def _tell(context: Context, work: Work, found: Evaluated) -> None:
+    model = context.lineage.require(str(work.model))
+    if model.kind != "merge":
+        value = mean_score(found.scores)
+        context.report.event("score", f"{model.id} {value:.4f}", model=model.id, score=value)
+        return
+    value, more = gain(context, model)
+    message = f"{model.id} = {' + '.join(model.parents)}: {value:.4f} ({more:+.4f})"
+    context.report.event("merge", message, model=model.id, score=value, gain=more)
+
+
+STEP = Step("score", "device", _plan, _run, _commit, _tell, repeats=True)
