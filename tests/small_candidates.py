@@ -16,8 +16,8 @@ def waiting(name: str, **changes) -> Candidate:
 
 def notice(lineage: Lineage) -> None:
     """One candidate that was admitted, one refused, one that waits; two of them sampled."""
-    far = finetune("far", status="seen", license=None, joined=None)
-    copy = finetune("gguf", status="refused", reason="quantised (gguf)", joined=None)
+    far = finetune("far", status="seen", license=None)
+    copy = finetune("gguf", status="refused", reason="quantised (gguf)", cause="model")
     for model in (far, copy):
         lineage.add_model(replace(model, weights=None))
     lineage.add_candidate(

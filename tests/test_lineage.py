@@ -1,15 +1,17 @@
 """What the lineage keeps and refuses to rewrite."""
 
 import math
+import statistics
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
+from kinship_storage.best import Best
 from kinship_storage.errors import LineageError
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import File, Gate, Generation, Publication
+from kinship_storage.records import Candidate, File, Gate, Generation, Publication
 from small_lineage import fill, finetune, merge, open_lineage, score
 
 
@@ -50,14 +52,14 @@ def test_times_are_written_in_utc(path):
 
 def test_adding_a_model_twice_changes_nothing(family):
     before = family.model("demo/add")
-    again = replace(finetune("add"), status="seen", weights=None, license=None, joined=None)
+    again = replace(finetune("add"), status="seen", weights=None, license=None)
     files = [File("model.safetensors", 1000, "add" * 16)]
     assert family.add_model(again, files) == before
     assert family.model("demo/add") == before
 
 
 @pytest.mark.parametrize(
-    "other", [{"revision": "2" * 40}, {"weights": "sha256:other"}, {"kind": "adapter"}]
+    "other", [{"revision": "2" * 40}, {"weights": "sha256:other"}, {"kind": "base"}]
 )
 def test_an_id_never_stands_for_another_model(family, other):
     with pytest.raises(LineageError, match=f"another {next(iter(other))}"):
@@ -103,9 +105,8 @@ def test_models_are_ordered_and_found(family):
         "demo/sort",
     ]
     assert family.models(status=()) == []
-    assert family.find("demo/add", "1" * 40).id == "demo/add"
-    assert family.find("demo/add", "2" * 40) is None
     assert [m.id for m in family.by_weights("recipe:m1")] == ["m1"]
+    assert family.by_weights("recipe:unknown") == []
 
 
 def test_every_model_comes_with_its_own_parents_however_it_is_found(family):
@@ -123,15 +124,25 @@ def test_every_model_comes_with_its_own_parents_however_it_is_found(family):
 
 
 def test_what_is_learned_later_is_updated_and_origin_is_not(family):
-    updated = family.update_model("demo/add", status="refused", reason="licence", parameters=5)
+    learned = {
+        "parameters": 5,
+        "folder": "/models/add",
+        "size": 1000,
+        "gated": True,
+        "screen": 0.25,
+        "not_published": "licence",
+    }
+    updated = family.update_model("demo/add", **learned)
     assert family.model("demo/add") == updated
-    assert (updated.status, updated.reason, updated.parameters) == ("refused", "licence", 5)
-    with pytest.raises(LineageError, match="parents, repo never changes"):
+    assert {name: getattr(updated, name) for name in learned} == learned
+    with pytest.raises(LineageError, match="parents, repo cannot be written; these can: folder"):
         family.update_model("demo/add", repo="else/where", parents=())
+    with pytest.raises(LineageError, match="cause, reason, status cannot be written"):
+        family.update_model("demo/add", status="refused", reason="licence", cause="settings")
     with pytest.raises(LineageError, match="other weights"):
         family.update_model("demo/add", weights="sha256:else")
     with pytest.raises(LineageError, match="no model 'nobody'"):
-        family.update_model("nobody", status="refused")
+        family.update_model("nobody", size=1)
 
 
 def test_weights_are_filled_in_once_they_are_known(lineage):
@@ -140,9 +151,103 @@ def test_weights_are_filled_in_once_they_are_known(lineage):
     assert lineage.update_model("demo/add", weights="sha256:add").weights == "sha256:add"
 
 
-def test_an_unknown_status_is_refused_by_the_file_itself(family):
+def test_what_a_column_cannot_hold_is_refused_by_the_file_itself(family):
     with pytest.raises(LineageError, match="contradicts"):
-        family.update_model("demo/add", status="wonderful")
+        family.update_model("demo/add", size="large")
+
+
+@pytest.mark.parametrize("status", ["quarantined", "wonderful"])
+def test_a_model_begins_in_a_state_where_a_life_begins(lineage, status):
+    with pytest.raises(LineageError, match=f"cannot begin as {status}; it can begin as seen, "):
+        lineage.add_model(finetune("add", status=status))
+    with pytest.raises(LineageError, match="without a cause: model, world or settings"):
+        lineage.add_model(finetune("add", status="refused", reason="too large"))
+    assert lineage.models() == []
+
+
+def test_a_state_changes_by_its_events_only(family):
+    with pytest.raises(
+        LineageError, match="model m1 is admitted and cannot admit; it can quarantine, refuse"
+    ):
+        family.move_model("m1", "admit")
+    with pytest.raises(LineageError, match="model m1 is a merge and cannot refuse"):
+        family.move_model("m1", "refuse", cause="model")
+    family.move_model("m1", "quarantine", reason="no memory", cause="world")
+    with pytest.raises(LineageError, match="model m1 is a merge and cannot reopen"):
+        family.move_model("m1", "reopen")
+    assert family.move_model("m1", "repropose").status == "proposed"
+    with pytest.raises(LineageError, match="model demo/bad is a finetune and cannot repropose"):
+        family.move_model("demo/bad", "repropose")
+    with pytest.raises(LineageError, match="no model 'nobody'"):
+        family.move_model("nobody", "admit")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({}, "without a cause: model, world or settings"),
+        ({"cause": "settings"}, "names the config key"),
+        ({"cause": "world", "setting": "triage.max_gb"}, "names the config key"),
+        ({"cause": "model", "retry_at": "2026-02-01T00:00:00Z"}, "only cause world has a time"),
+        ({"cause": "world", "retry_at": "tomorrow"}, "contradicts"),
+    ],
+)
+def test_what_is_set_aside_says_whose_fault_it_is(family, given, problem):
+    before = family.model("demo/add")
+    with pytest.raises(LineageError, match=problem):
+        family.move_model("demo/add", "quarantine", reason="why", **given)
+    assert family.model("demo/add") == before
+
+
+def test_what_is_opened_again_takes_no_cause_and_keeps_its_faults(family):
+    with pytest.raises(LineageError, match="that takes no cause"):
+        family.move_model("demo/bad", "reopen", cause="world")
+    for faults in (1, 2):
+        gone = {"reason": "the hub is away", "cause": "world", "retry_at": "2026-01-31T09:00:00Z"}
+        model = family.move_model("demo/add", "quarantine", **gone)
+        assert (model.reason, model.cause, model.faults) == ("the hub is away", "world", faults)
+        model = family.move_model("demo/add", "reopen")
+        assert (model.status, model.reason, model.cause, model.retry_at) == ("seen", *[None] * 3)
+        assert model.faults == faults
+    assert family.move_model("demo/add", "admit").faults == 0
+    assert family.model("demo/add").faults == 0
+
+
+def test_what_was_set_aside_for_the_world_is_found_when_its_time_comes(family):
+    family.move_model("demo/add", "quarantine", cause="world", retry_at="2026-01-31T09:00:00Z")
+    family.move_model("demo/sort", "refuse", cause="world")
+    assert family.due_models(datetime(2026, 1, 31, 8, 59, 59, tzinfo=UTC)) == []
+    assert [m.id for m in family.due_models(datetime(2026, 1, 31, 9, tzinfo=UTC))] == ["demo/add"]
+    assert [m.id for m in family.set_aside()] == ["demo/add", "demo/bad", "demo/sort"]
+    assert [m.id for m in family.set_aside("world")] == ["demo/add", "demo/sort"]
+    assert family.set_aside("settings") == []
+    assert family.count_set_aside() == {
+        ("quarantined", "model"): 1,
+        ("quarantined", "world"): 1,
+        ("refused", "world"): 1,
+    }
+
+
+def test_the_best_source_of_bytes_comes_first(family):
+    def twin(name, status="seen", *, gone=False, **learned):
+        family.add_model(finetune(name, weights="sha256:add", status=status))
+        family.update_model(f"demo/{name}", **learned)
+        family.add_candidate(Candidate(f"demo/{name}", "2026-01-30T21:04:00Z", gone=gone))
+
+    twin("a-gone", gone=True, folder="/models/a-gone")
+    twin("b")
+    twin("c", folder="/models/c")
+    twin("d", "admitted", gone=True)
+    expected = ["demo/add", "demo/d", "demo/c", "demo/b", "demo/a-gone"]
+    assert [m.id for m in family.by_weights("sha256:add")] == expected
+
+
+def test_ancestors_are_everyone_a_model_descends_from_once(family):
+    family.add_model(merge("m2", ("m1", "demo/add"), generation=2))
+    family.add_model(merge("m3", ("m2", "m1"), generation=3))
+    found = [m.id for m in family.ancestors(family.model("m3"))]
+    assert found == ["demo/add", "demo/sort", "m1", "m2"]
+    assert family.ancestors(family.model("demo/add")) == []
 
 
 # Measurements and decisions
@@ -208,16 +313,29 @@ def test_a_score_is_never_rewritten(lineage):
 def test_decisions_ascend_and_are_never_rewritten(family):
     first, last = family.generations()
     assert (first.number, first.stop, last.number, last.stop) == (1, None, 2, "converged")
-    family.add_generation(first)
+    facts = {"generation": 1, "members": []}
+    family.add_generation(first, facts)
     with pytest.raises(LineageError, match="another seed"):
-        family.add_generation(replace(first, seed=8))
-    family.add_generation(replace(first, number=5))
-    with pytest.raises(LineageError, match="generation 3 cannot follow 5"):
-        family.add_generation(replace(first, number=3))
+        family.add_generation(replace(first, seed=8), facts)
+    with pytest.raises(LineageError, match="decision 1 is in the lineage already with other facts"):
+        family.add_generation(first, {"generation": 1, "members": [{"name": "demo/add"}]})
+    family.add_generation(replace(first, number=5, generation=2), facts)
+    with pytest.raises(LineageError, match="decision 3 cannot follow 5"):
+        family.add_generation(replace(first, number=3, generation=3), facts)
+    with pytest.raises(LineageError, match="generation 2 cannot follow 2"):
+        family.add_generation(replace(first, number=6, generation=2), facts)
+
+
+def test_a_stop_has_a_kind(family):
+    stop = Generation(3, None, "mine", {}, 1, {"merges": [], "top": []}, stop="enough")
+    with pytest.raises(LineageError, match="contradicts"):
+        family.add_generation(stop, {})
+    family.add_generation(replace(stop, stop_kind="budget"), {})
+    assert family.last_generation().stop_kind == "budget"
 
 
 def test_gates_and_publications_come_back_and_are_never_rewritten(family):
-    gate, publication = family.gate("m1"), family.publication("m1")
+    gate, publication = family.gate("m1", "fp2"), family.publication("m1")
     assert gate.passed is True
     assert publication.files == {"README.md": "c" * 64}
     assert family.gates() == [gate]
@@ -228,14 +346,19 @@ def test_gates_and_publications_come_back_and_are_never_rewritten(family):
         family.add_gate(replace(gate, passed=False))
     with pytest.raises(LineageError, match="another revision"):
         family.add_publication(replace(publication, revision="3"))
-    assert family.gate("demo/add") is None
+    again = replace(gate, evaluation="fp9", passed=False)
+    family.add_gate(again)
+    assert family.gates_of("m1") == family.gates() == [gate, again]
+    assert family.gates("fp9") == [again]
+    assert family.gate("m1", "other") is None
+    assert family.gates_of("demo/add") == []
     assert family.publication("demo/add") is None
 
 
 def test_nothing_is_said_about_models_that_are_not_there(lineage):
-    with pytest.raises(LineageError, match="FOREIGN KEY"):
-        lineage.add_gate(Gate("nobody", "noone", False, 0, 0, 0, 1, "no"))
-    with pytest.raises(LineageError, match="FOREIGN KEY"):
+    with pytest.raises(LineageError, match="no model 'nobody'"):
+        lineage.add_gate(Gate("nobody", "noone", False, 0, 0, 0, 1, "no", "fp2"))
+    with pytest.raises(LineageError, match="no model 'nobody'"):
         lineage.add_publication(Publication("nobody", "a/b", "1", "u"))
 
 
@@ -263,7 +386,67 @@ def test_a_hash_is_remembered_for_an_unchanged_file_only(lineage):
 
 
 def test_generations_hold_what_the_policy_saw(family):
-    facts = {"members": [{"name": "demo/add", "score": None}], "generation": 3}
-    given = Generation(3, "mine", {"k": 2}, 1, facts, {"merges": [], "top": []}, "enough")
-    family.add_generation(given)
+    member = {"name": "demo/add", "score": None}
+    facts = {
+        "generation": 3,
+        "members": [{**member, "samples": {"add": (1.0,)}}],
+        "kinship": ((1.0,),),
+        "layers": (((1.0,),),),
+    }
+    given = Generation(3, 2, "mine", {"k": 2}, 1, {"merges": [], "top": []})
+    family.add_generation(given, facts)
+    family.add_generation(given, facts)
     assert family.generations()[-1] == replace(given, created="2026-01-31T08:15:00Z")
+    assert family.facts(3) == {"generation": 3, "members": [member]}
+    assert family.members(3) == {"demo/add"}
+    assert family.facts(4) is None
+    assert family.members(4) == frozenset()
+
+
+def test_a_score_is_extended_by_documents(lineage):
+    lineage.add_scores([score("w", 1, 0)])
+    after = lineage.extend_score("w", "selection", "add", "fp1", [(5, 1), (2, 0.5), (1, 0)])
+    assert after.samples == ((0, 1), (1, 0), (2, 0.5), (5, 1))
+    assert (after.score, after.n) == (0.625, 4)
+    assert after.stderr == pytest.approx(statistics.stdev([1, 0, 0.5, 1]) / 2)
+    assert lineage.scores("w") == [after]
+    assert lineage.extend_score("w", "selection", "add", "fp1", [(5, 1)]) == after
+    assert lineage.verify() == []
+
+
+def test_a_document_is_never_rewritten(lineage):
+    lineage.add_scores([score("w", 1, 0)])
+    with pytest.raises(LineageError, match="another value for document 1; what happened is not"):
+        lineage.extend_score("w", "selection", "add", "fp1", [(2, 1), (1, 1)])
+    with pytest.raises(LineageError, match="no selection score of w on sort to add documents to"):
+        lineage.extend_score("w", "selection", "sort", "fp1", [(1, 1)])
+    assert lineage.scores("w") == [score("w", 1, 0)]
+
+
+def test_scores_can_be_had_without_their_documents(lineage):
+    lineage.add_scores([score("w", 1, 0)])
+    assert lineage.scores("w", samples=False) == [replace(score("w", 1, 0), samples=())]
+
+
+def test_what_was_spent_counts_by_day(lineage):
+    assert lineage.spent("download_gb", "2026-01-31") == 0
+    lineage.spend("download_gb", "2026-01-31", 1.5)
+    lineage.spend("download_gb", "2026-01-31", 2)
+    lineage.spend("candidates", "2026-01-31", 1)
+    assert lineage.spent("download_gb", "2026-01-31") == 3.5
+    assert lineage.budgets("2026-01-31") == {"candidates": 1, "download_gb": 3.5}
+    assert lineage.budgets("2026-02-01") == {}
+
+
+def test_the_best_has_the_highest_selection_score_under_the_homes_settings(family):
+    assert family.best() == Best("m1", 1.0)
+    family.add_model(merge("m2", ("demo/add", "m1"), generation=1, status="admitted"))
+    family.add_scores([score("recipe:m2", 1), score("sha256:base", 1, 1)])
+    family.add_scores([score("sha256:sort", 2, settings="other")])
+    assert family.best() == Best("m1", 1.0)
+    family.move_model("m1", "quarantine", cause="model")
+    assert family.best() == Best("m2", 1.0)
+    family.put("settings", {"selection": "other"})
+    assert family.best() == Best("demo/sort", 2.0)
+    family.put("settings", {"selection": "nothing"})
+    assert family.best() is None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields, replace
 
 from kinship_storage.errors import LineageError
 from kinship_storage.records import Candidate, Status
-from kinship_storage.rows import cells, record, row
-from kinship_storage.store import Json, Row, Store
+from kinship_storage.rows import cells, model_number, record, row
+from kinship_storage.store import Json, Store, dumps
 
 __all__ = ["Candidates"]
 
@@ -34,7 +35,8 @@ class Candidates:
             there = self.candidate(candidate.model)
             if there is not None:
                 return there
-            self._store.insert("candidates", row(candidate))
+            number = model_number(self._store, candidate.model)
+            self._store.insert("candidates", row(candidate, model=number))
             return self._require(candidate.model)
 
     def update_candidate(self, model: str, **changes: Json) -> Candidate:
@@ -59,14 +61,14 @@ class Candidates:
                 sets = cells(Candidate, changes)
                 self._store.execute(
                     f"UPDATE candidates SET {', '.join(f'{name} = ?' for name in sets)}"  # noqa: S608  # names are from _CHANGEABLE
-                    " WHERE model = ?",
+                    " WHERE model = (SELECT number FROM models WHERE id = ?)",
                     [*sets.values(), model],
                 )
             return after
 
     def candidate(self, model: str) -> Candidate | None:
-        found = self._store.row("candidates", "model = ?", model)
-        return None if found is None else _candidate(found)
+        found = self._store.query(_CANDIDATES.format(where="m.id = ?"), [model])
+        return record(Candidate, found[0], model=model) if found else None
 
     def _require(self, model: str) -> Candidate:
         found = self.candidate(model)
@@ -81,8 +83,8 @@ class Candidates:
         given = {"status": status, "triaged": triaged}
         wanted = {name: value for name, value in given.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in wanted) or "TRUE"
-        found = self._store.query(_IN_ORDER.format(where=where), list(wanted.values()))
-        return [_candidate(values) for values in found]
+        found = self._store.query(_CANDIDATES.format(where=where), list(wanted.values()))
+        return [record(Candidate, values, model=values["id"]) for values in found]
 
     def put_sample(self, plan: str, model: str, vector: bytes) -> None:
         """
@@ -91,26 +93,24 @@ class Candidates:
         Raises:
             LineageError: The model is not in the lineage.
         """
-        self._store.replace("samples", {"plan": plan, "model": model, "vector": vector})
+        with self._store.transaction():
+            number = model_number(self._store, model)
+            self._store.replace("samples", {"plan": plan, "model": number, "vector": vector})
 
     def sample(self, plan: str, model: str) -> bytes | None:
-        found = self._store.row("samples", "plan = ? AND model = ?", plan, model)
-        return None if found is None else found["vector"]
+        return self.sampled(plan, [model]).get(model)
 
-    def samples(self, plan: str) -> list[tuple[str, bytes]]:
-        """(model, vector) of all that were sampled under the plan, sorted by model."""
-        found = self._store.rows(
-            "samples", "plan = ?", [plan], order="model", select="model, vector"
+    def sampled(self, plan: str, models: Collection[str]) -> dict[str, bytes]:
+        """The vectors of those of these models that were sampled under the plan; sorted by id."""
+        found = self._store.query(
+            "SELECT m.id, vector FROM json_each(?) AS asked JOIN models AS m ON m.id = asked.value"
+            " JOIN samples ON samples.model = m.number AND plan = ? ORDER BY m.id",
+            [dumps(sorted(models)), plan],
         )
-        return [(values["model"], values["vector"]) for values in found]
+        return {values["id"]: values["vector"] for values in found}
 
 
-_IN_ORDER = (
-    "SELECT candidates.* FROM models JOIN candidates ON candidates.model = models.id"
-    " WHERE {where} ORDER BY models.id"
+_CANDIDATES = (
+    "SELECT candidates.*, m.id FROM models AS m JOIN candidates ON candidates.model = m.number"
+    " WHERE {where} ORDER BY m.id"
 )
-
-
-def _candidate(values: Row) -> Candidate:
-    flags = {name: bool(values[name]) for name in ("triaged", "gone")}
-    return record(Candidate, values, **flags)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kinship_storage.records import Candidate, Generation, Model
 from kinship_storage.store import Store
-
-if TYPE_CHECKING:
-    from kinship_storage.lineage import Lineage
+from kinship_storage.tables import Tables
 
 __all__ = ["export"]
 
 Scores = dict[str, dict[str, Any]]  # task -> {score, stderr, n}
 
 
-def export(lineage: Lineage, store: Store) -> dict[str, Any]:
+def export(lineage: Tables, store: Store) -> dict[str, Any]:
     """
-    Base, models (sorted by generation and id), candidates (sorted by id) and decisions (in order).
+    Base, models (sorted by generation and id), candidates (sorted by id), decisions (in order) and
+    the best model.
 
     Scores are those under the home's settings, the fact `settings`: {split: fingerprint}. A split
     that it does not name shows its latest score of each task.
     """
-    models = lineage.models()
+    models, best = lineage.models(), lineage.best()
     scores = _scores(store, lineage.get("settings") or {})
     by_id = {model.id: model for model in models}
     published = {p.model: p.repo for p in lineage.publications()}
@@ -37,14 +36,16 @@ def export(lineage: Lineage, store: Store) -> dict[str, Any]:
             _candidate(candidate, by_id[candidate.model]) for candidate in lineage.candidates()
         ],
         "generations": [_generation(generation) for generation in lineage.generations()],
+        "best": None if best is None else dict(vars(best)),
     }
 
 
 def _scores(store: Store, settings: dict[str, str]) -> dict[str, dict[str, Scores]]:
     """By weights, split and task; without the samples, which are most of the file."""
     found: dict[str, dict[str, Scores]] = {}
-    for row in store.rows(
-        "scores", order="number", select="weights, split, task, settings, score, stderr, n"
+    for row in store.query(
+        "SELECT identity AS weights, split, task, settings, score, stderr, n FROM scores"
+        " JOIN weights ON weights.number = weights ORDER BY scores.number"
     ):
         if row["settings"] != settings.get(row["split"], row["settings"]):
             continue
@@ -65,6 +66,10 @@ def _model(model: Model, scores: dict[str, Scores], published: str | None) -> di
         "validation": dict(sorted(scores.get("validation", {}).items())),
         "published": published,
         "status": model.status,
+        "cause": model.cause,
+        "setting": model.setting,
+        "gated": model.gated,
+        "size": model.size,
     }
 
 
@@ -84,9 +89,11 @@ def _candidate(candidate: Candidate, model: Model) -> dict[str, Any]:
 def _generation(generation: Generation) -> dict[str, Any]:
     decision = generation.decision
     return {
-        "generation": generation.number,
+        "decision": generation.number,
+        "generation": generation.generation,
         "proposals": decision.get("merges", []),
         "top": decision.get("top", []),
         "top_mean_kinship": decision.get("top_mean_kinship"),
         "stop": generation.stop,
+        "stop_kind": generation.stop_kind,
     }

@@ -6,7 +6,6 @@ section 5).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -14,18 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kinship_storage.candidates import Candidates
 from kinship_storage.export import export
-from kinship_storage.jobs import Jobs
-from kinship_storage.models import Models
-from kinship_storage.results import Results
-from kinship_storage.store import Json, Store, dumps
+from kinship_storage.store import Store
+from kinship_storage.tables import Tables
 from kinship_storage.verify import verify
 
 __all__ = ["Lineage"]
 
 
-class Lineage(Models, Candidates, Results, Jobs):
+class Lineage(Tables):
     """
     The one database of a home. For one thread at a time, whichever opened it.
 
@@ -73,26 +69,6 @@ class Lineage(Models, Candidates, Results, Jobs):
     def transaction(self) -> AbstractContextManager[None]:
         """All that is written inside or nothing; may be nested."""
         return self._store.transaction()
-
-    def get(self, key: str) -> Json:
-        """A fact about the home, such as `base`; None if it was never put."""
-        found = self._store.row("home", "key = ?", key)
-        return None if found is None else json.loads(found["value"])
-
-    def put(self, key: str, value: Json) -> None:
-        """Any JSON value; replaces what was there."""
-        self._store.replace("home", {"key": key, "value": dumps(value)})
-
-    def file_hash(self, path: Path, size: int, mtime_ns: int) -> str | None:
-        """The sha256 remembered for a file that looks unchanged, so as not to read it again."""
-        found = self._store.row(
-            "hashes", "path = ? AND size = ? AND mtime_ns = ?", str(path), size, mtime_ns
-        )
-        return None if found is None else found["sha256"]
-
-    def remember_hash(self, path: Path, size: int, mtime_ns: int, sha256: str) -> None:
-        values = {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": sha256}
-        self._store.replace("hashes", values)
 
     def export(self) -> dict[str, Any]:
         """All of it as the JSON of `kinship-daemon lineage --format json`."""

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kinship_storage.transitions import Cause, JobStatus, Status
+
 __all__ = [
     "Candidate",
+    "Cause",
     "File",
     "Gate",
     "Generation",
@@ -22,15 +25,15 @@ __all__ = [
     "Kind",
     "Model",
     "Publication",
-    "ScoreRow",
+    "Score",
     "Split",
     "Status",
+    "StopKind",
 ]
 
-Kind = Literal["base", "finetune", "adapter", "merge"]
-Status = Literal["seen", "proposed", "admitted", "refused", "quarantined"]
-JobStatus = Literal["pending", "running", "done", "failed", "quarantined"]
+Kind = Literal["base", "finetune", "merge"]
 Split = Literal["selection", "validation"]
+StopKind = Literal["converged", "policy failed", "budget", "nothing new"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,20 @@ class Model:
         repo: Where it came from, with `revision`; None for our own merges.
         weights: Identity of its weights; None until they were hashed or the recipe resolved.
         parameters: Number of elements of its weights.
-        reason: Why it was refused or quarantined.
+        reason: Why it was refused or quarantined, in words; `cause` says whose fault that is.
+        setting: The config key whose change opens it again, such as `triage.max_gb`; only with
+            cause `settings`.
+        retry_at: When it opens again by itself; only with cause `world`.
+        faults: How many times in a row it was set aside for the world; 0 once admitted.
+        folder: Where its files lie; None if they are not on this disk.
+        size: Bytes of its files on disk, kept when they made room.
+        gated: The hub asks for its terms to be accepted.
+        screen: Its score of the quick screen.
+        not_published: Why a merge that passed the gate is not published.
         role: What the policy proposed it as: `pair`, `exploration`.
         why: The policy's reason, in words.
         recipe: The merge as it was made; None for what came from a hub.
         parents: Ids of the merged models, in the recipe's order.
-        joined: The first generation it could be chosen from.
     """
 
     id: str
@@ -62,11 +73,19 @@ class Model:
     parameters: int | None = None
     license: str | None = None
     reason: str | None = None
+    cause: Cause | None = None
+    setting: str | None = None
+    retry_at: str | None = None
+    faults: int = 0
+    folder: str | None = None
+    size: int | None = None
+    gated: bool = False
+    screen: float | None = None
+    not_published: str | None = None
     role: str | None = None
     why: str | None = None
     recipe: Mapping[str, Any] | None = None
     parents: tuple[str, ...] = ()
-    joined: int | None = None
     created: str = ""
 
     @property
@@ -115,7 +134,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class ScoreRow:
+class Score:
     """
     One task's score of some weights, under exactly these settings.
 
@@ -124,7 +143,8 @@ class ScoreRow:
         stderr: Standard error of the mean; NaN where one sample gives none.
         n: Number of samples.
         harness: Name and version of what measured it.
-        samples: (document id, value), sorted; `score` is the mean of the values.
+        samples: (document id, value), sorted; `score` is the mean of the values. Empty where they
+            were not asked for.
     """
 
     weights: str
@@ -147,19 +167,21 @@ class Generation:
     One decision of the policy; a stop is a decision too.
 
     Attributes:
-        number: Unique and ascending; what comes after a stop has the next number.
+        number: Of the decision, unique and ascending.
+        generation: The generation whose merges it proposed; None for a stop, which uses up none.
         settings: The policy's settings.
-        facts: All that the policy was shown, so that the decision can be replayed.
         decision: What it answered: merges, top, top_mean_kinship, stop.
+        stop: Why it stopped, in words; `stop_kind` is its kind.
     """
 
     number: int
+    generation: int | None
     policy: str
     settings: Mapping[str, Any]
     seed: int
-    facts: Mapping[str, Any]
     decision: Mapping[str, Any]
     stop: str | None = None
+    stop_kind: StopKind | None = None
     created: str = ""
 
 
@@ -171,6 +193,8 @@ class Gate:
     Attributes:
         low: Lower end of the interval of `gain`; `high` its upper end.
         n: Number of paired samples.
+        evaluation: Fingerprint of the settings of the validation scores; a model has one gate
+            under each.
         settings: Confidence, resamples, seed, least gain.
     """
 
@@ -182,6 +206,7 @@ class Gate:
     high: float
     n: int
     reason: str
+    evaluation: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
 
@@ -204,16 +229,25 @@ class Job:
     One step of the work, keyed by its inputs so that repeating it is harmless.
 
     Attributes:
+        key: Of kind and inputs (`kinship_storage.jobs.job_key`).
+        inputs: What the step is given, as JSON.
+        model: Id of the model it is about, if it is about one.
+        reason: Why it waits or failed, in words; `cause` says whose fault that is.
+        due: When a waiting job can start; None for at once.
         attempts: How often it was started.
-        reason: Why it failed or was quarantined.
         started: Time of the last start; `finished` of its end.
+        seconds: Time at work, over all attempts that were not killed.
     """
 
     key: str
     kind: str
+    inputs: Mapping[str, Any]
     model: str | None
     status: JobStatus
-    attempts: int = 0
+    cause: Cause | None = None
     reason: str | None = None
+    due: str | None = None
+    attempts: int = 0
     started: str | None = None
     finished: str | None = None
+    seconds: float = 0.0

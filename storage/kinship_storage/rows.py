@@ -10,25 +10,40 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from kinship_storage.errors import LineageError
-from kinship_storage.records import Gate, Generation, Model, Publication, ScoreRow
+from kinship_storage.records import Gate, Generation, Job, Model, Publication
 from kinship_storage.store import Json, Row, Store, dumps
 
-__all__ = ["add_once", "record", "row", "stamp"]
+__all__ = [
+    "add_once",
+    "cells",
+    "model_number",
+    "moment",
+    "record",
+    "row",
+    "stamp",
+    "weights_number",
+]
 
 R = TypeVar("R")
 
 _JSON: Mapping[type, frozenset[str]] = {
     Model: frozenset({"recipe"}),
-    ScoreRow: frozenset({"samples"}),
-    Generation: frozenset({"settings", "facts", "decision"}),
+    Generation: frozenset({"settings", "decision"}),
     Gate: frozenset({"settings"}),
     Publication: frozenset({"files"}),
+    Job: frozenset({"inputs"}),
 }
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def stamp(now: datetime) -> str:
     """UTC with seconds: `2026-01-31T08:15:00Z`."""
-    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return now.astimezone(UTC).strftime(_TIME)
+
+
+def moment(time: str) -> datetime:
+    """The time that `stamp` wrote."""
+    return datetime.strptime(time, _TIME).replace(tzinfo=UTC)
 
 
 def row(item: Json, *, without: Iterable[str] = (), **changes: object) -> Row:
@@ -62,8 +77,32 @@ def record(kind: type[R], values: Mapping[str, Any], **extra: Json) -> R:
         if f.name in extra or f.name not in values:
             continue
         value = values[f.name]
-        known[f.name] = json.loads(value) if f.name in texts and value is not None else value
+        if f.name in texts and value is not None:
+            value = json.loads(value)
+        known[f.name] = bool(value) if f.type == "bool" else value
     return kind(**known, **extra)
+
+
+def model_number(store: Store, model: str) -> int:
+    """
+    The key of a model inside the file.
+
+    Raises:
+        LineageError: No model of that id.
+    """
+    found = store.query("SELECT number FROM models WHERE id = ?", [model])
+    if not found:
+        raise LineageError(
+            f"no model {model!r} in {store.path}; `kinship-daemon lineage` lists them"
+        )
+    return int(found[0]["number"])
+
+
+def weights_number(store: Store, identity: str) -> int:
+    """The key of these weights inside the file; they are written down if they are new."""
+    store.execute("INSERT OR IGNORE INTO weights (identity) VALUES (?)", [identity])
+    found = store.query("SELECT number FROM weights WHERE identity = ?", [identity])
+    return int(found[0]["number"])
 
 
 def add_once(store: Store, table: str, key: Mapping[str, Any], values: Row, what: str) -> None:

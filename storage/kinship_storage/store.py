@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,11 @@ class Store:
         """Runs one statement that changes rows and returns how many."""
         with self._in_words():
             return self._db.execute(sql, args).rowcount
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Runs one statement for every row, in one transaction; for rows by the thousand."""
+        with self.transaction():
+            self._db.conn.executemany(sql, rows)
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
