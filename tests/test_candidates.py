@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import pytest
 
 from kinship_storage.errors import LineageError
-from kinship_storage.records import Model
+from kinship_storage.records import Candidate, Model
 from small_candidates import PLAN, notice, waiting
-from small_lineage import fill, finetune, open_lineage, score
+from small_lineage import NOW, fill, finetune, open_lineage, score
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_novelty_that_is_no_number_is_unknown(lineage):
 
 
 def test_a_candidate_is_a_model_of_the_lineage(lineage):
-    with pytest.raises(LineageError, match="FOREIGN KEY"):
+    with pytest.raises(LineageError, match="no model 'demo/nobody'"):
         lineage.add_candidate(waiting("nobody"))
     with pytest.raises(LineageError, match="no candidate 'demo/add'"):
         lineage.update_candidate("demo/add", likes=1)
@@ -97,11 +97,16 @@ def test_samples_come_back_byte_for_byte_by_plan(lineage):
     lineage.put_sample(PLAN, "demo/add", b"old")
     lineage.put_sample(PLAN, "demo/add", b"")
     lineage.put_sample("other", "demo/add", b"elsewhere")
-    assert lineage.samples(PLAN) == [("demo/add", b""), ("demo/sort", b"\0\xff sort")]
+    assert lineage.sampled(PLAN, ["demo/sort", "demo/add", "demo/bad", "nobody"]) == {
+        "demo/add": b"",
+        "demo/sort": b"\0\xff sort",
+    }
+    assert lineage.sampled(PLAN, ["demo/sort"]) == {"demo/sort": b"\0\xff sort"}
     assert lineage.sample("other", "demo/add") == b"elsewhere"
     assert lineage.sample("other", "demo/sort") is None
-    assert lineage.samples("unknown") == []
-    with pytest.raises(LineageError, match="FOREIGN KEY"):
+    assert lineage.sampled("unknown", ["demo/add"]) == {}
+    assert lineage.sampled(PLAN, []) == {}
+    with pytest.raises(LineageError, match="no model 'nobody'"):
         lineage.put_sample(PLAN, "nobody", b"")
 
 
@@ -116,7 +121,7 @@ def test_candidates_and_their_models_are_noticed_together_or_not_at_all(lineage)
     with pytest.raises(OSError, match="no space"):
         notice_some()
     assert lineage.model("demo/new") is None
-    assert (lineage.candidates(), lineage.samples(PLAN)) == ([], [])
+    assert (lineage.candidates(), lineage.sampled(PLAN, ["demo/new"])) == ([], {})
 
 
 def test_every_revision_that_came_from_a_hub_is_known(lineage):
@@ -131,7 +136,7 @@ def test_every_revision_that_came_from_a_hub_is_known(lineage):
 
 def test_models_and_jobs_are_counted_without_being_read(lineage):
     notice(lineage)
-    lineage.enqueue("later", "merge", "m1")
+    lineage.submit("merge", {"later": True}, "m1")
     assert lineage.count_models() == {
         ("base", "admitted"): 1,
         ("finetune", "admitted"): 2,
@@ -168,27 +173,37 @@ QUESTIONS = [
     lambda lineage: lineage.models("merge", ("admitted", "proposed")),
     lambda lineage: lineage.candidates("seen"),
     lambda lineage: lineage.candidates("seen", triaged=False),
-    lambda lineage: lineage.find("demo/add", "1" * 40),
+    lambda lineage: lineage.of_repo("demo/add"),
+    lambda lineage: lineage.by_weights("sha256:add"),
+    lambda lineage: lineage.ancestors(lineage.model("m1")),
+    lambda lineage: lineage.set_aside("world"),
+    lambda lineage: lineage.due_models(NOW),
+    lambda lineage: lineage.runnable(),
+    lambda lineage: lineage.next_due(),
+    lambda lineage: lineage.jobs(model="m1"),
+    lambda lineage: lineage.sampled(PLAN, ["demo/add"]),
+    lambda lineage: lineage.scores("sha256:add"),
     lambda lineage: lineage.model("m1"),
     lambda lineage: lineage.jobs("done", "merge"),
     lambda lineage: lineage.reasons("quarantined"),
 ]
 
 
-@pytest.fixture
-def crowded(lineage):
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
     """Thousands that were refused, with all that is kept of them."""
     ids = [f"org/model-{number}" for number in range(THOUSANDS)]
-    with lineage.transaction():
-        refused = "INSERT INTO models (id, kind, status, generation, created)"
-        gone = "INSERT INTO candidates VALUES (?, '2026-01-30T21:04:00Z', 0, 0, 0, 1, 0, 0, 0, 0)"
-        done = "INSERT INTO jobs (key, kind, status, attempts) VALUES (?, 'triage', 'done', 1)"
-        for each in ids:
-            lineage._store.execute(f"{refused} VALUES (?, 'finetune', 'refused', 0, '')", [each])
-            lineage._store.execute(gone, [each])
-            lineage._store.execute(done, [each])
-    lineage.add_candidate(waiting("add"))
-    return lineage
+    with open_lineage(tmp_path_factory.mktemp("crowded") / "lineage.db") as lineage:
+        fill(lineage)
+        with lineage.transaction():
+            for each in ids:
+                lineage.add_model(Model(each, "finetune", "refused", cause="model"))
+                lineage.add_candidate(Candidate(each, "2026-01-30T21:04:00Z", triaged=True))
+                lineage.put_sample(PLAN, each, b"")
+                job = lineage.submit("triage", {"model": each}, each)
+                lineage._store.execute("UPDATE jobs SET status = 'done' WHERE key = ?", [job.key])
+        lineage.add_candidate(waiting("add"))
+        yield lineage
 
 
 @pytest.mark.parametrize("ask", QUESTIONS)

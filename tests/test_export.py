@@ -9,6 +9,8 @@ import pytest
 from small_candidates import PLAN, TIME, notice
 from small_lineage import fill, open_lineage, score
 
+ADD = "weights = (SELECT weights FROM models WHERE id = 'demo/add')"
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -41,9 +43,15 @@ def test_the_export_is_the_contract(family):
         "validation": {"add": {"score": 0.5, "stderr": 0.1, "n": 2}},
         "published": "kinship/m1",
         "status": "admitted",
+        "cause": None,
+        "setting": None,
+        "gated": False,
+        "size": None,
     }
+    assert document["best"] == {"model": "m1", "score": 1.0, "split": "selection"}
     assert document["generations"] == [
         {
+            "decision": 1,
             "generation": 1,
             "proposals": [
                 {"parents": ["demo/add", "demo/sort"], "role": "pair", "reason": "the best two"}
@@ -51,13 +59,16 @@ def test_the_export_is_the_contract(family):
             "top": ["demo/add", "demo/sort"],
             "top_mean_kinship": 0.25,
             "stop": None,
+            "stop_kind": None,
         },
         {
-            "generation": 2,
+            "decision": 2,
+            "generation": None,
             "proposals": [],
             "top": ["m1", "demo/add"],
             "top_mean_kinship": None,
             "stop": "converged",
+            "stop_kind": "converged",
         },
     ]
 
@@ -65,7 +76,7 @@ def test_the_export_is_the_contract(family):
 def test_the_export_says_who_waits_and_who_was_refused_and_why(family):
     notice(family)
     document = json.loads(json.dumps(family.export(), allow_nan=False))
-    assert set(document) == {"base", "models", "candidates", "generations"}
+    assert set(document) == {"base", "models", "candidates", "generations", "best"}
     assert [c["id"] for c in document["candidates"]] == ["demo/add", "demo/far", "demo/gguf"]
     assert document["candidates"][-1] == {
         "id": "demo/gguf",
@@ -122,34 +133,45 @@ def test_recipes_are_recomputed_from_their_parents_weights(family):
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        ("DELETE FROM models WHERE id = 'demo/sort'", "m1: its parent demo/sort is not in"),
+        ("DELETE FROM models WHERE id = 'demo/sort'", "parents: a row refers to a row of models"),
         ("UPDATE models SET generation = 0 WHERE id = 'm1'", "not from an earlier generation"),
         ("UPDATE models SET recipe = NULL WHERE id = 'm1'", "m1: a merge without its recipe"),
         ("UPDATE models SET weights = NULL WHERE id = 'm1'", "without its recipe's identity"),
         ("UPDATE models SET weights = NULL WHERE id = 'demo/add'", "without its weights' identity"),
-        ("UPDATE scores SET score = 0.7 WHERE weights = 'sha256:add'", "its samples give 0.75"),
-        ("UPDATE scores SET n = 9 WHERE weights = 'sha256:add'", "says 9 samples, holds 4"),
-        ("UPDATE scores SET samples = '[]' WHERE weights = 'sha256:add'", "holds 0"),
+        (f"UPDATE scores SET score = 0.7 WHERE {ADD}", "its samples give 0.75"),
+        (f"UPDATE scores SET n = 9 WHERE {ADD}", "says 9 samples, holds 4"),
+        ("DELETE FROM documents", "holds 0"),
+        ("UPDATE models SET cause = NULL", "model demo/bad: quarantined with cause unknown"),
+        ("UPDATE models SET cause = 'world'", "model demo/add: admitted with cause world"),
+        ("INSERT INTO home VALUES ('folder:m1', '1')", "home: folder:m1 belongs to its model"),
+        ("DELETE FROM facts WHERE decision = 1", "decision 1: the facts that it was taken on are"),
+        ("UPDATE facts SET value = x'00'", "decision 1: the facts that it was taken on cannot be"),
+        ("UPDATE generations SET generation = NULL", "decision 1: a stop proposes no generation"),
+        (
+            "UPDATE models SET weights = NULL WHERE id = 'demo/sort'",
+            "kinships: no model has the weights sha256:sort",
+        ),
         ("DELETE FROM gates", "m1: published without having passed the gate"),
         ("UPDATE gates SET passed = 0", "m1: published without having passed the gate"),
-        ("DELETE FROM scores WHERE weights = 'recipe:m1'", "job evaluate:m1: done, but what it"),
-        ("UPDATE jobs SET model = 'gone'", "job evaluate:m1: done, but its model gone"),
+        ("DELETE FROM scores", "done, but what it was to leave is not"),
+        ("UPDATE jobs SET model = 'gone'", "done, but its model gone"),
         (
             'UPDATE generations SET decision = \'{"merges":[],"top":["gone"]}\' WHERE number = 2',
-            "generation 2: names gone, which is not in the lineage",
+            "decision 2: names gone, which is not in the lineage",
         ),
-        ("UPDATE generations SET stop = 'enough'", "generation 1: is a stop and yet"),
+        ("UPDATE generations SET stop = 'enough'", "decision 1: is a stop and yet"),
         (
-            "INSERT INTO files VALUES ('gone', 'a', 1, 'ff')",
-            "files: row 4 refers to a row of models that is gone",
+            "INSERT INTO files VALUES (99, 'a', 1, 'ff')",
+            "files: a row refers to a row of models that is gone",
         ),
         (
-            "INSERT INTO candidates VALUES ('m1', '2026-01-30T21:04:00Z', 0, 0, 0, 0, 0, 0, 0, 0)",
+            "INSERT INTO candidates SELECT number, '2026-01-30T21:04:00Z', 0, 0, 0, 0, 0, 0, 0, 0"
+            " FROM models WHERE id = 'm1'",
             "candidate m1: is a merge and came from no hub",
         ),
-        ("DELETE FROM models WHERE id = 'demo/gguf'", "candidates: row 3 refers to a row of"),
+        ("DELETE FROM models WHERE id = 'demo/gguf'", "candidates: row 7 refers to a row of"),
         (
-            f"UPDATE samples SET vector = x'00' WHERE plan = '{PLAN}' AND model = 'demo/add'",
+            f"UPDATE samples SET vector = x'00' WHERE plan = '{PLAN}' AND vector = zeroblob(16)",
             f"plan {PLAN}: its vectors have 2 lengths",
         ),
     ],
@@ -158,6 +180,7 @@ def test_every_contradiction_is_found(family, path, damage, problem):
     notice(family)
     assert family.verify() == []
     stranger = sqlite3.connect(path)  # references are not enforced here
+    stranger.execute("PRAGMA ignore_check_constraints = ON")
     stranger.execute(damage)
     stranger.commit()
     stranger.close()

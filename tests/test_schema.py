@@ -1,8 +1,10 @@
 """The database file: made, brought up to date, refused."""
 
+import json
 import shutil
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from kinship_storage.schema import MIGRATIONS, migrate, version
 from small_candidates import PLAN, notice
 from small_lineage import fill, open_lineage
 
+SAMPLED = ["demo/add", "demo/sort"]
 ASSETS = Path(__file__).parent / "assets"
 NEXT = (*MIGRATIONS, ("ALTER TABLE models ADD COLUMN mood TEXT",))
 
@@ -70,13 +73,17 @@ def test_an_old_file_reads_like_one_written_today(old, schema, tmp_path):
         assert then.models() == now.models()
         assert then.scores("recipe:m1") == now.scores("recipe:m1")
         assert then.generations() == now.generations()
-        assert then.gates() == now.gates()
+        assert [then.facts(n) for n in (1, 2)] == [now.facts(n) for n in (1, 2)]
+        assert then.gates() == [replace(gate, evaluation="") for gate in now.gates()]
         assert then.publications() == now.publications()
-        assert then.jobs() == now.jobs()
+        [job] = then.jobs()
+        assert job.key == "evaluate:m1"
+        assert [replace(job, key=new.key, inputs=new.inputs) for new in now.jobs()] == now.jobs()
         assert then.kinships("pcc") == now.kinships("pcc")
         assert then.files("demo/add") == now.files("demo/add")
         assert then.candidates() == now.candidates()
-        assert then.samples(PLAN) == now.samples(PLAN)
+        assert then.sampled(PLAN, SAMPLED) == now.sampled(PLAN, SAMPLED)
+        assert len(then.sampled(PLAN, SAMPLED)) == (2 if schema > 1 else 0)
         assert then.verify() == []
         assert version(raw(old)) == len(MIGRATIONS)
 
@@ -86,9 +93,152 @@ def test_an_old_file_is_brought_up_to_date_and_keeps_every_row(old, schema):
     with open_lineage(old):
         pass
     after = dump(old)
-    assert {name: after[name] for name in before} == before
+    assert {name: len(after[name]) for name in before} == {
+        name: len(rows) for name, rows in before.items()
+    }
     assert all(rows for name, rows in before.items() if name != "hashes")
+    assert len(after["facts"]) == len(before["generations"])
+    assert len(after["documents"]) == 14  # 4 documents of three selection scores, 2 of validation
     assert version(raw(old)) == len(MIGRATIONS)
+    assert not any(name.startswith("old_") for name in after)
+
+
+def test_what_the_home_knew_of_a_model_or_a_day_moves_to_its_own_column(old):
+    db = raw(old)
+    facts = {
+        "folder:demo/add": "/models/add",
+        "size:demo/add": 1000,
+        "gated:demo/add": True,
+        "screen:demo/add": 0.25,
+        "not_published:m1": "its licence",
+        "folder:demo/sort": None,
+        "folder:gone": "/models/gone",
+        "spent:download_gb": ["2026-01-31", 2],
+        "cursor": {"time": 1},
+    }
+    for key, value in facts.items():
+        db["home"].insert({"key": key, "value": json.dumps(value)})
+    db.close()
+    with open_lineage(old) as lineage:
+        add = lineage.model("demo/add")
+        assert (add.folder, add.size, add.gated, add.screen) == ("/models/add", 1000, True, 0.25)
+        assert lineage.model("m1").not_published == "its licence"
+        assert (lineage.model("demo/sort").folder, lineage.model("demo/sort").gated) == (
+            None,
+            False,
+        )
+        assert lineage.budgets("2026-01-31") == {"download_gb": 2}
+        assert lineage.get("cursor") == {"time": 1}
+        assert [row["key"] for row in lineage._store.rows("home", order="key")] == [
+            *("base", "cursor", "settings")
+        ]
+        assert lineage.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "job", "cause", "setting"),
+    [
+        ("quarantined", "NaN", None, "model", None),
+        ("quarantined", "NaN", ("ledger", "quarantined"), "model", None),
+        ("quarantined", "no scores", ("score", "quarantined"), "settings", "evaluate"),
+        ("quarantined", "no scores", ("validate", "failed"), "settings", "evaluate"),
+        ("quarantined", "NaN", ("triage", "done"), "model", None),
+        ("refused", "9 GB; triage.max_gb is 8", None, "settings", "triage.max_gb"),
+        ("refused", "gone from the hub", None, "world", None),
+        ("refused", "the quick screen gives 0.1", None, "settings", "admission.screen_margin"),
+        ("refused", "quantised (gguf)", None, "model", None),
+        ("refused", None, None, "model", None),
+    ],
+)
+def test_what_was_set_aside_gets_its_cause(old, status, reason, job, cause, setting):
+    db = raw(old)
+    db["models"].update("demo/bad", {"status": status, "reason": reason, "kind": "adapter"})
+    if job is not None:
+        kind, outcome = job
+        values = {"key": "k", "kind": kind, "model": "demo/bad", "status": outcome, "attempts": 1}
+        db["jobs"].insert(values)
+    db.close()
+    with open_lineage(old) as lineage:
+        bad = lineage.model("demo/bad")
+        assert (bad.kind, bad.status, bad.reason) == ("finetune", status, reason)
+        assert (bad.cause, bad.setting, bad.retry_at) == (cause, setting, None)
+        assert lineage.verify() == []
+
+
+def test_the_newest_failure_says_whose_fault_a_quarantine_is(old):
+    db = raw(old)
+    for key, kind, day in (("a", "score", 3), ("b", "ledger", 1)):
+        job = {"key": key, "kind": kind, "model": "demo/bad", "attempts": 1}
+        finished = f"2026-01-0{day}T00:00:00Z"
+        db["jobs"].insert({**job, "status": "quarantined", "finished": finished})
+    db.close()
+    with open_lineage(old) as lineage:
+        assert lineage.model("demo/bad").setting == "evaluate"
+
+
+def test_what_failed_for_now_waits_and_what_failed_for_good_fails(old):
+    db = raw(old)
+    ends = {"started": "2026-01-31T08:00:00Z", "finished": "2026-01-31T08:01:30Z"}
+    for status in ("pending", "running", "failed", "quarantined"):
+        job = {"key": status, "kind": "k", "model": None, "status": status, "attempts": 1}
+        db["jobs"].insert({**job, **ends, "reason": "why"})
+    db.close()
+    with open_lineage(old) as lineage:
+        found = {key: lineage.job(key) for key in ("pending", "running", "failed", "quarantined")}
+        assert {key: (job.status, job.cause) for key, job in found.items()} == {
+            "pending": ("pending", None),
+            "running": ("running", None),
+            "failed": ("waiting", "world"),
+            "quarantined": ("failed", "model"),
+        }
+        assert found["failed"].due is None
+        assert found["failed"] in lineage.runnable()
+        assert found["failed"].seconds == 90
+
+
+@pytest.mark.parametrize(
+    ("stop", "kind"),
+    [
+        ("the policy failed: it died", "policy failed"),
+        ("no more merges are allowed: limits.merges_total 3", "budget"),
+        ("the policy proposed nothing new", "nothing new"),
+        ("the top did not change", "converged"),
+    ],
+)
+def test_an_old_stop_gets_its_kind(old, stop, kind):
+    db = raw(old)
+    db["generations"].update(2, {"stop": stop})
+    db.close()
+    with open_lineage(old) as lineage:
+        first, last = lineage.generations()
+        assert (first.number, first.generation, first.stop_kind) == (1, 1, None)
+        assert (last.number, last.generation, last.stop, last.stop_kind) == (2, None, stop, kind)
+
+
+def test_kinships_that_no_decision_named_go_and_facts_stay_whole(old):
+    db = raw(old)
+    facts = {"generation": 1, "members": [], "kinship": [[1.0, 0.123456789012345678]]}
+    db["generations"].update(1, {"facts": json.dumps(facts)})
+    named = ("recipe:m1", "sha256:add")  # within the top of decision 2
+    unnamed = ("sha256:bad", "sha256:sort")
+    for value, (a, b) in enumerate((named, unnamed)):
+        db["kinships"].insert({"metric": "pcc", "a": a, "b": b, "value": value})
+    db.close()
+    with open_lineage(old) as lineage:
+        assert lineage.kinships("pcc") == {("demo/add", "demo/sort"): 0.25, ("demo/add", "m1"): 0}
+        assert lineage.facts(1) == facts
+
+
+def test_a_failure_within_the_third_migration_leaves_the_second(old):
+    db = raw(old)
+    db["scores"].update(1, {"samples": "[[0, null]]"})
+    db.close()
+    before = dump(old)
+    with pytest.raises(TypeError):
+        open_lineage(old)
+    after = dump(old)
+    assert version(raw(old)) == 2
+    assert {name: after[name] for name in before} == before
 
 
 def test_an_old_file_can_be_taken_up_as_a_watch_goes_on(old):

@@ -45,7 +45,8 @@ def _file(store: Store) -> Iterator[str]:
         if row["integrity_check"] != "ok":
             yield f"{store.path} is damaged: {row['integrity_check']}"
     for row in store.query("PRAGMA foreign_key_check"):
-        yield f"{row['table']}: row {row['rowid']} refers to a row of {row['parent']} that is gone"
+        which = "a row" if row["rowid"] is None else f"row {row['rowid']}"
+        yield f"{row['table']}: {which} refers to a row of {row['parent']} that is gone"
 
 
 def _home(store: Store) -> Iterator[str]:
@@ -57,11 +58,8 @@ def _home(store: Store) -> Iterator[str]:
 
 def _models(models: Mapping[str, Model], identity: Identity | None) -> Iterator[str]:
     for model in models.values():
-        missing = [parent for parent in model.parents if parent not in models]
-        for parent in missing:
-            yield f"model {model.id}: its parent {parent} is not in the lineage"
         for parent in model.parents:
-            if parent not in missing and models[parent].generation >= model.generation:
+            if models[parent].generation >= model.generation:
                 yield f"model {model.id}: its parent {parent} is not from an earlier generation"
         if (model.status in MODELS.set_aside) != (model.cause is not None):
             yield f"model {model.id}: {model.status} with cause {model.cause or 'unknown'}"
@@ -79,7 +77,7 @@ def _merge(model: Model, models: Mapping[str, Model], identity: Identity | None)
         if model.status == "admitted":
             yield f"model {model.id}: a merge without its recipe's identity"
         return
-    parents = [models[p].weights if p in models else None for p in model.parents]
+    parents = [models[parent].weights for parent in model.parents]
     if identity is None or None in parents or not model.weights.startswith("recipe:"):
         return
     again = identity(model.recipe, [weights for weights in parents if weights is not None])

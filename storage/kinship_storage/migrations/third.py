@@ -281,21 +281,19 @@ def third(db: Database) -> None:
 
 def _causes(db: Database) -> Iterator[tuple[str, str, str | None]]:
     """Whose fault it is that a model was set aside: (id, cause, setting)."""
-    evaluating = {
-        model
-        for model, kind in db.execute(
-            "SELECT model, kind FROM (SELECT model, kind, max(coalesce(finished, ''), number)"
-            " FROM old_jobs WHERE status IN ('failed', 'quarantined') GROUP BY model)"
-        )
-        if kind in _EVALUATING
-    }
+    newest = dict(
+        db.execute(
+            "SELECT model, kind FROM old_jobs WHERE status IN ('failed', 'quarantined')"
+            " ORDER BY coalesce(finished, ''), number"
+        ).fetchall()
+    )
     found = db.execute(
         "SELECT id, status, reason FROM old_models WHERE status IN ('refused', 'quarantined')"
     ).fetchall()
     for model, status, reason in found:
         if status == "refused":
             yield model, *_refused(reason or "")
-        elif model in evaluating:
+        elif newest.get(model) in _EVALUATING:
             yield model, "settings", "evaluate"
         else:
             yield model, "model", None
