@@ -18,6 +18,7 @@ from tests.bench.bench import Bench
 from tests.bench.device import device
 from tests.bench.kernel import kernel, small
 from tests.bench.kinships import all_pairs, exactness, growth, pair
+from tests.bench.lineage import lineage
 from tests.bench.merges import linear, slerp, ties
 from tests.bench.models import nbytes
 from tests.bench.processes import CommandFailed
@@ -40,6 +41,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "exactness": exactness,
     "growth": growth,
     "sample": sample,
+    "lineage": lineage,
     "device": device,
 }
 _WRITING = ("linear", "slerp", "ties")

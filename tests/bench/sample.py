@@ -10,7 +10,7 @@ from tests.bench.bench import Bench
 from tests.bench.kinships import truths
 from tests.bench.processes import kinship_daemon, timed
 from tests.bench.table import Row, verdict
-from tests.strangers import family
+from tests.varied_models import family
 
 from kinship_daemon.sampling import in_folder
 from kinship_daemon.weights import gram
