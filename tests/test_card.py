@@ -4,56 +4,85 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from kinship_daemon.hub.card import (
-    CardFacts,
-    GateFacts,
-    Kin,
-    Node,
-    Result,
-    Source,
-    model_card,
-)
+from kinship_daemon.hub.card import CardFacts, model_card
 from kinship_daemon.hub.front_matter import declared_bases, front_matter, relation
 from kinship_daemon.hub.licence import declared
+from kinship_storage.records import File, Gate, Model, Score
 
 SHA = "ab" * 32
 
 
 def result(model, task, score, split="validation", stderr=0.01):
-    return Result(model, task, split, "acc", score, stderr, n=256, task_version="1.0")
+    return Score(
+        weights=f"sha256:{model}",
+        task=task,
+        split=split,
+        settings="fp",
+        metric="acc",
+        task_version="1.0",
+        score=score,
+        stderr=stderr,
+        n=256,
+        seed=0,
+        harness="none",
+    )
+
+
+def finetune(name, revision="", licence=None):
+    return Model(name, "finetune", "admitted", repo=name, revision=revision, license=licence)
+
+
+def merge(name, generation, *parents, why=None):
+    return Model(name, "merge", "admitted", generation=generation, parents=parents, why=why)
 
 
 FACTS = CardFacts(
-    name="model-2-1",
+    model=merge("model-2-1", 2, "model-1-1", "demo/sort", why="pair of the top 3"),
     repo="kinship/demo-model-2-1",
     base="demo/base",
     licence="apache-2.0",
     base_models=("demo/add", "demo/sort"),
-    parents=("model-1-1", "demo/sort"),
-    why="pair of the top 3",
-    results=(
-        result("model-2-1", "sort", 0.8),
-        result("model-2-1", "add", 0.7),
-        result("model-1-1", "add", 0.65),
-        result("model-1-1", "sort", 0.5),
-        result("demo/sort", "sort", 0.9, stderr=float("nan")),
-        result("model-2-1", "add_select", 0.75, "selection"),
+    scores={
+        "model-2-1": (
+            result("model-2-1", "sort", 0.8),
+            result("model-2-1", "add", 0.7),
+            result("model-2-1", "add_select", 0.75, "selection"),
+        ),
+        "model-1-1": (result("model-1-1", "add", 0.65), result("model-1-1", "sort", 0.5)),
+        "demo/sort": (result("demo/sort", "sort", 0.9, stderr=float("nan")),),
+    },
+    gate=Gate(
+        model="model-2-1",
+        evaluation="fp",
+        parent="model-1-1",
+        passed=True,
+        gain=0.031,
+        low=0.012,
+        high=0.05,
+        n=512,
+        reason="low end above 0",
+        settings={"confidence": 0.95},
     ),
-    gate=GateFacts(True, "model-1-1", 0.031, 0.012, 0.05, 0.95, 512, "low end above 0"),
     family=(
-        Node("model-2-1", "merge", 2, ("model-1-1", "demo/sort")),
-        Node("demo/sort", "finetune", 0),
-        Node("model-1-1", "merge", 1, ("demo/add", "demo/sort")),
-        Node("demo/add", "finetune", 0),
+        finetune("demo/sort", "d" * 40),
+        merge("model-1-1", 1, "demo/add", "demo/sort"),
+        finetune("demo/add", "c" * 40, "apache-2.0"),
     ),
+    called={},
     metric="pcc",
-    kinships=(Kin("model-1-1", "demo/sort", 0.8123456), Kin("demo/add", "demo/sort", None)),
+    kinships=(("model-1-1", "demo/sort", 0.8123456), ("demo/add", "demo/sort", None)),
     sources=(
-        Source("demo/add", "c" * 40, "apache-2.0", (("model.safetensors", SHA),)),
-        Source("demo/sort", "d" * 40, None),
+        (finetune("demo/add", "c" * 40, "apache-2.0"), (File("model.safetensors", 1, SHA),)),
+        (finetune("demo/sort", "d" * 40), ()),
     ),
     made="merge_method: slerp\nparameters:\n  t: 0.5\n",
     collapsed="merge_method: linear\nparameters:\n  normalize: false\n",
+    factors=(
+        ("attention", "demo/add", 0.25),
+        ("attention", "demo/sort", 0.75),
+        ("norms", "demo/add", 0.5),
+        ("norms", "demo/sort", 0.5),
+    ),
     version="0.1.0",
     settings={"lm-eval": "0.4.13", "seed": "0", "few-shot": "0"},
 )
@@ -101,7 +130,10 @@ def test_the_card_says_what_a_reader_needs_to_trust_or_repeat_it():
     for fact in (
         "gains +0.0310 over its best parent, model-1-1, ",
         "with a 95% interval from +0.0120 to +0.0500",
-        "It passed: low end above 0",
+        "It passed.",
+        "| tensors | demo/add | demo/sort |",
+        "| attention | 0.2500 | 0.7500 |",
+        "every tensor's in `factors.csv`",
         "pair of the top 3",
         "| model-1-1 | demo/sort | 0.8123 |",
         "| demo/add | demo/sort | undefined |",
@@ -116,7 +148,33 @@ def test_the_card_says_what_a_reader_needs_to_trust_or_repeat_it():
 def test_the_recipes_in_the_card_are_the_recipes():
     blocks = model_card(FACTS).split("```yaml\n")[1:]
     recipes = [yaml.safe_load(block.partition("```")[0]) for block in blocks]
-    assert recipes == [yaml.safe_load(FACTS.made), yaml.safe_load(FACTS.collapsed)]
+    assert recipes == [yaml.safe_load(FACTS.made)]
+
+
+def test_the_card_of_a_model_with_a_thousand_tensors_is_no_longer_for_it():
+    """The full recipe is in a file of its own: at 7B it has hundreds of lines."""
+    long = "".join(f"# tensor {number}\n" for number in range(1000))
+    text = model_card(replace(FACTS, collapsed=FACTS.collapsed + long))
+    assert len(text) == len(model_card(FACTS))
+
+
+def test_an_interval_ends_where_scores_do():
+    sure = {**FACTS.scores, "model-2-1": (result("model-2-1", "add", 0.995, stderr=0.01),)}
+    assert "0.9950 (0.9754 to 1.0000)" in model_card(replace(FACTS, scores=sure))
+    none = {**FACTS.scores, "model-2-1": (result("model-2-1", "add", 0.0, stderr=0.01),)}
+    assert "0.0000 (0.0000 to 0.0196)" in model_card(replace(FACTS, scores=none))
+
+
+def test_parents_that_are_published_are_named_by_their_repo():
+    text = model_card(replace(FACTS, called={"model-1-1": "kinship/demo-model-1-1"}))
+    assert "A merge of kinship/demo-model-1-1 and demo/sort" in text
+    assert "over its best parent, kinship/demo-model-1-1" in text
+    assert "| **model-2-1** | kinship/demo-model-1-1 | demo/sort |" in text
+    assert '["kinship/demo-model-1-1<br/>merge, 1"]' in text
+
+
+def test_a_merge_that_is_no_combination_has_no_factors():
+    assert "What it takes from fine-tunes alone" in model_card(replace(FACTS, factors=()))
 
 
 def test_the_family_tree_draws_every_parent_once():
@@ -128,19 +186,24 @@ def test_the_family_tree_draws_every_parent_once():
     }
     edges = [tuple(line.split()[::2]) for line in tree.splitlines() if "-->" in line]
     drawn = sorted((names[parent], names[child]) for parent, child in edges)
-    assert drawn == sorted((p, node.name) for node in FACTS.family for p in node.parents)
+    everyone = (*FACTS.family, FACTS.model)
+    assert drawn == sorted((p, model.id) for model in everyone for p in model.parents)
 
 
 def test_equal_facts_in_another_order_give_the_same_text():
     shuffled = replace(
-        FACTS, results=FACTS.results[::-1], family=FACTS.family[::-1], kinships=FACTS.kinships[::-1]
+        FACTS,
+        scores={name: rows[::-1] for name, rows in reversed(FACTS.scores.items())},
+        family=FACTS.family[::-1],
+        kinships=FACTS.kinships[::-1],
     )
     assert model_card(shuffled) == model_card(FACTS)
 
 
 def test_strangers_words_stay_words():
     nasty = "mit |\n---\n<script>alert(1)</script>"
-    facts = replace(FACTS, why=nasty, sources=(Source("demo/add", "c" * 40, nasty),))
+    model = replace(FACTS.model, why=nasty)
+    facts = replace(FACTS, model=model, sources=((finetune("demo/add", "c" * 40, nasty), ()),))
     text = model_card(facts)
     assert "<script>" not in text
     assert text.count("\n---\n") == 1
@@ -154,7 +217,7 @@ def test_links_lead_to_the_hub_the_models_are_on(url):
 
 
 def test_a_merge_without_gate_or_scores_has_a_card_too():
-    text = model_card(replace(FACTS, gate=None, results=(), kinships=(), settings={}))
+    text = model_card(replace(FACTS, gate=None, scores={}, kinships=(), settings={}))
     assert "without a gate" in text
     assert "NaN" not in text
     assert ModelCard(text).data.base_model == ["demo/add", "demo/sort"]

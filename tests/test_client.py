@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save, save_file
 
 import hub_server
 from hub_server import TOKEN, HubServer
-from kinship_daemon.errors import KinshipError, ModelError, Transient, UsageError
+from kinship_daemon.errors import KinshipError, ModelError, Transient, Unavailable, UsageError
 from kinship_daemon.hub import calls, download, wire
 from kinship_daemon.hub.client import ApiHub, machine_token, token_advice
 from kinship_daemon.hub.open import open_hub
@@ -223,7 +223,7 @@ def test_a_corrupt_download_never_gets_its_final_name(server, hub, tmp_path, pat
     server.add("org/a", model())
     server.fault(path, "corrupt", n=2)
     repo = hub.repo("org/a")
-    with pytest.raises(ModelError, match=r"org/a (model|tokenizer)\.\w+: its hash is"):
+    with pytest.raises(Unavailable, match=r"org/a (model|tokenizer)\.\w+: its hash is"):
         hub.fetch(repo, tmp_path)
     assert [path.name[0] for path in (tmp_path / "org--a").iterdir()] == ["."]
     assert hub.fetch(repo, tmp_path).name == repo.revision
@@ -274,7 +274,7 @@ def test_errors_say_what_and_what_would_work(server, hub, tmp_path):
         anonymous.repo("org/secret")
     with pytest.raises(UnknownRepo, match="has no revision v9"):
         hub.repo("org/gated", "v9")
-    with pytest.raises(ModelError, match="is gated: accept its terms at"):
+    with pytest.raises(Unavailable, match="is gated: accept its terms at"):
         anonymous.fetch(anonymous.repo("org/gated"), tmp_path)
     with pytest.raises(UsageError, match="is not a repo id"):
         hub.repo("../../etc")
@@ -338,10 +338,10 @@ def test_a_page_that_says_back_soon_is_transient(server, hub, path):
 
 def test_an_answer_that_is_not_the_hubs_is_no_crash(server, hub):
     server.add("org/a", model(), extra={"siblings": [{"size": 3}]})
-    with pytest.raises(ModelError, match="in a way that cannot be read"):
+    with pytest.raises(Unavailable, match="in a way that cannot be read"):
         hub.repo("org/a")
     server.add("org/b", model(), extra={"sha": "../../up"})
-    with pytest.raises(ModelError, match="in a way that cannot be read"):
+    with pytest.raises(Unavailable, match="in a way that cannot be read"):
         hub.repo("org/b")
 
 
@@ -586,7 +586,7 @@ def test_an_answer_longer_than_anything_is_not_read_to_its_end(server, hub, monk
 def test_a_file_that_would_lead_out_of_its_folder_is_refused(server, hub, path):
     entry = {"rfilename": path, "size": 3, "blobId": "0" * 40}
     server.add("org/a", model(), extra={"siblings": [entry]})
-    with pytest.raises(ModelError, match=r"org/a has a file named .* not a path in a repo"):
+    with pytest.raises(Unavailable, match=r"org/a has a file named .* not a path in a repo"):
         hub.repo("org/a")
 
 
@@ -596,7 +596,7 @@ def test_an_absurd_size_is_refused(server, hub, size):
     large = {"rfilename": "x", "lfs": {"size": size, "sha256": "0" * 64, "pointerSize": 1}}
     for entry in (plain, large):
         server.add("org/a", model(), extra={"siblings": [entry]})
-        with pytest.raises(ModelError, match=r"org/a (config\.json|x): its size is said to be"):
+        with pytest.raises(Unavailable, match=r"org/a (config\.json|x): its size is said to be"):
             hub.repo("org/a")
 
 
@@ -612,7 +612,7 @@ def test_an_absurd_size_is_refused(server, hub, size):
 )
 def test_a_description_that_makes_no_sense_condemns_one_model(server, hub, extra):
     server.add("org/a", model(), extra=extra)
-    with pytest.raises(ModelError, match="org/a in a way that cannot be read"):
+    with pytest.raises(Unavailable, match="org/a in a way that cannot be read"):
         hub.repo("org/a")
 
 
@@ -631,7 +631,7 @@ def test_a_next_page_that_is_no_url_is_refused(server, hub):
 def test_json_that_no_one_could_read_condemns_one_model(server, hub, monkeypatch):
     server.add("org/a", model())
     monkeypatch.setattr(wire, "_all_of", lambda _: b"[" * 100_000)
-    with pytest.raises(ModelError, match="JSON that cannot be read"):
+    with pytest.raises(Unavailable, match="JSON that cannot be read"):
         hub.repo("org/a")
 
 
@@ -659,10 +659,10 @@ def test_a_repo_that_is_disabled_or_forbidden_condemns_itself_alone(server, hub,
     repo = hub.repo("org/a")
     server.repos["org/a"].disabled = True
     assert hub.repo("org/a").disabled
-    with pytest.raises(ModelError, match="has disabled org/a"):
+    with pytest.raises(Unavailable, match="has disabled org/a"):
         hub.fetch(repo, tmp_path)
     server.fault("/api/models/org/a", status=403)
-    with pytest.raises(ModelError, match="answered 403"):
+    with pytest.raises(Unavailable, match="answered 403"):
         hub.repo("org/a")
     server.delete("org/a")
     with pytest.raises(UnknownRepo, match="has no model org/a"):
@@ -689,7 +689,7 @@ def test_a_file_that_changes_under_its_download_is_noticed(server, hub, tmp_path
     server.add("org/a", model())
     server.fault("/lfs/.*", "truncate")
     server.fault("/org/a/resolve/.*/model.safetensors", "changed", skip=1)
-    with pytest.raises(ModelError, match="changed on the hub since it was listed"):
+    with pytest.raises(Unavailable, match="changed on the hub since it was listed"):
         hub.fetch(hub.repo("org/a"), tmp_path)
 
 

@@ -118,7 +118,7 @@ def test_a_card_that_cannot_be_read_is_listed_and_refused_with_the_reason(root, 
     assert "org/broken" in [line.id for line in hub.descendants(BASE)]
     repo = hub.repo("org/broken")
     assert repo.card == {}
-    assert "front matter cannot be read: not YAML" in refusal(repo, BASE, Rules())
+    assert "front matter cannot be read: not YAML" in refusal(repo, BASE, Rules()).reason
 
 
 def test_a_file_that_cannot_be_read_is_that_repos_problem_alone(root):
@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_read_is_that_repos_problem_alone(root):
 
     hub = FolderHub(root, sha256=sha256)
     assert len(list(hub.descendants(BASE))) == 2
-    assert "cannot be read: Permission denied" in refusal(hub.repo("org/old"), BASE, Rules())
+    assert "cannot be read: Permission denied" in refusal(hub.repo("org/old"), BASE, Rules()).reason
     assert hub.repo("org/new").problem is None
 
 

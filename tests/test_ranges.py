@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from hub_server import TOKEN, HubServer
-from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.errors import ModelError, Transient, Unavailable
 from kinship_daemon.hub import calls
 from kinship_daemon.hub.byte_ranges import cut, joined_ranges
 from kinship_daemon.hub.client import ApiHub
@@ -179,7 +179,7 @@ def test_absurd_ranges_are_refused(server, parts, header):
 @pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
 def test_a_file_that_changed_is_noticed(server, parts, file):
     server.fault(RESOLVE, "changed")
-    with pytest.raises(ModelError, match=f"org/a {file}: changed on the hub since it was listed"):
+    with pytest.raises(Unavailable, match=f"org/a {file}: changed on the hub since it was listed"):
         parts.read(file, [(0, 9)])
 
 
@@ -195,9 +195,9 @@ def test_a_file_of_another_size_is_noticed(server, hub, repo):
     parts = hub.ranges(whole)
     parts.read(WEIGHTS, [(0, 9)])
     server.lfs[oid] = LARGE[:5000]
-    with pytest.raises(ModelError, match="has 5000 bytes, 1048576 when it was listed"):
+    with pytest.raises(Unavailable, match="has 5000 bytes, 1048576 when it was listed"):
         parts.read(WEIGHTS, [(0, 9)])
-    with pytest.raises(ModelError, match="ends before byte 90000"):
+    with pytest.raises(Unavailable, match="ends before byte 90000"):
         parts.read(WEIGHTS, [(80_000, 90_000)])
 
 
@@ -213,11 +213,11 @@ def test_what_the_file_cannot_have_is_not_asked_for(server, parts, span):
 
 def test_a_repo_that_cannot_be_read_says_why(server, hub, repo):
     server.repos["org/a"].gated = "manual"
-    with pytest.raises(ModelError, match="org/a is gated: accept its terms"):
+    with pytest.raises(Unavailable, match="org/a is gated: accept its terms"):
         ApiHub(server.url).ranges(repo).read(WEIGHTS, [(0, 9)])
     server.repos["org/a"].gated = False
     server.repos["org/a"].disabled = True
-    with pytest.raises(ModelError, match="has disabled org/a"):
+    with pytest.raises(Unavailable, match="has disabled org/a"):
         hub.ranges(repo).read(WEIGHTS, [(0, 9)])
     server.delete("org/a")
     with pytest.raises(UnknownRepo, match="has no model org/a"):

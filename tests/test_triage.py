@@ -7,7 +7,7 @@ import pytest
 
 from kinship_daemon.hub.front_matter import front_matter, relation
 from kinship_daemon.hub.records import Listing, Repo, RepoFile
-from kinship_daemon.hub.triage import Rules, listed_refusal, refusal, remarks
+from kinship_daemon.hub.triage import Refusal, Rules, listed_refusal, refusal, remarks
 
 BASE = "org/base"
 GOOD = {"config.json": 500, "tokenizer.json": 900, "model.safetensors": 10**9}
@@ -70,7 +70,7 @@ def test_an_ordinary_fine_tune_may_be_fetched_whatever_its_licence():
     ],
 )
 def test_a_refusal_says_why(candidate, reason):
-    assert re.search(reason, refusal(candidate, BASE, Rules()))
+    assert re.search(reason, refusal(candidate, BASE, Rules()).reason)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,18 @@ def test_adapters_are_admitted_unless_the_user_says_no(card, files):
     """They have their base's config and tokenizer, and need not bring them."""
     assert refusal(repo(card, files), BASE, Rules()) is None
     reason = refusal(repo(card, files), BASE, Rules(allow_adapters=False))
-    assert reason == "an adapter (triage.allow_adapters admits such)"
+    assert reason == Refusal(
+        "an adapter (triage.allow_adapters admits such)", "settings", "triage.allow_adapters"
+    )
 
 
 def test_a_whole_model_beside_its_adapter_counts_as_one():
     both = GOOD | {"adapter_config.json": 500, "adapter_model.safetensors": 10**7}
-    assert "weights of 1.0 GB" in refusal(repo(files=both), BASE, Rules(max_gb=0.5))
+    found = refusal(repo(files=both), BASE, Rules(max_gb=0.5))
+    assert "weights of 1.0 GB" in found.reason
+    assert (found.cause, found.setting) == ("settings", "triage.max_gb")
     without_config = {name: size for name, size in both.items() if name != "config.json"}
-    assert refusal(repo(files=without_config), BASE, Rules()) == "no config.json"
+    assert refusal(repo(files=without_config), BASE, Rules()) == Refusal("no config.json")
 
 
 def test_what_the_user_allows_is_admitted():
@@ -108,7 +112,7 @@ def test_only_files_that_would_be_loaded_count_as_size():
     rest = {"consolidated.safetensors": 10**11, "pytorch_model.bin": 10**11}
     files = without("model.safetensors") | shards | index | rest
     assert refusal(repo(files=files), BASE, Rules(max_gb=2.5)) is None
-    assert "weights of 2.0 GB" in refusal(repo(files=files), BASE, Rules(max_gb=1.5))
+    assert "weights of 2.0 GB" in refusal(repo(files=files), BASE, Rules(max_gb=1.5)).reason
 
 
 def test_a_name_that_only_contains_such_letters_is_no_quantisation():
@@ -118,7 +122,7 @@ def test_a_name_that_only_contains_such_letters_is_no_quantisation():
 
 def test_another_architecture_is_known_before_anything_is_fetched():
     llama = repo(config={"architectures": ["LlamaForCausalLM"]})
-    reason = refusal(llama, BASE, Rules(), architectures=["MistralForCausalLM"])
+    reason = refusal(llama, BASE, Rules(), architectures=["MistralForCausalLM"]).reason
     assert reason == "another architecture (LlamaForCausalLM, the base has MistralForCausalLM)"
     assert refusal(repo(), BASE, Rules(), architectures=["MistralForCausalLM"]) is None
 
@@ -182,7 +186,7 @@ def listing(*tags, **attributes):
     ],
 )
 def test_a_line_of_a_listing_is_enough_to_refuse(line, reason):
-    assert re.search(reason, listed_refusal(line, BASE, Rules()))
+    assert re.search(reason, listed_refusal(line, BASE, Rules()).reason)
 
 
 def test_a_line_that_says_nothing_against_a_repo_lets_it_wait():
@@ -200,7 +204,8 @@ def test_a_line_that_says_nothing_against_a_repo_lets_it_wait():
 def test_the_rules_hold_for_lines_too():
     adapter = listing(f"base_model:adapter:{BASE}")
     assert listed_refusal(adapter, BASE, Rules()) is None
-    assert "triage.allow_adapters" in listed_refusal(adapter, BASE, Rules(allow_adapters=False))
+    refused = listed_refusal(adapter, BASE, Rules(allow_adapters=False))
+    assert refused.setting == "triage.allow_adapters"
     both = listing(f"base_model:adapter:{BASE}", f"base_model:finetune:{BASE}")
     assert listed_refusal(both, BASE, Rules(allow_adapters=False)) is None
     allowed = Rules(allow_gated=True, allow_merges=True)

@@ -11,6 +11,7 @@ from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.home import Home
 from kinship_daemon.hub.open import open_hub
+from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.weights.gram import Ledger
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.lineage import Lineage
@@ -20,18 +21,19 @@ __all__ = ["Findings", "problems"]
 
 @dataclass(frozen=True)
 class Findings:
-    """What was looked at, and a line per claim that does not hold."""
+    """What was looked at, a line per claim that does not hold, and what could not be checked."""
 
     files: int
     recipes: int
     publications: int
     problems: tuple[str, ...]
+    unchecked: tuple[str, ...] = ()
 
 
 def problems(home: Home, lineage: Lineage) -> Findings:
     """Look at everything again, reading the files themselves and trusting no cached hash."""
     files, file_problems = _files(lineage)
-    publications, publication_problems = _publications(lineage)
+    publications, publication_problems, unchecked = _publications(lineage)
     return Findings(
         files=files,
         recipes=len(lineage.models(kind="merge")),
@@ -42,6 +44,7 @@ def problems(home: Home, lineage: Lineage) -> Findings:
             *_ledger(home, lineage),
             *publication_problems,
         ),
+        unchecked=tuple(unchecked),
     )
 
 
@@ -81,28 +84,33 @@ def _ledger(home: Home, lineage: Lineage) -> list[str]:
     ]
 
 
-def _publications(lineage: Lineage) -> tuple[int, list[str]]:
+def _publications(lineage: Lineage) -> tuple[int, list[str], list[str]]:
+    """How many were read, what is not as it was published, and what could not be looked at."""
     published = lineage.publications()
     if not published:
-        return 0, []
-    found = []
+        return 0, [], []
+    read, found, unchecked = 0, [], []
     hub = open_hub(str(lineage.get("hub")))
     for publication in published:
+        what = f"{publication.model}: {publication.repo}"
         if not publication.url.startswith(hub.name):
-            found.append(
-                f"{publication.model}: {publication.url} is not on {hub.name}; not looked at"
-            )
+            unchecked.append(f"{what} is on another hub, {publication.url}")
             continue
         try:
             repo = hub.repo(publication.repo)
-        except KinshipError as error:
-            found.append(f"{publication.model}: {error}")
+        except UnknownRepo as error:
+            # Who may not see a private repo is told the same as who asks for none.
+            if hub.is_anonymous:
+                unchecked.append(f"{what} is private or gone; set HF_TOKEN to look")
+            else:
+                found.append(f"{publication.model}: {error}")
             continue
-        there = {file.path: file.sha256 for file in repo.files if file.sha256 is not None}
+        except KinshipError as error:
+            unchecked.append(f"{what}: {error}")
+            continue
+        read += 1
+        there = {file.path: file.sha256 for file in repo.files}
         for path, sha256 in sorted(publication.files.items()):
-            if there.get(path, sha256) != sha256 or path not in {f.path for f in repo.files}:
-                found.append(
-                    f"{publication.model}: {path} of {publication.repo} on {hub.name} "
-                    f"is not what was published (sha256 {sha256})"
-                )
-    return len(published), found
+            if path not in there or there[path] not in {None, sha256}:
+                found.append(f"{what}: {path} is not what was published (sha256 {sha256})")
+    return read, found, unchecked

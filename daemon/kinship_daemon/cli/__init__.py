@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": ("run", "Watch, merge, evaluate and publish: the daemon itself."),
     "status": ("home_reports", "What a home is doing and what waits, was refused or set aside."),
     "candidates": ("candidates", "Who waits and in which order, who was refused, budgets spent."),
+    "retry": ("retry", "Open again what was refused, set aside or put off."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
     "verify": ("home_reports", "Hash again what the lineage claims."),

@@ -15,6 +15,7 @@ from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.explain import explain
 from kinship_daemon.home import Home
+from kinship_daemon.report import count
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Job, Status
 
@@ -171,9 +172,12 @@ def verify_command(home: Path | None, base: str | None) -> None:
         report = problems(found, lineage)
     for line in report.problems:
         click.echo(line, err=True)
+    for line in report.unchecked:
+        click.echo(f"not checked: {line}")
     click.echo(
-        f"{report.files} files hashed, {report.recipes} recipes recomputed, "
-        f"{report.publications} publications read: {len(report.problems)} problems"
+        f"{count(report.files, 'file')} hashed, {count(report.recipes, 'recipe')} recomputed, "
+        f"{count(report.publications, 'publication')} read: "
+        f"{count(len(report.problems), 'problem')}"
     )
     if report.problems:
         raise KinshipError(f"{found.path} does not hold what its lineage claims; see above")

@@ -13,7 +13,7 @@ from kinship_daemon.home import Home, find_home
 from kinship_daemon.hub.bases import resolve_base
 from kinship_storage.lineage import Lineage
 
-__all__ = ["config_options", "home_options", "now", "open_lineage"]
+__all__ = ["config_options", "find_home_of", "home_options", "now", "open_lineage"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -52,8 +52,13 @@ def home_options(command: _F) -> _F:
     return command
 
 
+def find_home_of(home: Path | None, base: str | None) -> Home:
+    """The home that the options name."""
+    name = None if base is None else base if base == "demo" else resolve_base(base).name
+    return find_home(home, name)
+
+
 def open_lineage(home: Path | None, base: str | None) -> tuple[Home, Lineage]:
     """The home that the options name, and its lineage for reading."""
-    name = None if base is None else base if base == "demo" else resolve_base(base).name
-    found = find_home(home, name)
+    found = find_home_of(home, base)
     return found, Lineage.open(found.lineage, now=now, readonly=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from kinship_daemon.errors import KinshipError, ModelError, Transient
+from kinship_daemon.errors import KinshipError, Transient, Unavailable
 from kinship_daemon.hub.quota import asked_wait, origin
 from kinship_daemon.hub.records import RepoFile, UnknownRepo
 
@@ -62,7 +62,7 @@ class Request:
         An answer's JSON.
 
         Raises:
-            Transient: it is none, such as the page of a proxy. ModelError: nobody could read it.
+            Transient: It is none, such as the page of a proxy, or nobody could read it.
         """
         try:
             return json.loads(data)
@@ -70,7 +70,7 @@ class Request:
             raise self.no_json() from None
         except (ValueError, RecursionError):
             # A number of ten thousand digits, a thousand brackets.
-            kind = ModelError if self.repo_id else Transient
+            kind = Unavailable if self.repo_id else Transient
             raise kind(f"{self.url} answers with JSON that cannot be read") from None
 
     def no_json(self) -> Transient:
@@ -90,7 +90,7 @@ class Request:
 
     def _by_code(self, code: str, said: str) -> KinshipError | None:
         if code == "GatedRepo":
-            return ModelError(
+            return Unavailable(
                 f"{self.repo_id} is gated: accept its terms at {self.endpoint}/{self.repo_id}, "
                 "then use a token of that account"
             )
@@ -99,9 +99,9 @@ class Request:
         if code == "RevisionNotFound":
             return UnknownRepo(f"{self.endpoint}/{self.repo_id} has no revision {self.revision}")
         if code == "EntryNotFound":
-            return ModelError(f"{self.url} is listed, but not there")
+            return Unavailable(f"{self.url} is listed, but not there")
         if said == _DISABLED:
-            return ModelError(f"{self.endpoint} has disabled {self.repo_id}")
+            return Unavailable(f"{self.endpoint} has disabled {self.repo_id}")
         return None
 
     def _by_status(self, status: int, headers: Mapping[str, str], said: str) -> KinshipError | None:
@@ -121,9 +121,10 @@ class Request:
             return self._unknown()
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             # A bad token concerns everything; what is forbidden to read, only this repo.
-            kind = ModelError if reads_repo and status == HTTPStatus.FORBIDDEN else KinshipError
+            kind = Unavailable if reads_repo and status == HTTPStatus.FORBIDDEN else KinshipError
             return kind(f"{words}; use a token that may do this (HF_TOKEN, or `hf auth login`)")
-        return ModelError(words) if reads_repo else None
+        # Without the Hub's own code nobody knows who answered, a firewall perhaps: asked again.
+        return Unavailable(f"{words}; try again later") if reads_repo else None
 
     def _by_storage(self, status: int, headers: Mapping[str, str]) -> KinshipError:
         # Mostly a signed address whose time is over: asked for again, it is a new one.
@@ -145,7 +146,7 @@ def check_unchanged(request: Request, file: RepoFile, url: str, headers: Mapping
     Xet is 64 hex digits, too, and no sha256).
 
     Raises:
-        ModelError: it is another file now.
+        Unavailable: It is another file now; the next look at the hub shows it.
     """
     if origin(url) != origin(request.endpoint):
         return
@@ -154,7 +155,7 @@ def check_unchanged(request: Request, file: RepoFile, url: str, headers: Mapping
     size = headers.get("x-linked-size", "")
     resized = re.fullmatch(r"\d{1,19}", size) and int(size) != file.size
     if resized or (re.fullmatch(r"[0-9a-f]+", tag) and not _is_tag_of(tag, file)):
-        raise ModelError(f"{request.repo_id} {file.path}: changed on the hub since it was listed")
+        raise Unavailable(f"{request.repo_id} {file.path}: changed on the hub since it was listed")
 
 
 def _is_tag_of(tag: str, file: RepoFile) -> bool:

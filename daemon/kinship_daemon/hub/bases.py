@@ -27,6 +27,8 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 
 # How huggingface_hub's cache lays a repo out.
+# How much a name must be like an alias to be taken for a slip of the pen.
+_ALIKE = 0.6
 _CACHED = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})")
 
 
@@ -65,19 +67,20 @@ def resolve_base(text: str) -> Base:
         text.startswith((".", "/", "~")) or (path / "config.json").is_file()
     ):
         return _folder(path)
-    if repo_id in ALIASES or "/" in repo_id:
-        return _repo(ALIASES.get(repo_id, repo_id), check_revision(revision) if at else None)
     known = [*ALIASES, "demo"]
-    near = difflib.get_close_matches(repo_id.lower(), known, n=1, cutoff=0.0)
+    # A name alone may be a model of the Hub's first days, such as gpt2, or an alias misspelt.
+    alike = difflib.get_close_matches(repo_id.lower(), known, n=1, cutoff=_ALIKE)
+    if repo_id in ALIASES or "/" in repo_id or not alike:
+        return _repo(ALIASES.get(repo_id, repo_id), check_revision(revision) if at else None)
     raise UsageError(
-        f"no base {text!r}; nearest: {near[0]}; known: {', '.join(known)}; "
+        f"no base {text!r}; nearest: {alike[0]}; known: {', '.join(known)}; "
         "or give org/name[@revision] or a folder"
     )
 
 
 def _repo(repo_id: str, revision: str | None) -> Base:
     aliases = {full: alias for alias, full in ALIASES.items()}
-    name = aliases.get(check_repo_id(repo_id)) or slug(repo_id)
+    name = aliases.get(check_repo_id(repo_id, bare=True)) or slug(repo_id)
     if revision is not None:
         # A branch may be called a/b, which no file can be.
         name += "@" + revision.replace("/", "--")

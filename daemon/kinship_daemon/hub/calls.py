@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from kinship_daemon.errors import Stopped, Transient
+from kinship_daemon.errors import Stopped, Transient, Unavailable
 from kinship_daemon.hub.quota import PATIENCE_SECONDS, Quota
 
 __all__ = ["CALL_SECONDS", "Calls", "allowance", "note_answer", "note_request"]
@@ -137,6 +137,8 @@ class Calls:
         for pause in (*_BACKOFF_SECONDS, None):
             try:
                 return self.once(what, work, end - time.monotonic())
+            except Unavailable:
+                raise  # another minute changes nothing
             except Transient as error:
                 if pause is None or time.monotonic() > end:
                     raise

@@ -5,95 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from kinship_daemon.hub.licence import hub_fields
+from kinship_storage.records import File, Gate, Model, Score, Split
 
-__all__ = ["CardFacts", "GateFacts", "Kin", "Node", "Result", "Source", "model_card"]
+__all__ = ["CardFacts", "model_card"]
 
 _Z = 1.959963984540054  # 95 % of a normal distribution lies within this many standard errors
-
-Split = Literal["selection", "validation"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """
-    One model's score on one task.
-
-    Attributes:
-        model: The child's name or a parent's.
-        stderr: Standard error of the score; NaN where there is none.
-        n: Documents.
-        task_version: The harness's.
-    """
-
-    model: str
-    task: str
-    split: Split
-    metric: str
-    score: float
-    stderr: float
-    n: int
-    task_version: str = ""
-
-
-@dataclass(frozen=True)
-class GateFacts:
-    """
-    The test that the merge passed.
-
-    Attributes:
-        gain: Over the best parent, mean over validation tasks.
-        low, high: Ends of the gain's interval.
-        confidence: Of that interval, such as 0.95.
-        n: Paired validation documents.
-    """
-
-    passed: bool
-    parent: str
-    gain: float
-    low: float
-    high: float
-    confidence: float
-    n: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """One ancestor, or the model itself, in the family tree."""
-
-    name: str
-    kind: str
-    generation: int
-    parents: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Kin:
-    """Kinship of two models; None where it is undefined."""
-
-    a: str
-    b: str
-    value: float | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """
-    One checkpoint whose bytes went in.
-
-    Attributes:
-        files: (path, sha256) of its weight files.
-    """
-
-    repo: str
-    revision: str
-    licence: str | None
-    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,45 +23,54 @@ class CardFacts:
     All that the card says. Nothing else goes in, no date either: equal facts, equal text.
 
     Attributes:
-        name: The child's name in the lineage.
+        model: The merge.
         repo: Where it is published.
         base: Repo of the common base.
         licence: Normalised, see `licence.most_restrictive`.
         base_models: Repos for the front matter: parents that can be found on the hub, and in
             place of an unpublished parent its own ancestors that can.
-        parents: The child's parents' names, in recipe order.
-        why: The policy's reason for this merge.
-        results: The child's and every parent's.
-        family: The child and all its ancestors.
+        scores: The merge's and every parent's, by id.
+        gate: The verdict.
+        family: All its ancestors.
+        called: What models are called where others can find them, by id: their repo, or the id of
+            a merge that is not published.
         metric: What the kinships are measured in.
+        kinships: (id, id, value) of pairs; None where it is undefined.
+        sources: Every checkpoint whose bytes went in, and its weight files.
+        factors: (group of tensors, leaf, mean factor) of a merge that is one combination of leaves.
         made, collapsed: mergekit's YAML.
-        made_file, collapsed_file: Names of the files that hold them, in the same repo.
+        made_file, collapsed_file, factors_file: Names of the files that hold them all, in the same
+            repo.
         settings: Evaluation settings in the order to show them.
         version: kinship-daemon's.
         hub_url: Where repos can be looked at, such as https://huggingface.co; None for a folder.
     """
 
-    name: str
+    model: Model
     repo: str
     base: str
     licence: str
     base_models: tuple[str, ...]
-    parents: tuple[str, ...]
-    why: str
-    results: tuple[Result, ...]
-    gate: GateFacts | None
-    family: tuple[Node, ...]
+    scores: Mapping[str, Sequence[Score]]
+    gate: Gate | None
+    family: tuple[Model, ...]
+    called: Mapping[str, str]
     metric: str
-    kinships: tuple[Kin, ...]
-    sources: tuple[Source, ...]
+    kinships: tuple[tuple[str, str, float | None], ...]
+    sources: tuple[tuple[Model, tuple[File, ...]], ...]
     made: str
     collapsed: str
     version: str
+    factors: tuple[tuple[str, str, float], ...] = ()
     made_file: str = "recipe.yml"
     collapsed_file: str = "mergekit_config.yml"
+    factors_file: str = "factors.csv"
     settings: Mapping[str, str] = field(default_factory=dict)
-    tags: tuple[str, ...] = ()
     hub_url: str | None = None
+
+    def name(self, model: str) -> str:
+        """What to call a model in the card."""
+        return self.called.get(model, model)
 
 
 def model_card(facts: CardFacts) -> str:
@@ -149,7 +79,7 @@ def model_card(facts: CardFacts) -> str:
         f"# {facts.repo.rpartition('/')[2]}",
         _introduction(facts),
         "## Results",
-        _verdict(facts.gate),
+        _verdict(facts),
         _results(facts, "validation"),
         _results(facts, "selection"),
         "## Family tree",
@@ -172,22 +102,21 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> dict[str, Any]:
-    tags = ("merge", "mergekit", "kinship-daemon", *facts.tags)
     front: dict[str, Any] = {
         **hub_fields(facts.licence),
         "base_model": list(facts.base_models),
         "base_model_relation": "merge",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": list(dict.fromkeys(tags)),
+        "tags": ["merge", "mergekit", "kinship-daemon"],
     }
-    if results := [_index_entry(row) for row in _of(facts, facts.name)]:
+    if results := [_index_entry(row) for row in _of(facts, facts.model.id)]:
         name = facts.repo.rpartition("/")[2]
         front["model-index"] = [{"name": name, "results": results}]
     return front
 
 
-def _index_entry(row: Result) -> dict[str, Any]:
+def _index_entry(row: Score) -> dict[str, Any]:
     return {
         "task": {"type": "text-generation", "name": "Text Generation"},
         "dataset": {"type": row.task, "name": row.task, "split": row.split},
@@ -201,82 +130,92 @@ def _index_entry(row: Result) -> dict[str, Any]:
     }
 
 
-def _of(facts: CardFacts, model: str, split: Split | None = None) -> list[Result]:
-    """One model's results, validation first, then by task."""
-    rows = [r for r in facts.results if r.model == model and split in {None, r.split}]
+def _of(facts: CardFacts, model: str, split: Split | None = None) -> list[Score]:
+    """One model's scores, validation first, then by task."""
+    rows = [row for row in facts.scores.get(model, ()) if split in {None, row.split}]
     return sorted(rows, key=lambda row: (row.split != "validation", row.task, row.metric))
 
 
 def _introduction(facts: CardFacts) -> str:
+    parents = [facts.name(parent) for parent in facts.model.parents]
     return (
-        f"A merge of {_and(facts.parents)}, descendants of {_link(facts, facts.base)}, "
+        f"A merge of {_and(parents)}, descendants of {_link(facts, facts.base)}, "
         "made without training by kinship-daemon, which merges models by *model kinship*, the "
         "similarity of their weight changes (arXiv 2410.12613).\n\n"
-        f"Why this merge was tried: {_cell(facts.why)}"
+        f"Why this merge was tried: {_cell(facts.model.why or '')}"
     )
 
 
-def _verdict(gate: GateFacts | None) -> str:
+def _verdict(facts: CardFacts) -> str:
+    gate = facts.gate
     if gate is None:
         return "It was published without a gate."
     outcome = "passed" if gate.passed else "did not pass"
+    confidence = float(gate.settings["confidence"])
     return (
         f"The gate: on {gate.n} validation documents it gains {gate.gain:+.4f} over its best "
-        f"parent, {gate.parent}, with a {gate.confidence:.0%} interval from {gate.low:+.4f} to "
-        f"{gate.high:+.4f} (paired bootstrap). It {outcome}: {_cell(gate.reason)}"
+        f"parent, {facts.name(gate.parent)}, with a {confidence:.0%} interval from {gate.low:+.4f} "
+        f"to {gate.high:+.4f} (paired bootstrap). It {outcome}."
     )
 
 
 def _results(facts: CardFacts, split: Split) -> str:
     """Child against every parent, a row per task, with 95 % intervals."""
-    models = [facts.name, *facts.parents]
-    scores = {(r.model, r.task, r.metric): r for r in facts.results if r.split == split}
-    tasks = [(r.task, r.metric) for r in _of(facts, facts.name, split)]
-    if not tasks:
+    models = [facts.model.id, *facts.model.parents]
+    scores = {
+        (model, row.task, row.metric): row for model in models for row in _of(facts, model, split)
+    }
+    own = _of(facts, facts.model.id, split)
+    if not own:
         return ""
     rows = [
-        [_versioned(own := scores[facts.name, task, metric]), metric, str(own.n)]
-        + [_interval(scores.get((model, task, metric))) for model in models]
-        for task, metric in tasks
+        [_versioned(row), row.metric, str(row.n)]
+        + [_interval(scores.get((model, row.task, row.metric))) for model in models]
+        for row in own
     ]
     title = {
         "validation": "Validation documents, which only the gate has seen:",
         "selection": "Selection documents, by which parents are chosen (so these flatter):",
     }[split]
-    header = ["task", "metric", "documents", f"**{facts.name}**", *facts.parents]
+    parents = [facts.name(parent) for parent in facts.model.parents]
+    header = ["task", "metric", "documents", f"**{facts.model.id}**", *parents]
     return f"{title}\n\n{_table(header, rows)}\n\nScore, and its 95 % interval."
 
 
-def _versioned(row: Result) -> str:
+def _versioned(row: Score) -> str:
     return f"{row.task} (version {row.task_version})" if row.task_version else row.task
 
 
-def _interval(row: Result | None) -> str:
+def _interval(row: Score | None) -> str:
+    """Score and interval; a share cannot be below 0 or above 1."""
     if row is None:
         return "-"
     if not math.isfinite(row.stderr):
         return f"{row.score:.4f}"
-    half = _Z * row.stderr
-    return f"{row.score:.4f} ({row.score - half:.4f} to {row.score + half:.4f})"
+    low, high = row.score - _Z * row.stderr, row.score + _Z * row.stderr
+    if 0 <= row.score <= 1:
+        low, high = max(0.0, low), min(1.0, high)
+    return f"{row.score:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _tree(facts: CardFacts) -> str:
     """Parents above children; generation 0 are fine-tunes found on the hub."""
-    nodes = sorted(facts.family, key=lambda node: (node.generation, node.name))
-    marks = {node.name: f"n{i}" for i, node in enumerate(nodes)}
+    models = sorted((*facts.family, facts.model), key=lambda each: (each.generation, each.id))
+    marks = {model.id: f"n{i}" for i, model in enumerate(models)}
     lines = ["```mermaid", "graph TD"]
-    for node in nodes:
-        label = _cell(node.name).replace('"', "'")
-        lines.append(f'    {marks[node.name]}["{label}<br/>{node.kind}, {node.generation}"]')
-    for node in nodes:
-        lines += [f"    {marks[p]} --> {marks[node.name]}" for p in node.parents if p in marks]
+    for model in models:
+        label = _cell(facts.name(model.id)).replace('"', "'")
+        kind = f"{model.kind}, {model.generation}"
+        lines.append(f'    {marks[model.id]}["{label}<br/>{kind}"]')
+    for model in models:
+        lines += [f"    {marks[p]} --> {marks[model.id]}" for p in model.parents if p in marks]
     return "\n".join([*lines, "```", "", "Each box: name, kind, generation."])
 
 
 def _kinships(facts: CardFacts) -> str:
     rows = [
-        [kin.a, kin.b, "undefined" if kin.value is None else f"{kin.value:.4f}"]
-        for kin in sorted(facts.kinships, key=lambda kin: (kin.a, kin.b))
+        [facts.name(a), facts.name(b), "undefined" if value is None else f"{value:.4f}"]
+        for a, b, value in sorted(facts.kinships, key=lambda pair: pair[:2])
     ]
     if not rows:
         return ""
@@ -286,22 +225,31 @@ def _kinships(facts: CardFacts) -> str:
 
 
 def _recipe(facts: CardFacts) -> str:
-    return (
+    made = (
         f"As it was made, from its parents (`{facts.made_file}`):\n\n"
         f"```yaml\n{facts.made.strip()}\n```\n\n"
-        "The same weights as one combination of fine-tunes, which is how they were computed "
-        f"(`{facts.collapsed_file}`):\n\n"
-        f"```yaml\n{facts.collapsed.strip()}\n```"
+    )
+    if not facts.factors:
+        return made + f"What it takes from fine-tunes alone is in `{facts.collapsed_file}`."
+    groups = list(dict.fromkeys(group for group, _, _ in facts.factors))
+    leaves = list(dict.fromkeys(leaf for _, leaf, _ in facts.factors))
+    known = {(group, leaf): value for group, leaf, value in facts.factors}
+    rows = [[group, *(f"{known[group, leaf]:.4f}" for leaf in leaves)] for group in groups]
+    return (
+        f"{made}The same weights are one combination of fine-tunes, which is how they were "
+        f"computed: the base plus these shares of each fine-tune's weight change, here as means "
+        f"over the tensors of a group (every tensor's in `{facts.factors_file}`, and as mergekit "
+        f"takes them in `{facts.collapsed_file}`):\n\n"
+        + _table(["tensors", *(facts.name(leaf) for leaf in leaves)], rows)
     )
 
 
 def _sources(facts: CardFacts) -> str:
     rows = [
-        [_link(facts, s.repo), f"`{s.revision}`", s.licence or "unknown"] for s in facts.sources
+        [_link(facts, m.name), f"`{m.revision or ''}`", m.license or "unknown"]
+        for m, _ in facts.sources
     ]
-    files = [
-        [s.repo, path, f"`{sha256}`"] for s in facts.sources for path, sha256 in sorted(s.files)
-    ]
+    files = [[m.name, f.path, f"`{f.sha256}`"] for m, some in facts.sources for f in some]
     return _table(["repo", "revision", "licence"], rows) + (
         "\n\n" + _table(["repo", "file", "sha256"], files) if files else ""
     )

@@ -79,6 +79,7 @@ class ApiHub:
         """
         self._endpoint = check_endpoint(endpoint)
         self._token = check_token(token)
+        self.is_anonymous = self._token is None
         self._sha256 = sha256
         self._calls = Calls(Quota(self._endpoint), stop)
         self._wire = Wire(self._endpoint, self._token, timeout_seconds, self._calls, get_session)
@@ -113,7 +114,7 @@ class ApiHub:
         return self.look(repo_id, revision)[0]
 
     def ranges(self, repo: Repo) -> RepoRanges:
-        check_repo_id(repo.id)
+        check_repo_id(repo.id, bare=True)
         check_revision(repo.revision)
         request = partial(
             Request, self._endpoint, repo_id=repo.id, revision=repo.revision, token=self._token
@@ -137,7 +138,7 @@ class ApiHub:
 
     def look(self, repo_id: str, revision: str | None = None) -> tuple[Repo, str]:
         """A repo, and what it is called today: a renamed one still answers to its old name."""
-        path = f"/api/models/{check_repo_id(repo_id)}"
+        path = f"/api/models/{check_repo_id(repo_id, bare=True)}"
         request = self._wire.request(path, repo_id, revision)
         if revision is not None:
             path += f"/revision/{quote(check_revision(revision), safe='')}"

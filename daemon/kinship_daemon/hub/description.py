@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from kinship_daemon.errors import KinshipError, ModelError, UsageError
+from kinship_daemon.errors import KinshipError, Unavailable, UsageError
 from kinship_daemon.hub.names import check_revision
 from kinship_daemon.hub.records import Repo, RepoFile
 
@@ -26,14 +26,15 @@ def described(repo_id: str, data: object) -> Repo:
         repo_id: What we asked for. It stays our name for it, also when the repo was renamed.
 
     Raises:
-        ModelError: the answer makes no sense, or names a file that could not be one.
+        Unavailable: The answer makes no sense, or names a file that could not be one.
         KinshipError: it leaves out what files are checked by.
     """
     try:
         return _described(repo_id, data)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, UsageError):
         # UsageError: its commit is not a revision.
-        raise ModelError(f"the hub describes {repo_id} in a way that cannot be read") from None
+        # Perhaps a bit that flipped on the way: never final by itself.
+        raise Unavailable(f"the hub describes {repo_id} in a way that cannot be read") from None
 
 
 def utc(text: str) -> datetime:
@@ -74,7 +75,7 @@ def _file(repo_id: str, sibling: Any) -> RepoFile:
     if not isinstance(path, str):
         raise TypeError
     if _CONTROL.search(path) or any(part in {"", ".", ".."} for part in path.split("/")):
-        raise ModelError(
+        raise Unavailable(
             f"{repo_id} has a file named {path[:100]!r}, which is not a path in a repo"
         )
     size = lfs["size"] if lfs else sibling.get("size")
@@ -85,7 +86,7 @@ def _file(repo_id: str, sibling: Any) -> RepoFile:
             "use another --hub"
         )
     if type(size) is not int or not 0 <= size < _MOST_BYTES:
-        raise ModelError(f"{repo_id} {path[:100]}: its size is said to be {str(size)[:40]} bytes")
+        raise Unavailable(f"{repo_id} {path[:100]}: its size is said to be {str(size)[:40]} bytes")
     return RepoFile(
         path=path,
         size=size,

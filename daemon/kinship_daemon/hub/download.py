@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kinship_daemon.durable import hash_file, sync
-from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.errors import ModelError, Transient, Unavailable
 from kinship_daemon.hub.files import intact, place, sidecars, weight_files
 from kinship_daemon.hub.records import Repo, RepoFile
 
@@ -54,7 +54,8 @@ def fetch(
         pause: Waits so many seconds; may raise to end the call, also when asked for 0.
 
     Raises:
-        ModelError: a file is missing, or its size or hash is not what the hub declares.
+        ModelError: It has no safetensors weights.
+        Unavailable: A file arrives with another size or hash than the hub declares.
         Transient: the connection broke too often. What is there stays.
     """
     copy = _Copy(repo, content, sha256, progress or (lambda _: None), pause)
@@ -106,7 +107,7 @@ class _Copy:
             except _MismatchError as wrong:
                 part.unlink()
                 if str(wrong) == found:
-                    raise ModelError(f"{self.repo.id} {file.path}: {wrong}") from None
+                    raise Unavailable(f"{self.repo.id} {file.path}: {wrong}") from None
                 # The fault may lie in what a killed run left, or on the way: from the start.
                 found = str(wrong)
             else:
@@ -153,6 +154,8 @@ class _Copy:
                     return  # the server has no more
                 if growing.length < file.size:
                     raise Transient(f"{self.repo.id} {file.path}: the answer ends too early")
+            except Unavailable:
+                raise
             except Transient as error:
                 breaks += 1
                 fruitless = fruitless + 1 if growing.length <= before else 0

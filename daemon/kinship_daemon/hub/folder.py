@@ -34,6 +34,7 @@ class FolderHub:
     """
 
     copies = False
+    is_anonymous = False
 
     def __init__(self, root: Path, *, sha256: Callable[[Path], str] = hash_file) -> None:
         """
@@ -69,7 +70,7 @@ class FolderHub:
                 repo = self.repo(repo_id)
             except UnknownRepo:
                 continue  # removed while we looked
-            if since is None or repo.modified >= since:
+            if since is None or max(repo.modified, _appeared(self._root / repo_id)) >= since:
                 found.append(Listing(repo_id, repo.revision, repo.modified, tags(repo.card)))
         yield from sorted(found, key=lambda listing: (listing.modified, listing.id))
 
@@ -226,6 +227,11 @@ def _modified(folder: Path, files: tuple[RepoFile, ...]) -> datetime:
         folder.stat().st_mtime
     ]
     return datetime.fromtimestamp(max(times), UTC)
+
+
+def _appeared(folder: Path) -> datetime:
+    """When a folder came to be where it is; its files may be much older."""
+    return datetime.fromtimestamp(folder.stat().st_ctime, UTC)
 
 
 def _mapping(data: bytes) -> Mapping[str, Any]:

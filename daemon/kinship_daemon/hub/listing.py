@@ -75,7 +75,7 @@ class _Found:
         """None if it is not one that we can use."""
         try:
             return Listing(
-                id=check_repo_id(item["id"]),
+                id=check_repo_id(item["id"], bare=True),
                 revision=check_revision(item["sha"]),
                 modified=utc(item["lastModified"]),
                 tags=self._shared(item.get("tags")),

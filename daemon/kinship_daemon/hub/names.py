@@ -22,15 +22,18 @@ _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_])?")
 
 
-def check_repo_id(text: str) -> str:
+def check_repo_id(text: str, *, bare: bool = False) -> str:
     """
     `text` itself, if it is an org/name that is safe as a path.
 
+    Args:
+        bare: A name alone is fine, too, as of the Hub's oldest models (`gpt2`).
+
     Raises:
-        UsageError: it is not.
+        UsageError: It is not.
     """
     parts = text.split("/")
-    sound = len(parts) == 2 and all(_PART.fullmatch(part) for part in parts)
+    sound = len(parts) in ({1, 2} if bare else {2}) and all(_PART.fullmatch(part) for part in parts)
     if not sound or ".." in text or "--" in text or text.endswith(".git"):
         raise UsageError(
             f"{text!r} is not a repo id; expected org/name of letters, digits, '-', '_' and '.'"
@@ -100,4 +103,4 @@ def user_path(text: str) -> Path:
 
 def slug(repo_id: str) -> str:
     """A repo id as one file name; no two ids share one, since '--' cannot occur in an id."""
-    return check_repo_id(repo_id).replace("/", "--")
+    return check_repo_id(repo_id, bare=True).replace("/", "--")

@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 
 import httpx
 
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import Unavailable
 from kinship_daemon.hub.answers import Request, check_unchanged
 from kinship_daemon.hub.byte_ranges import ByteRange
 from kinship_daemon.hub.calls import note_answer, note_request
@@ -37,11 +37,11 @@ class Connections:
         self._client: httpx.Client | None = None
 
     @contextmanager
-    def get(self, url: httpx.URL, each: ByteRange, *, signed: bool) -> Iterator[httpx.Response]:
+    def get(self, url: httpx.URL, wanted: ByteRange, *, signed: bool) -> Iterator[httpx.Response]:
         """An answer whose body is not read yet. For the threads of a call."""
         headers = {
             "Accept-Encoding": "identity",
-            "Range": f"bytes={each[0]}-{each[1] - 1}",
+            "Range": f"bytes={wanted[0]}-{wanted[1] - 1}",
         }
         if not signed:
             headers |= self._own
@@ -62,19 +62,19 @@ class Connections:
 
 
 def check_piece(
-    answer: httpx.Response, repo: Repo, file: RepoFile, request: Request, each: ByteRange
+    answer: httpx.Response, repo: Repo, file: RepoFile, request: Request, wanted: ByteRange
 ) -> None:
     """
-    That an answer's body is exactly the each asked for, of the file that was listed.
+    That an answer's body is exactly the wanted asked for, of the file that was listed.
 
     Raises:
-        ModelError, UnknownRepo: the file is not there, or changed. Transient: not now.
+        UnknownRepo: The repo is not there. Transient: Not now, or it is another file.
         RangesRefused: it is something else.
     """
     status, headers = answer.status_code, answer.headers
     where = f"{repo.id} {file.path}"
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        raise ModelError(f"{where}: ends before byte {each[1]}; changed since it was listed")
+        raise Unavailable(f"{where}: ends before byte {wanted[1]}; changed since it was listed")
     if status == HTTPStatus.OK:
         raise RangesRefused(f"{where}: the server sends the whole file instead of a piece")
     if status != HTTPStatus.PARTIAL_CONTENT:
@@ -83,22 +83,22 @@ def check_piece(
     sent = re.fullmatch(
         r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", headers.get("content-range", "").strip()
     )
-    if sent is None or (int(sent[1]), int(sent[2]) + 1) != each:
+    if sent is None or (int(sent[1]), int(sent[2]) + 1) != wanted:
         raise RangesRefused(f"{where}: the server sends other bytes than were asked for")
     if sent[3] not in {"*", str(file.size)}:
-        raise ModelError(f"{where}: has {sent[3]} bytes, {file.size} when it was listed")
+        raise Unavailable(f"{where}: has {sent[3]} bytes, {file.size} when it was listed")
     if headers.get("content-encoding", "identity") != "identity":
         raise RangesRefused(f"{where}: the server compresses pieces unasked")
 
 
-def receive(answer: httpx.Response, each: ByteRange, into: list[bytes]) -> None:
+def receive(answer: httpx.Response, wanted: ByteRange, into: list[bytes]) -> None:
     """The body of an answer, no further than it may go."""
-    rest = each[1] - each[0]
+    rest = wanted[1] - wanted[0]
     for data in answer.iter_raw():
         into.append(data)
         rest -= len(data)
         if rest < 0:
-            raise RangesRefused(f"more than the {each[1] - each[0]} bytes asked for came")
+            raise RangesRefused(f"more than the {wanted[1] - wanted[0]} bytes asked for came")
     if rest:
         raise httpx.RemoteProtocolError("the answer ends too early")
 

@@ -108,10 +108,12 @@ class Hub(Protocol):
     Where models come from and go to.
 
     Attributes:
-        copies: Whether `fetch` makes a copy, or shows where the files lie.
+        copies: Whether `fetch` makes a copy, or shows where the files are.
+        is_anonymous: Whether it may hide repos from us because it does not know us.
     """
 
     copies: bool
+    is_anonymous: bool
 
     @property
     def name(self) -> str:
@@ -142,7 +144,7 @@ class Hub(Protocol):
 
         Raises:
             UnknownRepo: no such repo or revision.
-            ModelError: it cannot be had (gated, disabled, unreadable).
+            Unavailable: It cannot be had now (gated, disabled, an answer that nobody can read).
             Transient: the hub does not answer.
         """
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.errors import ModelError, Transient, Unavailable
 from kinship_daemon.hub.answers import Request, check_unchanged
 from kinship_daemon.hub.byte_ranges import ByteRange, cut, joined_ranges
 from kinship_daemon.hub.calls import Calls, allowance
@@ -45,7 +45,7 @@ class _Address:
 class _Piece:
     """What came of one request."""
 
-    each: ByteRange
+    wanted: ByteRange
     received: int
     data: bytes = b""
     error: Transient | RangesRefused | None = None
@@ -87,6 +87,8 @@ class RepoRanges:
             error = self._round(known, missing, got)
             # As long as something comes it goes on: every round leaves less to do.
             failures = 0 if len(got) > before else failures + 1
+            if isinstance(error, Unavailable):
+                raise error
             if error is not None:
                 self._pause(error, failures)
         starts = [start for start, _ in wanted]
@@ -119,7 +121,7 @@ class RepoRanges:
     def _round(
         self, file: RepoFile, ranges: Sequence[ByteRange], got: dict[ByteRange, bytes]
     ) -> Transient | RangesRefused | None:
-        """Ask once for every each; returns the last thing that went wrong."""
+        """Ask once for every range; returns the last thing that went wrong."""
         request = self.request(self._url(file))
         try:
             address = self._address(file, request)
@@ -133,7 +135,7 @@ class RepoRanges:
             for piece in pieces:
                 self.bytes_read += piece.received
                 if piece.error is None:
-                    got[piece.each] = piece.data
+                    got[piece.wanted] = piece.data
                     continue
                 fault = piece.error
                 if piece.expired:
@@ -143,34 +145,36 @@ class RepoRanges:
     def _work(
         self, address: _Address, file: RepoFile, request: Request, jobs: deque[ByteRange]
     ) -> Iterator[_Piece]:
-        """In a thread: each after each, until none is left or none would come."""
+        """In a thread: range after range, until none is left or none would come."""
         while True:
             try:
-                each = jobs.popleft()
+                wanted = jobs.popleft()
             except IndexError:
                 return
-            piece = self._ask(address, file, request, each)
+            piece = self._ask(address, file, request, wanted)
             slow = isinstance(piece.error, Transient) and piece.error.retry_seconds is not None
             if piece.expired or slow or isinstance(piece.error, RangesRefused):
                 jobs.clear()
             yield piece
 
-    def _ask(self, address: _Address, file: RepoFile, request: Request, each: ByteRange) -> _Piece:
+    def _ask(
+        self, address: _Address, file: RepoFile, request: Request, wanted: ByteRange
+    ) -> _Piece:
         received: list[bytes] = []
         expired = False
         try:
-            with self.connections.get(address.url, each, signed=address.signed) as answer:
+            with self.connections.get(address.url, wanted, signed=address.signed) as answer:
                 moved = redirect(answer, address.url) is not None
                 expired = moved or (address.signed and answer.status_code in _EXPIRED)
                 if moved:
                     raise Transient(f"{request.url} lies elsewhere now; try again later")
-                check_piece(answer, self.repo, file, request, each)
-                receive(answer, each, received)
+                check_piece(answer, self.repo, file, request, wanted)
+                receive(answer, wanted, received)
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
-            return _Piece(each, sum(map(len, received)), error=request.unreachable(error))
+            return _Piece(wanted, sum(map(len, received)), error=request.unreachable(error))
         except (Transient, RangesRefused) as error:
-            return _Piece(each, sum(map(len, received)), error=error, expired=expired)
-        return _Piece(each, sum(map(len, received)), b"".join(received))
+            return _Piece(wanted, sum(map(len, received)), error=error, expired=expired)
+        return _Piece(wanted, sum(map(len, received)), b"".join(received))
 
     def _address(self, file: RepoFile, request: Request) -> _Address:
         known = self._addresses.get(file.path)
@@ -203,7 +207,10 @@ class RepoRanges:
         raise Transient(f"{request.url} is redirected without end")
 
     def _url(self, file: RepoFile) -> str:
-        repo_id, revision = check_repo_id(self.repo.id), check_revision(self.repo.revision)
+        repo_id, revision = (
+            check_repo_id(self.repo.id, bare=True),
+            check_revision(self.repo.revision),
+        )
         return (
             f"{self.connections.endpoint}/{repo_id}/resolve/{quote(revision, safe='')}"
             f"/{quote(file.path)}"

@@ -9,17 +9,17 @@ from typing import get_args
 
 from kinship_daemon.context import Context
 from kinship_daemon.evaluate.settings import harness_versions
-from kinship_daemon.hub.card import CardFacts, GateFacts, Kin, Node, Result, Source
+from kinship_daemon.hub.card import CardFacts
 from kinship_daemon.hub.licence import most_restrictive
 from kinship_daemon.steps.assemblies import coefficients, kinship_matrix, leaf_models
 from kinship_daemon.steps.leaves import is_leaf
-from kinship_daemon.steps.scores import scores
+from kinship_daemon.steps.scores import parents_of, scores
 from kinship_daemon.weights.checkpoint import DTYPES
 from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml
 from kinship_daemon.weights.recipe import Recipe
-from kinship_storage.records import Model, Split
+from kinship_storage.records import Model, Score, Split
 
-__all__ = ["card_facts"]
+__all__ = ["card_facts", "factors_table"]
 
 
 def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
@@ -30,38 +30,92 @@ def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
     """
     family = context.lineage.ancestors(model)
     leaves = [each for each in family if each.recipe is None]
+    parents = parents_of(context, model)
     assert model.recipe is not None
     recipe = Recipe.from_json(model.recipe)
-    base = _name(context.base)
-    terms = most_restrictive(
-        {each.id: each.license for each in (context.base, *leaves)},
-        context.config.publish.allow_licenses,
-    )
+    base = context.base.name
+    licences = {each.id: each.license for each in (context.base, *leaves)}
+    terms = most_restrictive(licences, context.config.publish.allow_licenses)
+    sources = (context.base, *leaves)
     return CardFacts(
-        name=model.id,
+        model=model,
         repo=repo,
         base=base,
         licence=terms.licence or "unknown",
         base_models=tuple(dict.fromkeys(_on_hub(context, model))),
-        parents=model.parents,
-        why=model.why or "",
-        results=_results(context, model),
-        gate=_gate(context, model),
-        family=tuple(
-            Node(name=m.id, kind=m.kind, generation=m.generation, parents=m.parents)
-            for m in (*family, model)
-        ),
+        scores={each.id: _scores(context, each) for each in (model, *parents)},
+        gate=context.lineage.gate(model.id, context.settings.fingerprint("validation")),
+        family=tuple(family),
+        called={each.id: _called(context, each) for each in family},
         metric=context.config.kinship.metric,
-        kinships=_kinships(
-            context, [*leaves, *(context.lineage.require(name) for name in model.parents)]
-        ),
-        sources=tuple(_source(context, each) for each in (context.base, *leaves)),
+        kinships=_kinships(context, [*leaves, *parents]),
+        sources=tuple((each, tuple(context.lineage.files(each.id))) for each in sources),
         made=to_yaml(recipe, _names(context, model), base, _dtype(context)),
         collapsed=_from_leaves(context, model),
+        factors=() if is_leaf(model) else _factors(context, model),
         version=version("kinship-daemon"),
         settings=_settings(context),
         hub_url=context.hub.name if "://" in context.hub.name else None,
     )
+
+
+def factors_table(context: Context, model: Model) -> str | None:
+    """
+    Every tensor's factors as CSV; None of a merge that is no combination of leaves.
+
+    A line per tensor: its name, the factor of the base, and of every leaf's delta.
+    """
+    if is_leaf(model):
+        return None
+    made_of = coefficients(context, model)
+    leaves = leaf_models(context, made_of)
+    lines = [",".join(["tensor", context.base.id, *(leaf.id for leaf in leaves.values())])]
+    for name, base, deltas in zip(
+        context.ledger.names, made_of.base.tolist(), made_of.deltas.tolist(), strict=True
+    ):
+        lines.append(",".join([name, f"{base:.9g}", *(f"{factor:.9g}" for factor in deltas)]))
+    return "\n".join(lines) + "\n"
+
+
+# What tensors are for, by parts of their names; the first that is found says it.
+_GROUPS = (
+    ("norms", ("norm", "ln_", "layernorm")),
+    ("embeddings", ("embed", "wte", "wpe")),
+    ("head", ("lm_head",)),
+    ("attention", ("attn", "attention")),
+    ("feed-forward", ("mlp", "feed_forward", "experts", "ffn")),
+)
+
+
+def _factors(context: Context, model: Model) -> tuple[tuple[str, str, float], ...]:
+    """Mean factor of each leaf's delta over the tensors of a group."""
+    made_of = coefficients(context, model)
+    leaves = leaf_models(context, made_of)
+    groups: dict[str, list[int]] = {}
+    for place, name in enumerate(context.ledger.names):
+        groups.setdefault(_group(name), []).append(place)
+    return tuple(
+        (group, leaf.id, float(made_of.deltas[places, column].mean()))
+        for group, places in sorted(groups.items())
+        for column, leaf in enumerate(leaves.values())
+    )
+
+
+def _group(tensor: str) -> str:
+    found = (group for group, marks in _GROUPS if any(mark in tensor.lower() for mark in marks))
+    return next(found, "others")
+
+
+def _scores(context: Context, model: Model) -> tuple[Score, ...]:
+    return tuple(
+        row for split in get_args(Split) for row in scores(context, model, split, samples=False)
+    )
+
+
+def _called(context: Context, model: Model) -> str:
+    """A model as others can find it: by repo, published or not yet by its name in the lineage."""
+    publication = context.lineage.publication(model.id)
+    return publication.repo if publication else model.name
 
 
 def _from_leaves(context: Context, model: Model) -> str:
@@ -77,7 +131,7 @@ def _from_leaves(context: Context, model: Model) -> str:
 
 def _document(context: Context, model: Model, dtype: str, parts: dict[str, str]) -> str:
     """The YAML of one merge; those of the merges that it names are added to `parts` before it."""
-    base = _name(context.base)
+    base = context.base.name
     assert model.recipe is not None
     if is_leaf(model):
         parents = [context.lineage.require(name) for name in model.parents]
@@ -95,7 +149,7 @@ def _part(context: Context, model: Model, parts: dict[str, str]) -> str:
         adapter = any(
             file.path == "adapter_config.json" for file in context.lineage.files(model.id)
         )
-        return f"{_name(context.base)}+{_name(model)}" if adapter else _name(model)
+        return f"{context.base.name}+{model.name}" if adapter else model.name
     if model.id not in parts:
         # A leaf is rounded when it is written; what only passes through is not.
         parts[model.id] = _document(
@@ -104,17 +158,8 @@ def _part(context: Context, model: Model, parts: dict[str, str]) -> str:
     return model.id
 
 
-def _name(model: Model) -> str:
-    return model.repo or model.id
-
-
 def _names(context: Context, model: Model) -> dict[str, str]:
-    """Parents as others can find them: by repo, published or not yet by the name in the lineage."""
-    found = {}
-    for name in model.parents:
-        publication = context.lineage.publication(name)
-        found[name] = publication.repo if publication else _name(context.lineage.require(name))
-    return found
+    return {parent.id: _called(context, parent) for parent in parents_of(context, model)}
 
 
 def _on_hub(context: Context, model: Model) -> list[str]:
@@ -125,61 +170,18 @@ def _on_hub(context: Context, model: Model) -> list[str]:
         if publication is not None:
             found.append(publication.repo)
         elif parent.recipe is None:
-            found.append(_name(parent))
+            found.append(parent.name)
         else:
             found += _on_hub(context, parent)
     return found
 
 
-def _results(context: Context, model: Model) -> tuple[Result, ...]:
-    return tuple(
-        Result(
-            model=each.id,
-            task=row.task,
-            split=row.split,
-            metric=row.metric,
-            score=row.score,
-            stderr=row.stderr,
-            n=len(row.samples),
-            task_version=row.task_version,
-        )
-        for each in (model, *(context.lineage.require(name) for name in model.parents))
-        for split in get_args(Split)
-        for row in scores(context, each, split)
-    )
-
-
-def _gate(context: Context, model: Model) -> GateFacts | None:
-    verdict = context.lineage.gate(model.id, context.settings.fingerprint("validation"))
-    if verdict is None:
-        return None
-    return GateFacts(
-        passed=verdict.passed,
-        parent=verdict.parent,
-        gain=verdict.gain,
-        low=verdict.low,
-        high=verdict.high,
-        confidence=float(verdict.settings["confidence"]),
-        n=verdict.n,
-        reason=verdict.reason,
-    )
-
-
-def _kinships(context: Context, models: list[Model]) -> tuple[Kin, ...]:
+def _kinships(context: Context, models: list[Model]) -> tuple[tuple[str, str, float | None], ...]:
     known = {model.id: model for model in models}
     names = sorted(known)
     values = kinship_matrix(context, [known[n] for n in names], context.config.kinship.metric)
     places = combinations(range(len(names)), 2)
-    return tuple(Kin(names[i], names[j], values[i][j]) for i, j in places)
-
-
-def _source(context: Context, model: Model) -> Source:
-    return Source(
-        repo=_name(model),
-        revision=model.revision or "",
-        licence=model.license,
-        files=tuple((file.path, file.sha256) for file in context.lineage.files(model.id)),
-    )
+    return tuple((names[i], names[j], values[i][j]) for i, j in places)
 
 
 def _dtype(context: Context) -> str:

@@ -13,7 +13,7 @@ from kinship_daemon.hub.files import local_files
 from kinship_daemon.hub.licence import most_restrictive
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.steps.assemblies import assembly
-from kinship_daemon.steps.card_facts import card_facts
+from kinship_daemon.steps.card_facts import card_facts, factors_table
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.weights.materialise import write
 from kinship_storage.errors import LineageError
@@ -133,6 +133,9 @@ def _prepare(context: Context, model: Model, facts: CardFacts, stage: Path) -> N
         facts.made_file: facts.made,
         facts.collapsed_file: facts.collapsed,
     }
+    table = factors_table(context, model)
+    if table is not None:
+        texts[facts.factors_file] = table
     total = context.base_checkpoint.nbytes
     with context.report.progress(f"write {model.id}", total, "bytes") as advance:
         write(assembly(context, model), stage, progress=advance, extra=texts)

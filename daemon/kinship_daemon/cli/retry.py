@@ -1,0 +1,68 @@
+"""`retry`: opens again what was set aside."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from kinship_daemon.cli.options import find_home_of, home_options, now
+from kinship_daemon.errors import UsageError
+from kinship_daemon.report import count
+from kinship_daemon.retry import reopen
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model
+from kinship_storage.transitions import Cause
+
+__all__ = ["retry_command"]
+
+
+@click.command("retry")
+@click.argument("models", nargs=-1)
+@click.option("--cause", type=click.Choice(get_args(Cause)), help="All that this set aside.")
+@home_options
+def retry_command(
+    models: tuple[str, ...], cause: Cause | None, home: Path | None, base: str | None
+) -> None:
+    """
+    Try again what was refused, quarantined or put off: these MODELs, or all of one cause.
+
+    A running daemon takes them up at its next turn.
+    """
+    if bool(models) == (cause is not None):
+        raise UsageError("name the models to try again, or a --cause, but not both")
+    found = find_home_of(home, base)
+    with Lineage.open(found.lineage, now=now) as lineage, lineage.transaction():
+        if cause is not None:
+            chosen = lineage.set_aside(cause)
+        else:
+            chosen = [_named(lineage, name) for name in models]
+        opened = [model for model in chosen if _open(lineage, model)]
+    if opened:
+        click.echo(f"{count(len(opened), 'model')} to try again; a run on {found.path} does it")
+    else:
+        click.echo("there is nothing to try again")
+
+
+def _named(lineage: Lineage, name: str) -> Model:
+    model = lineage.model(name)
+    if model is None:
+        known = [each.id for each in lineage.models()]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+        raise UsageError(f"no model {name!r} in {lineage.path}; nearest: {', '.join(near)}")
+    return model
+
+
+def _open(lineage: Lineage, model: Model) -> bool:
+    """Opens one model again and says so; False where nothing kept it back."""
+    if model.status in {"refused", "quarantined"}:
+        reopen(lineage, model)
+        click.echo(f"{model.id}: was {model.status} ({model.cause}): {model.reason}")
+        return True
+    if jobs := lineage.retry_jobs(model.id):
+        click.echo(f"{model.id}: {count(jobs, 'job')} that waited or failed")
+        return True
+    click.echo(f"{model.id}: is {model.status}")
+    return False
