@@ -34,7 +34,7 @@ def lineage_of(path, merges):
         if number % 2 == 0:
             decision = {"merges": [], "top": list(pair), "top_mean_kinship": kinship}
             lineage.add_generation(
-                Generation(generation, "topk-kinship", {}, 0, {"members": []}, decision)
+                Generation(generation, generation, "topk-kinship", {}, 0, decision), {"members": []}
             )
     return lineage
 

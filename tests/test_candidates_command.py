@@ -12,6 +12,7 @@ import pytest
 import command
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.home import Home
+from kinship_storage.records import Model
 from small_candidates import waiting
 from small_lineage import fill, finetune, open_lineage
 
@@ -34,14 +35,14 @@ def home(tmp_path):
         add(lineage, waiting("huge", triaged=True), "refused", "weights of 99.0 GB, above 40")
         lineage.add_candidate(waiting("add", triaged=True, novelty=1.0, gone=True))
         today = f"{datetime.now(UTC):%Y-%m-%d}"
-        lineage.put("spent:candidates", [today, 7])
-        lineage.put("spent:download_bytes", ["2026-01-30", 10**12])
+        lineage.spend("candidates", today, 7)
+        lineage.spend("download_bytes", "2026-01-30", 10**12)
     return path
 
 
 def add(lineage, candidate, status, reason=None):
     name = candidate.model.removeprefix("demo/")
-    model = finetune(name, status=status, reason=reason, joined=None)
+    model = finetune(name, status=status, reason=reason, cause=None if reason is None else "model")
     lineage.add_model(replace(model, weights=None))
     lineage.add_candidate(candidate)
 
@@ -50,23 +51,23 @@ def add(lineage, candidate, status, reason=None):
 def crowded(home):
     """The same with thousands more: refused for reasons of their own, and waiting."""
     ids = [f"org/model-{number}" for number in range(THOUSANDS)]
-    model = {"kind": "finetune", "generation": 0, "created": "2026-01-31T08:15:00Z"}
-    with open_lineage(home / "lineage.db") as lineage:
-        store = lineage._store
-        with lineage.transaction():
-            for status, some in (("refused", ids[::2]), ("seen", ids[1::2])):
-                models = [
-                    {"id": name, "status": status, "reason": f"weights of {len(name)} GB"} | model
-                    for name in some
-                ]
-                store.insert("models", *models)
-            facts = {**vars(waiting("x", downloads=3, triaged=True, novelty=0.5)), "gone": False}
-            store.insert("candidates", *[{**facts, "model": name} for name in ids])
-            jobs = [
-                {"key": f"triage:{name}", "kind": "triage", "status": "done", "attempts": 1}
-                for name in ids
-            ]
-            store.insert("jobs", *jobs)
+    with open_lineage(home / "lineage.db") as lineage, lineage.transaction():
+        for number, name in enumerate(ids):
+            refused = number % 2 == 0
+            lineage.add_model(
+                Model(
+                    id=name,
+                    kind="finetune",
+                    status="refused" if refused else "seen",
+                    reason=f"weights of {len(name)} GB" if refused else None,
+                    cause="model" if refused else None,
+                    repo=name,
+                    revision="1" * 40,
+                )
+            )
+            facts = waiting("x", downloads=3, triaged=True, novelty=0.5)
+            lineage.add_candidate(replace(facts, model=name))
+            lineage.submit("triage", {"repo": name}, name)
     return home
 
 

@@ -13,7 +13,20 @@ RULES = {"min_gain": 0.0, "confidence": 0.95, "resamples": 1000, "seed": 0}
 def score(task, values, *, split="validation", metric="acc,none", version="1", first=0) -> Score:
     samples = tuple((first + i, float(value)) for i, value in enumerate(values))
     mean = float(np.mean(values))
-    return Score(task, split, metric, version, mean, 0.0, samples)
+    return Score(
+        weights="sha256:x",
+        task=task,
+        split=split,
+        settings="fp",
+        metric=metric,
+        task_version=version,
+        score=mean,
+        stderr=0.0,
+        n=len(samples),
+        seed=0,
+        harness="none",
+        samples=samples,
+    )
 
 
 def right(accuracy: float, n: int) -> np.ndarray:

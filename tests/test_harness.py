@@ -35,7 +35,7 @@ def settings(folder: Path, *tasks: str | Task, **changes) -> Settings:
         device="cpu",
         dtype="float32",
         seed=0,
-        time_limit_seconds=60.0,
+        time_limit_minutes=1.0,
         include_path=(folder,),
         apply_chat_template=False,
         threads=1,

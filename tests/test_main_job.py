@@ -87,7 +87,7 @@ def test_it_ends_converged_and_says_where_to_look_next(first, home):
 def test_something_provably_better_is_published(lineage):
     assert lineage.publications()
     for publication in lineage.publications():
-        gate = lineage.gate(publication.model)
+        gate = lineage.gates_of(publication.model)[-1]
         assert gate.passed
         assert gate.low > 0
         assert gate.n >= 1000
@@ -176,7 +176,7 @@ def test_the_card_tells_descent_licence_and_recipe(repo, publication, lineage):
     assert "merge" in card["tags"]
     assert card["base_model"]
     assert "```mermaid" in text
-    gate = lineage.gate(publication.model)
+    gate = lineage.gates_of(publication.model)[-1]
     assert f"{gate.low:+.4f}" in text
 
 
@@ -195,7 +195,7 @@ def test_the_published_recipe_makes_the_published_weights(repo, place, home, tmp
 def test_explain_tells_why_on_which_facts_and_what_became_of_it(publication, place, home, lineage):
     result = command.run(["explain", publication.model, "--home", home], place)
     assert result.code == 0, result.err
-    model, gate = lineage.require(publication.model), lineage.gate(publication.model)
+    model, gate = lineage.require(publication.model), lineage.gates_of(publication.model)[-1]
     for fact in (*model.parents, model.why, gate.reason, publication.repo, "kinship of"):
         assert fact in result.out
 

@@ -49,7 +49,7 @@ def test_history_repeats_itself_until_a_recorded_decision_is_another(home, repla
     result = replayed()
     assert result.code == 0, result.err
     lines = result.out.splitlines()
-    assert lines[0] == "generation 1 (topk-greedy): the same"
+    assert lines[0] == "decision 1 (topk-greedy): the same"
     assert lines[-1] == f"{decisions} decisions replayed, 0 differ"
 
     def another(decision):
@@ -66,7 +66,7 @@ def test_history_repeats_itself_until_a_recorded_decision_is_another(home, repla
     assert first["differences"][-1].startswith("its top's mean kinship was 0.5, now ")
     assert not any(each["differences"] for each in others)
     assert result.err.count("\n") == 1
-    assert f"1 of {decisions} decisions would be others today" in result.err
+    assert f"1 of {decisions} decisions would differ today" in result.err
 
 
 def test_a_policy_whose_code_changed_is_seen(home, replayed, monkeypatch):
@@ -75,7 +75,7 @@ def test_a_policy_whose_code_changed_is_seen(home, replayed, monkeypatch):
     monkeypatch.setenv("MOOD_OF_THE_CODE", "rewords")
     result = replayed()
     assert result.code == 0
-    assert "generation 1 (scripted_policies:Moody): the same in other words" in result.out
+    assert "decision 1 (scripted_policies:Moody): the same in other words" in result.out
     monkeypatch.setenv("MOOD_OF_THE_CODE", "explores")
     result = replayed()
     assert result.code == 3
@@ -90,7 +90,7 @@ def test_what_failed_then_fails_again_until_it_is_mended(home, replayed, monkeyp
     assert stop.startswith("the policy failed: ")
     result = replayed()
     assert (result.code, result.err) == (0, "")
-    assert "generation 1 (scripted_policies:Moody): the same\n" in result.out
+    assert "decision 1 (scripted_policies:Moody): the same\n" in result.out
     monkeypatch.setenv("MOOD_OF_THE_CODE", "explores")
     result = replayed()
     if mood != "unsound":  # what the daemon refused, it cannot tell from what it would allow

@@ -20,7 +20,7 @@ def settings(**changes) -> Settings:
         device="cpu",
         dtype="float32",
         seed=0,
-        time_limit_seconds=60.0,
+        time_limit_minutes=1.0,
         include_path=(),
         apply_chat_template=False,
         threads=1,
@@ -98,7 +98,7 @@ def test_whatever_changes_a_score_changes_the_fingerprint(change):
 
 def test_the_fingerprint_leaves_out_what_does_not_change_a_score(tmp_path: Path):
     same = settings(
-        time_limit_seconds=1.0,
+        time_limit_minutes=0.1,
         selection=(Task(task="sort"), Task(task="add")),
         validation=(Task(task="add"), Task(task="subtract")),
     )

@@ -9,6 +9,7 @@ daemon: a mistake in the settings, a broken lineage, a bug.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -40,6 +41,8 @@ __all__ = ["SILENT", "Runner", "Turn"]
 SILENT = 5
 # A model whose job was put off so often is set aside, so that its generation goes on without it.
 _PATIENCE = 3
+# So often a job may be done without a rest: a file that is gone again, say. Then it is a bug.
+_MOST_REPEATS = 5
 # However long the world says it will be away: it is asked again within a day.
 _LONGEST_WAIT = timedelta(days=1)
 
@@ -86,6 +89,8 @@ class Runner:
         self._steps = steps
         self._rests: dict[str, _Rest] = {}
         self._tries: dict[str, int] = {}  # how often a job was put off since it last went well
+        self._repeated: Counter[str] = Counter()  # how often a job was done since the last rest
+        self._unavailable: set[str] = set()  # jobs that one repo keeps back, not the hub
         self._dues: list[datetime] = []  # of the jobs that this turn found waiting
         self._hub_answered = False
 
@@ -116,6 +121,7 @@ class Runner:
                 continue
             if self._work_through(step, now, waiting):
                 return Turn(step.kind, tuple(waiting))
+        self._repeated.clear()
         return Turn(None, tuple(waiting), self._due(now))
 
     def _reopen(self, now: datetime) -> None:
@@ -198,7 +204,7 @@ class Runner:
             return step.blames and self._set_aside_again(work, job)
         if job.status == "waiting" and (due := _due(job)) is not None and due > now:
             self._dues.append(due)
-            if step.holds_up:
+            if step.holds_up and job.key not in self._unavailable:
                 waiting.append(Transient(job.reason or "it waits"))
             return False
         lineage.start(job.key)
@@ -224,26 +230,35 @@ class Runner:
         with lineage.finish(job.key):
             step.commit(lineage, work, result)
         self._tries.pop(job.key, None)
+        self._note_done(step, work, job.key)
         self._hub_answered |= step.needs == "hub"
         step.tell(context, work, result)
         return True
 
+    def _note_done(self, step: Step[Any], work: Work, key: str) -> None:
+        """Work that is planned again as soon as it is done would never end: a bug is loud."""
+        self._repeated[key] += 1
+        if self._repeated[key] > _MOST_REPEATS:
+            raise RuntimeError(f"{step.kind} is done again and again: {dict(work.inputs)}")
+
     def _put_off(self, step: Step[Any], work: Work, key: str, error: KinshipError) -> None:
         """The job waits, longer each time; a model that others wait for is set aside meanwhile."""
         tries = self._tries[key] = self._tries.get(key, 0) + 1
+        if isinstance(error, Unavailable):
+            self._unavailable.add(key)
         wait = _asked_for(error) or self._later(tries)
         due = self._context.now() + wait
         if isinstance(error, BudgetReached) and not error.others_may_go_on:
             due = self._context.midnight()
         self._context.lineage.wait(key, str(error), due)
         self._dues.append(due)
-        about = "" if work.model is None or work.model in str(error) else f"{work.model} waits: "
+        about = "" if work.model is None else f"{work.model} waits: "
         self._say("warning", f"{about}{error}", work.model)
         patient = tries < _PATIENCE or isinstance(error, BudgetReached) or step.needs == "hub"
         if step.blames and work.model is not None and not patient:
             model = self._context.lineage.require(work.model)
             if model.status in _IN_USE - {"seen"} and model.kind != "base":
-                self._set_aside(model.id, str(error), "world", None, due)
+                self._set_aside(model.id, str(error), "world", None)
 
     def _blame(
         self, step: Step[Any], work: Work, key: str, error: ModelError | UnknownRepo
@@ -256,19 +271,18 @@ class Runner:
         if culprit is None or culprit == self._context.base.id or not step.blames:
             lineage.interrupt(key)
             raise KinshipError(str(error)) from error
-        due = self._context.now() + self._later(1 + lineage.require(culprit).faults)
         with lineage.transaction():
             if culprit != work.model:
                 lineage.interrupt(key)  # the work itself is as good as ever
             elif cause == "world":
-                lineage.wait(key, str(error), due)
+                lineage.wait(key, str(error), self._next_try(culprit))
             else:
                 lineage.fail(key, cause, str(error))
-            self._set_aside(culprit, str(error), cause, setting, due)
+            self._set_aside(culprit, str(error), cause, setting)
             if isinstance(error, LeafGone):
                 reason = f"cannot be made any more: {culprit}: {error}"
                 for merge in dependents(lineage, culprit):
-                    self._set_aside(merge.id, reason, cause, setting, due)
+                    self._set_aside(merge.id, reason, cause, setting)
 
     def _set_aside_again(self, work: Work, job: Job) -> bool:
         """Work that failed before is not done again: whoever it was about stays aside."""
@@ -276,19 +290,22 @@ class Runner:
         if model is None or job.cause is None or model.status not in _IN_USE:
             return False
         setting = "evaluate" if job.cause == "settings" else None
-        self._set_aside(model.id, job.reason or "it failed before", job.cause, setting, None)
+        self._set_aside(model.id, job.reason or "it failed before", job.cause, setting)
         return True
 
-    def _set_aside(
-        self, name: str, reason: str, cause: Cause, setting: str | None, due: datetime | None
-    ) -> None:
+    def _set_aside(self, name: str, reason: str, cause: Cause, setting: str | None) -> None:
         if self._context.lineage.require(name).status not in _IN_USE:
             return
-        retry_at = stamp(due) if cause == "world" and due is not None else None
+        retry_at = stamp(self._next_try(name)) if cause == "world" else None
         self._context.lineage.move_model(
             name, "quarantine", reason=reason, cause=cause, setting=setting, retry_at=retry_at
         )
         self._say("quarantine", reason if name in reason else f"{name}: {reason}", name, cause)
+
+    def _next_try(self, name: str) -> datetime:
+        """When a model that the world kept back is tried again: later each time."""
+        faults = self._context.lineage.require(name).faults
+        return self._context.now() + self._later(1 + faults)
 
     def _say(self, kind: str, message: str, model: str | None, cause: Cause | None = None) -> None:
         facts = {"model": model, "cause": cause}

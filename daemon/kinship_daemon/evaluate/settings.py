@@ -99,8 +99,14 @@ class Evaluate(Section):
 
 
 class Settings(Evaluate):
-    """Everything that is pinned for all models of a home: the section, and the home's seed."""
+    """
+    Everything that is pinned for all models of a home: the section, and the home's seed.
 
+    One of the lists may be empty, where only the other is asked.
+    """
+
+    selection: Tasks
+    validation: Tasks
     seed: int = Field(ge=0, lt=2**32)
 
     @classmethod
@@ -109,14 +115,26 @@ class Settings(Evaluate):
         Raises:
             UsageError: The seed is none for the harness.
         """
-        try:
-            return cls.model_validate({**dict(section), "seed": seed})
-        except ValidationError:
-            raise UsageError(f"seed {seed} is not possible; 0 to {2**32 - 1} works") from None
+        return cls._checked({**dict(section), "seed": seed})
 
     def but(self, **changes: Any) -> Self:
-        """These settings with some changed."""
-        return type(self).model_validate({**dict(self), **changes})
+        """
+        These settings with some changed.
+
+        Raises:
+            UsageError: They cannot be.
+        """
+        return self._checked({**dict(self), **changes})
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> Self:
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            message = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"evaluate.{name} {first['input']!r}: {message}") from None
 
     def tasks(self, split: Split) -> Tasks:
         return self.selection if split == "selection" else self.validation

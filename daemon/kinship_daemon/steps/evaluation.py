@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import BudgetReached, WorkerDied
@@ -60,7 +60,9 @@ def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
         # Someone else's memory on the device, say: once may be bad luck.
         context.report.event("warning", f"{error}; once more", model=work.model)
         found = _scores(context, settings, work)
-    return Evaluated(found, context.today, time.monotonic() - began)
+    # Under what they were asked for, whatever a worker makes of it: that is how they are found.
+    named = [replace(score, settings=work.inputs["settings"]) for score in found]
+    return Evaluated(named, context.today, time.monotonic() - began)
 
 
 def record(lineage: Lineage, found: Evaluated) -> None:

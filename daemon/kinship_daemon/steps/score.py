@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import BudgetReached
+from kinship_daemon.steps.assemblies import assembly
 from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, work_for
 from kinship_daemon.steps.scores import gain, known_means, mean_score, scores
 from kinship_daemon.steps.step import Step, Work
@@ -46,6 +47,7 @@ def _run(context: Context, work: Work) -> Evaluated:
     model = context.lineage.require(str(work.model))
     known = scores(context, model, "selection")
     if known:
+        assembly(context, model)  # it may have been set aside because it cannot be made
         return Evaluated(known, context.today, 0.0)
     limit = context.config.limits.merges_per_day
     if model.status == "proposed" and context.spent(_MERGES) >= limit:

@@ -33,6 +33,7 @@ class Seen:
 
     Attributes:
         day: Of the budget that it counts for.
+        fault: What is wrong with its bytes.
         nbytes: Size of its weights, in bytes.
         plan: Under which `vector`, its compact sample, was taken; None where none was.
         read: Bytes read for it.
@@ -40,6 +41,7 @@ class Seen:
 
     day: str
     refusal: Refusal | None = None
+    fault: ModelError | None = None
     license: str | None = None
     nbytes: int | None = None
     plan: str | None = None
@@ -79,13 +81,15 @@ def _run(context: Context, work: Work) -> Seen:
         if refusal is not None or is_adapter(repo.files):
             # An adapter's blocks say nothing without all of it; it is small, and checked when
             # fetched.
-            return Seen(context.today, refusal, licence, nbytes)
+            return Seen(context.today, refusal, license=licence, nbytes=nbytes)
         vector, read = _sample(context, repo)
     except UnknownRepo:
         return Seen(context.today, GONE)
-    far, error = (None, None) if vector is None else novelty(context, vector)
+    except ModelError as error:
+        return Seen(context.today, fault=error)
+    far, uncertain = (None, None) if vector is None else novelty(context, vector)
     plan = None if context.sampler is None else context.sampler.plan.identity
-    return Seen(context.today, None, licence, nbytes, plan, vector, far, error, read)
+    return Seen(context.today, None, None, licence, nbytes, plan, vector, far, uncertain, read)
 
 
 def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
@@ -96,6 +100,11 @@ def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
         refusal = seen.refusal
         lineage.move_model(
             name, "refuse", reason=refusal.reason, cause=refusal.cause, setting=refusal.setting
+        )
+    if seen.fault is not None:
+        fault = seen.fault
+        lineage.move_model(
+            name, "quarantine", reason=str(fault), cause=fault.cause, setting=fault.setting
         )
     if seen.vector is not None and seen.plan is not None:
         lineage.put_sample(seen.plan, name, seen.vector)
@@ -113,6 +122,9 @@ def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
 def _tell(context: Context, work: Work, seen: Seen) -> None:
     if seen.refusal is not None:
         context.report.event("refused", f"{work.model}: {seen.refusal.reason}", model=work.model)
+    if seen.fault is not None:
+        facts = {"model": work.model, "cause": seen.fault.cause}
+        context.report.event("quarantine", f"{work.model}: {seen.fault}", **facts)
 
 
 STEP = Step("triage", "hub", _plan, _run, _commit, _tell, holds_up=False, repeats=True)
