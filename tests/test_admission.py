@@ -296,10 +296,6 @@ def test_a_hub_that_wants_no_calls_for_a_while_gets_none(server, home, kin):
         assert turn.due > d.now() + timedelta(seconds=200)
         assert len(server.log) == before
         assert len([warning for warning in told(d, "warning") if "waits" in warning]) == 1
-        d.now.now = turn.due
-        server.calm()
-        turns.take(d, "watch", "triage", running=running)
-        assert all(candidate.triaged for candidate in d.lineage.candidates())
 
 
 def test_one_that_is_deleted_before_it_is_fetched_is_gone_and_admitted_when_it_is_back(

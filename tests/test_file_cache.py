@@ -183,7 +183,7 @@ def proposed(d):
 def of_the_top(d):
     merged(d, "a", "b")
     top = {"merges": [], "top": ["model-1-1"], "top_mean_kinship": None, "stop": "enough"}
-    decision = Generation(number=1, policy="p", settings={}, seed=0, decision=top, stop="enough")
+    decision = Generation(1, None, "p", {}, 0, top, "enough", "converged")
     d.lineage.add_generation(decision, {"members": []})
 
 

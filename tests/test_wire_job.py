@@ -132,7 +132,9 @@ def test_the_lineage_has_the_commit_and_every_hash_of_what_the_hub_holds(
     published, server, home, first
 ):
     database = sqlite3.connect(f"file:{home / 'lineage.db'}?mode=ro", uri=True)
-    rows = database.execute("SELECT model, repo, revision, files FROM publications").fetchall()
+    rows = database.execute(
+        "SELECT id, p.repo, p.revision, files FROM publications AS p JOIN models ON number = model"
+    ).fetchall()
     assert {model: repo for model, repo, *_ in rows} == published
     for _, repo_id, revision, files in rows:
         sha, content = server.repos[repo_id].head

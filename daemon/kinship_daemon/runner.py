@@ -147,7 +147,7 @@ class Runner:
     def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
         """Every piece of a kind's work that can be done. Returns whether any was."""
         worked, silent = False, 0
-        missed: KinshipError | None = None
+        missed: Transient | None = None
         seen: set[str] = set()
         for work in step.plan(self._context):
             if self._context.stop.is_set():
@@ -168,7 +168,7 @@ class Runner:
                     until = self._context.midnight()
                     self._rests[step.kind] = _Rest(until, error)
                     break
-            except KinshipError as error:
+            except Transient as error:
                 missed, silent = error, silent + 1
                 if self._hub_is_away(error) or silent == SILENT:
                     break
