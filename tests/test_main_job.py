@@ -36,7 +36,8 @@ def history(home: Path) -> dict[str, list[tuple]]:
         "scores": "identity, split, task, settings, metric, task_version, score, stderr, n"
         f" FROM scores {weighed}",
         "documents": "identity, split, task, document, value FROM documents"
-        " JOIN scores ON scores.number = documents.score JOIN weights ON weights.number = scores.weights",
+        " JOIN scores ON scores.number = documents.score"
+        " JOIN weights ON weights.number = scores.weights",
         "generations": "number, generation, policy, settings, seed, decision, stop, stop_kind"
         " FROM generations",
         "facts": "* FROM facts",

@@ -124,24 +124,6 @@ PLANE = Population(
 )
 
 
-def test_the_kinship_of_a_child_is_known_before_it_is_made():
-    half = PLANE.predicted({"a": 0.5, "b": 0.5})  # (1, 0.5)
-    assert half == pytest.approx((2 / 5**0.5, 1 / 5**0.5, 1.5 / 2.5**0.5))
-    assert PLANE.predicted({"a": 1.0, "b": 0.0})[2] == PLANE.kin("a", "c")
-    away = PLANE.predicted({"a": 1.5, "c": -0.5})
-    assert away[1] < 0 < away[0]
-
-
-def test_a_prediction_that_rests_on_an_unknown_length_is_unknown():
-    members = (PLANE.members[0], Member("b", 0.4), PLANE.members[2])
-    partly = Population(2, members, PLANE.kinship)
-    assert partly.predicted({"a": 1.0, "b": 1.0}) == (None, None, None)
-    known = partly.predicted({"a": 1.0, "c": 1.0})
-    assert known[1] is None
-    assert None not in (known[0], known[2])
-    assert partly.predicted({}) == (None, None, None)
-
-
 def test_pairs_left_to_merge_come_as_places():
     assert PLANE.unmerged().tolist() == [[0, 1], [1, 2]]
     assert PLANE.unmerged(["c", "a"]).tolist() == []
@@ -221,4 +203,3 @@ def test_costlier_facts_survive_json():
     assert (again.history, again.budget, again.layers) == (rich.history, 4, rich.layers)
     assert again["a"].samples["t"][0] == 1.0
     assert math.isnan(again["a"].samples["t"][1])
-    assert again.layer_kin("a", "a") == (None, 0.5)

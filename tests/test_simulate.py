@@ -272,7 +272,8 @@ def test_samples_and_layers_are_there_for_who_uses_them():
         for task, score in member.tasks.items():
             assert sum(member.samples[task]) / len(member.samples[task]) == pytest.approx(score)
     assert len(population.layers) == 4
-    assert population.layer_kin(*FIRST) != (None,) * 4
+    one, other = (population.members.index(population[name]) for name in FIRST)
+    assert [layer[one][other] for layer in population.layers] != [None] * 4
 
 
 def test_both_know_the_same_children_under_one_seed():

@@ -130,45 +130,6 @@ class Population:
         """Kinship of two members; None where it is undefined (a delta without variance)."""
         return self.kinship[self._index[a]][self._index[b]]
 
-    def layer_kin(self, a: str, b: str) -> tuple[float | None, ...]:
-        """Kinship of two members within each layer; empty where `layers` was not asked for."""
-        return tuple(layer[self._index[a]][self._index[b]] for layer in self.layers)
-
-    def predicted(self, parents: Mapping[str, float]) -> tuple[float | None, ...]:
-        """
-        Kinship to every member, in their order, of a merge that is not made yet.
-
-        A merge's delta is taken as the sum of its parents' deltas times the shares given, which is
-        what linear and task arithmetic merges are, and slerp nearly is (design section 3). None
-        where a length or a kinship that it takes is not known.
-        """
-        shares = [(name, share) for name, share in sorted(parents.items()) if share]
-        square = _sum(
-            p * q * inner if inner is not None else None
-            for a, p in shares
-            for b, q in shares
-            for inner in (self._inner(a, b),)
-        )
-        return tuple(self._predicted(shares, square, member) for member in self.members)
-
-    def _predicted(
-        self, shares: list[tuple[str, float]], square: float | None, member: Member
-    ) -> float | None:
-        dot = _sum(
-            share * inner if inner is not None else None
-            for name, share in shares
-            for inner in (self._inner(name, member.name),)
-        )
-        if square is None or dot is None or not member.length or square <= 0:
-            return None
-        return max(-1.0, min(1.0, dot / (math.sqrt(square) * member.length)))
-
-    def _inner(self, a: str, b: str) -> float | None:
-        """Inner product of two members' deltas."""
-        kin = 1.0 if a == b else self.kin(a, b)
-        one, other = self[a].length, self[b].length
-        return None if kin is None or one is None or other is None else kin * one * other
-
     def mean_kinship(self, names: Iterable[str]) -> float | None:
         """Mean over all pairs, the kinship of more than two models; None if no pair has one."""
         chosen = sorted(names)
@@ -256,16 +217,6 @@ class Population:
 def _best_first(member: Member) -> tuple[bool, float, str]:
     unknown = math.isnan(member.score)
     return unknown, 0.0 if unknown else -member.score, member.name
-
-
-def _sum(terms: Iterable[float | None]) -> float | None:
-    """None as soon as one term is not known."""
-    total = 0.0
-    for term in terms:
-        if term is None:
-            return None
-        total += term
-    return total
 
 
 def _matrix(rows: Iterable[Iterable[float | None]]) -> Matrix:

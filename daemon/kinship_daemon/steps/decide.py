@@ -111,7 +111,8 @@ def _tell(context: Context, _work: Work, decided: Decided) -> None:
     generation = decided.generation
     decision = Decision.from_json(generation.decision)
     if generation.stop is not None:
-        say("converged", generation.stop, stop=generation.stop_kind, decision=generation.number)
+        kind = "converged" if generation.stop_kind == "converged" else "stopped"
+        say(kind, generation.stop, stop=generation.stop_kind, decision=generation.number)
         return
     kin = decision.top_mean_kinship
     words = "" if kin is None else f", mean kinship {kin:.2f}"

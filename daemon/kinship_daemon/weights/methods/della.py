@@ -1,4 +1,4 @@
-"""DELLA (arXiv 2406.11617): drop at random, the small more often; elect signs; average."""
+"""DELLA (arXiv 2406.11617): drop changes at random, the small more often, add up the rest."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from kinship_daemon.weights.methods.arithmetic import (
 from kinship_daemon.weights.methods.method import Draw, elementwise_method
 from kinship_daemon.weights.methods.sparse import keep_by_rank
 
-__all__ = ["della"]
+__all__ = ["della", "della_linear"]
 
 
 @elementwise_method(
@@ -37,6 +37,30 @@ def della(deltas: Sequence[Tensor], parameters: Settings, draw: Draw) -> Tensor:
     each element by its probability. Of equal magnitudes the later ranks higher, which mergekit
     leaves open, and rows are the last dimension, where mergekit takes the second.
     """
+    return _merged(deltas, parameters, draw, elect=True)
+
+
+@elementwise_method(
+    *COMMON,
+    EPSILON,
+    *switches(normalize=False, rescale=True),
+    SEED,
+    parents=(1, None),
+)
+def della_linear(deltas: Sequence[Tensor], parameters: Settings, draw: Draw) -> Tensor:
+    """
+    sum_i weight_i s(d_i), where an element stays with a probability that rises, with the rank of
+    its magnitude in its row, from density - epsilon to density + epsilon.
+
+    As in mergekit, rescaling gives a delta back its very sum of magnitudes, where the paper divides
+    each element by its probability. Of equal magnitudes the later ranks higher, which mergekit
+    leaves open, and rows are the last dimension, where mergekit takes the second.
+    """
+    return _merged(deltas, parameters, draw, elect=False)
+
+
+def _merged(deltas: Sequence[Tensor], parameters: Settings, draw: Draw, *, elect: bool) -> Tensor:
+    """What both do: sparsify every delta, then add up; `elect`: only the elected signs."""
     density, epsilon = shares(parameters, "density"), epsilons(parameters)
 
     def sparsify(index: int, delta: Tensor) -> None:
@@ -45,4 +69,4 @@ def della(deltas: Sequence[Tensor], parameters: Settings, draw: Draw) -> Tensor:
         else:
             keep_by_rank(delta, density[index], epsilon[index], draw(index))
 
-    return merge(deltas, parameters, sparsify, elect=True)
+    return merge(deltas, parameters, sparsify, elect=elect)

@@ -1,0 +1,227 @@
+"""One turn of the loop: what goes wrong becomes a state with a way out, and nothing spins."""
+
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hub_daemon import Clock
+from kinship_daemon import config, startup
+from kinship_daemon.errors import (
+    BudgetReached,
+    KinshipError,
+    LeafGone,
+    ModelError,
+    Stopped,
+    Transient,
+    Unavailable,
+)
+from kinship_daemon.report import JsonReporter
+from kinship_daemon.runner import SILENT, Runner
+from kinship_daemon.steps.step import Step, Work, say_nothing
+from kinship_storage.records import Model
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+NAMES = ("org/a", "org/b", "org/c")
+
+
+@pytest.fixture
+def context(tmp_path):
+    """A home with three candidates that wait, and a clock that stands still."""
+    loaded = config.load(base="demo", home=tmp_path / "home", overrides=["watch.poll_minutes=30"])
+    report = JsonReporter(open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    with startup.opened(loaded, report, now=Clock(NOON)) as opened:
+        for name in NAMES:
+            model = Model(id=name, kind="finetune", status="seen", repo=name, revision="1" * 40)
+            opened.lineage.add_model(model)
+        yield opened
+
+
+def step(run, *, needs="cpu", names=NAMES, **options):
+    """Work for everyone who waits; what `run` returns admits."""
+
+    def plan(context):
+        for name in names:
+            if context.lineage.require(name).status == "seen":
+                yield Work({"name": name}, name)
+
+    def commit(lineage, work, _result):
+        lineage.update_model(work.model, weights=f"sha256:{work.model}")
+        lineage.move_model(work.model, "admit")
+
+    return Step("look", needs, plan, run, commit, say_nothing, **options)
+
+
+def failing(*errors):
+    """Raises these in turn, then does well."""
+    left = list(errors)
+
+    def run(_context, _work):
+        if left and (error := left.pop(0)) is not None:
+            raise error
+
+    return run
+
+
+def statuses(context):
+    return [context.lineage.require(name).status for name in NAMES]
+
+
+def test_a_turn_works_through_a_kind_and_the_next_finds_nothing(context):
+    runner = Runner(context, [step(failing())])
+    assert runner.loop(NOON).kind == "look"
+    assert statuses(context) == ["admitted"] * 3
+    assert runner.loop(NOON).kind is None
+
+
+def test_a_models_own_fault_sets_it_aside_and_the_others_go_on(context):
+    runner = Runner(context, [step(failing(None, ModelError("NaN in it")))])
+    runner.loop(NOON)
+    assert statuses(context) == ["admitted", "quarantined", "admitted"]
+    model = context.lineage.require("org/b")
+    assert (model.cause, model.reason, model.retry_at) == ("model", "NaN in it", None)
+    assert context.lineage.count_jobs() == {"done": 2, "failed": 1}
+
+
+def test_a_settings_fault_says_which(context):
+    error = ModelError("too slow", cause="settings", setting="evaluate.time_limit_minutes")
+    Runner(context, [step(failing(error))]).loop(NOON)
+    assert context.lineage.require("org/a").setting == "evaluate.time_limit_minutes"
+
+
+def test_what_the_world_keeps_out_comes_back_by_itself_and_later_each_time(context):
+    error = ModelError("its worker died", cause="world")
+    runner = Runner(context, [step(failing(error, error, error), names=("org/a",))])
+    waits = []
+    for _ in range(3):
+        runner.loop(context.now())
+        model = context.lineage.require("org/a")
+        assert (model.status, model.cause) == ("quarantined", "world")
+        turn = runner.loop(context.now())
+        assert turn.kind is None
+        waits.append(turn.due - context.now())
+        context.now.now = turn.due
+    assert waits == [timedelta(minutes=m) for m in (15, 30, 60)]
+    runner.loop(context.now())
+    assert context.lineage.require("org/a").status == "admitted"
+    assert context.lineage.require("org/a").faults == 0
+
+
+def test_one_repo_that_cannot_be_had_keeps_nobody_else(context):
+    runner = Runner(context, [step(failing(Unavailable("403")), needs="hub")])
+    assert runner.loop(NOON).kind == "look"
+    assert statuses(context) == ["seen", "admitted", "admitted"]
+    turn = runner.loop(NOON)
+    assert (turn.kind, turn.waiting) == (None, ())
+    assert turn.due == NOON + timedelta(minutes=15)
+    context.now.now = turn.due
+    runner.loop(turn.due)
+    assert statuses(context) == ["admitted"] * 3
+
+
+def test_a_hub_that_says_when_it_is_back_is_left_alone_until_then(context):
+    runner = Runner(context, [step(failing(Transient("away", 300.0)), needs="hub")])
+    turn = runner.loop(NOON)
+    assert turn.kind is None
+    assert str(turn.waiting[0]) == "away"
+    assert turn.due == NOON + timedelta(seconds=301)
+    assert runner.loop(NOON + timedelta(seconds=300)).kind is None
+    assert statuses(context) == ["seen"] * 3
+    context.now.now = turn.due
+    assert runner.loop(turn.due).kind == "look"
+    assert statuses(context) == ["admitted"] * 3
+
+
+@pytest.mark.parametrize("away", [10.0**18, float("inf"), float("nan"), -5.0])
+def test_nonsense_about_when_it_is_back_is_survived(context, away):
+    runner = Runner(context, [step(failing(Transient("away", away)), needs="hub")])
+    assert NOON < runner.loop(NOON).due <= NOON + timedelta(days=1)
+
+
+def test_after_some_silence_the_others_are_not_asked(context):
+    asked = []
+
+    def silent(_context, work):
+        asked.append(work.model)
+        raise Transient("no answer")
+
+    names = [f"org/n{number}" for number in range(SILENT + 3)]
+    for name in names:
+        model = Model(id=name, kind="finetune", status="seen", repo=name, revision="1" * 40)
+        context.lineage.add_model(model)
+    turn = Runner(context, [step(silent, needs="hub", names=names)]).loop(NOON)
+    assert asked == names[:SILENT]
+    assert turn.waiting
+
+
+def test_a_budget_is_waited_for_until_midnight_and_other_kinds_go_on(context):
+    other = Step("other", "cpu", lambda _: iter([Work({})]), lambda *_: 1, say_nothing, say_nothing)
+    runner = Runner(context, [step(failing(BudgetReached("limit"))), other])
+    turn = runner.loop(NOON)
+    assert turn.kind == "other"
+    assert [str(error) for error in turn.waiting] == ["limit"]
+    turn = runner.loop(NOON)
+    assert (turn.kind, turn.due) == (None, NOON + timedelta(hours=12))
+    context.now.now = turn.due
+    runner.loop(turn.due)
+    assert statuses(context) == ["admitted"] * 3
+
+
+def test_a_leaf_that_is_gone_takes_its_merges_with_it(context):
+    runner = Runner(context, [step(failing())])
+    runner.loop(NOON)
+    merge = Model(
+        id="m", kind="merge", status="proposed", generation=1, parents=NAMES[:2], recipe={}
+    )
+    context.lineage.add_model(merge)
+
+    def gone(_context, _work):
+        raise LeafGone("its bytes are gone", cause="world", model="org/a")
+
+    plan = lambda _: iter([Work({"m": 1}, "m")])  # noqa: E731
+    Runner(context, [Step("make", "cpu", plan, gone, say_nothing, say_nothing)]).loop(NOON)
+    assert statuses(context) == ["quarantined", "admitted", "admitted"]
+    said = "cannot be made any more: org/a: its bytes are gone"
+    assert context.lineage.require("m").reason == said
+
+
+def test_a_stop_leaves_a_job_that_is_taken_again(context):
+    runner = Runner(context, [step(failing(Stopped()))])
+    with pytest.raises(Stopped):
+        runner.loop(NOON)
+    assert context.lineage.count_jobs() == {"pending": 1}
+    runner.loop(NOON)
+    assert statuses(context) == ["admitted"] * 3
+
+
+@pytest.mark.parametrize("error", [KinshipError("the disk is full"), ZeroDivisionError("a bug")])
+def test_what_waiting_would_not_mend_ends_the_daemon(context, error):
+    with pytest.raises(type(error)):
+        Runner(context, [step(failing(error))]).loop(NOON)
+
+
+def test_a_hub_that_refuses_us_after_it_was_fine_is_asked_again(context):
+    runner = Runner(context, [step(failing(None, KinshipError("401")), needs="hub")])
+    assert runner.loop(NOON).kind == "look"
+    assert statuses(context) == ["admitted", "seen", "admitted"]
+
+
+def test_work_that_is_planned_again_as_soon_as_it_is_done_is_a_loud_bug(context):
+    plan = lambda _: iter([Work({})])  # noqa: E731
+    runner = Runner(
+        context, [Step("again", "cpu", plan, lambda *_: 1, say_nothing, say_nothing, repeats=True)]
+    )
+    assert [runner.loop(NOON).kind for _ in range(5)] == ["again"] * 5
+    with pytest.raises(RuntimeError, match="again is done again and again"):
+        runner.loop(NOON)
+
+
+def test_at_the_next_start_whatever_waits_is_tried_again(context, tmp_path):
+    error = ModelError("its worker died", cause="world")
+    Runner(context, [step(failing(error, Transient("away")))]).loop(NOON)
+    assert statuses(context) == ["quarantined", "seen", "admitted"]
+    startup.try_again(context.config, context.settings, context.lineage, context.report)
+    context.lineage.recover()
+    assert statuses(context) == ["seen", "seen", "admitted"]
+    Runner(context, [step(failing())]).loop(NOON)
+    assert statuses(context) == ["admitted"] * 3
