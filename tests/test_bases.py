@@ -1,7 +1,7 @@
 import pytest
 
 from kinship_daemon.errors import UsageError
-from kinship_daemon.hub.bases import ALIASES, resolve_base
+from kinship_daemon.hub.bases import ALIASES, Base, resolve_base
 
 
 def test_an_alias_stands_for_the_repo_that_descendants_declare():
@@ -60,3 +60,8 @@ def test_an_unknown_alias_names_the_nearest(text, nearest):
 def test_what_cannot_be_a_base_is_refused(text):
     with pytest.raises(UsageError):
         resolve_base(text)
+
+
+def test_a_model_of_the_hubs_first_days_has_no_organisation():
+    assert resolve_base("gpt2") == Base("gpt2", "gpt2")
+    assert resolve_base("gpt2@main").revision == "main"

@@ -89,6 +89,22 @@ def test_a_leaf_that_changes_takes_its_merges_with_it_and_the_evolution_goes_on(
         assert evolve(d, turns=1)
 
 
+def test_a_repo_that_is_renamed_in_a_folder_hub_keeps_its_place_and_its_merges(home):
+    with opened(home) as d:
+        evolve(d)
+        merges = {m.id: m.status for m in d.lineage.models(kind="merge")}
+        old = d.lineage.models(kind="merge")[0].parents[0]
+    (home / "hub" / old).rename(home / "hub" / "demo" / "renamed")
+    with opened(home) as d:
+        evolve(d)
+        found = statuses(d)
+        assert found["demo/renamed"] == "admitted"
+        assert found[old] == "refused"
+        assert "demo/renamed" in d.lineage.require(old).reason
+        assert {name: found[name] for name in merges} == merges
+        assert d.lineage.require("demo/renamed").weights == d.lineage.require(old).weights
+
+
 def test_other_evaluation_settings_are_other_scores_and_another_decision(home):
     with opened(home) as d:
         evolve(d)

@@ -15,7 +15,7 @@ import tiny
 import turns
 from hub_daemon import BASE, CARD, NOON, opened, states, statuses, told
 from hub_server import HubServer
-from kinship_daemon import cycle
+from kinship_daemon import cycle, file_cache
 from kinship_daemon.errors import LeafGone
 from kinship_daemon.file_cache import NoRoom
 from kinship_daemon.steps import assemblies
@@ -442,3 +442,19 @@ def test_a_kill_amid_an_eviction_heals(server, home, folders, size):
         assert on_disk(d) == {"a", "b", "c"}
         # Only the file that was removed.
         assert len(server.asked("GET", "/org/a/resolve/.*")) == before + 1
+
+
+def test_a_download_is_hashed_as_it_comes_and_not_once_more(
+    server, home, folders, size, monkeypatch
+):
+    hashed = []
+    real = file_cache.hash_file
+    monkeypatch.setattr(file_cache, "hash_file", lambda path: hashed.append(path) or real(path))
+    release(server, folders, "a")
+    with opened(server, home, **models(5, size)) as d:
+        grow(d)
+        assert statuses(d) == {"org/a": "admitted"}
+        (weights,) = [f for f in d.lineage.files("org/a") if f.path == "model.safetensors"]
+        folder = d.files.folder(d.lineage.require("org/a"))
+        assert file_cache.hash_file(folder / weights.path) == weights.sha256
+    assert [path for path in hashed if "org--a" in str(path)] == [folder / weights.path]

@@ -1,5 +1,6 @@
 import os
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,26 @@ def test_a_folder_opens_as_a_hub_and_what_is_missing_says_so(root, tmp_path):
     assert open_hub(str(root)).about() == f"folder {root} with 5 repos"
     with pytest.raises(UsageError, match="expected a URL such as"):
         open_hub(str(tmp_path / "nowhere"))
+
+
+def test_a_repo_that_is_moved_in_is_seen_however_old_its_files_are(root, hub, tmp_path):
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    new = tmp_path / "elsewhere"
+    shutil.copytree(next(path for path in sorted(root.glob("*/*")) if path.is_dir()), new)
+    (new / "README.md").write_text(f"---\nbase_model: {BASE}\n---\n")
+    for path in (*new.iterdir(), new):
+        os.utime(path, (0, 0))
+    new.rename(root / "org" / "moved-in")
+    assert "org/moved-in" in {line.id for line in hub.descendants(BASE, before)}
+
+
+def test_nested_files_are_published_and_read_back(hub, root, tmp_path):
+    folder = tmp_path / "stage"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    hub.publish("us/x", folder, "a merge", private=True)
+    assert {file.path for file in hub.repo("us/x").files} == {
+        "config.json",
+        "additional_chat_templates/tool.jinja",
+    }

@@ -138,10 +138,21 @@ class FileCache:
             self.make_room(size, model.id, newcomer=newcomer)
             before = self.bytes_on_disk(model.id)
             try:
-                return self._hub.fetch(repo, self._home.cache, advance)
+                folder = self._hub.fetch(repo, self._home.cache, advance)
+                self._remember_hashes(repo, folder)
+                return folder
             finally:
                 fetched = max(0, self.bytes_on_disk(model.id) - before)
                 self._lineage.spend("download_bytes", self._day(), fetched)
+
+    def _remember_hashes(self, repo: Repo, folder: Path) -> None:
+        """What was held against the hub's sha256 as it came need not be hashed once more."""
+        for file in repo.files:
+            path = folder / file.path
+            if file.sha256 is not None and path.is_file():
+                stat = path.stat()
+                name = path.resolve()
+                self._lineage.remember_hash(name, stat.st_size, stat.st_mtime_ns, file.sha256)
 
     def discard(self, folder: Path) -> None:
         """Free what was fetched for nothing; a folder hub's own files are not ours to remove."""
