@@ -28,9 +28,9 @@ def arm(kind, moment):
     """Make this process die at the first such moment."""
     start, finish = Jobs.start, Jobs.finish
 
-    def mortal_start(self, key, job_kind, model=None):
-        job = start(self, key, job_kind, model)
-        if job_kind == kind and job.status == "running":
+    def mortal_start(self, key):
+        job = start(self, key)
+        if job.kind == kind:
             if moment == "before":
                 die()
             elif moment == "during":

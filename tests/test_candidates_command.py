@@ -152,7 +152,7 @@ def test_machines_get_every_row_and_the_budgets(call, home):
 
 def test_it_is_told_beside_a_running_daemon(call, home):
     with Home(home).hold(), open_lineage(home / "lineage.db") as at_work, at_work.transaction():
-        at_work.update_model("demo/far", status="refused", reason="changed")
+        at_work.move_model("demo/far", "refuse", reason="changed", cause="model")
         result = call("candidates", "--home", home, "--status", "waiting")
     assert result.code == 0, result.err
     assert "demo/far" in result.out, "what is not committed is not told"
@@ -209,8 +209,7 @@ def test_status_says_of_a_lineage_what_it_holds(call, home):
     assert (found["base"], found["decisions"]) == ("demo/base", 2)
     assert found["best"] == "m1 1.0000 (selection)"
     assert [line["model"] for line in found["set_aside"]] == [
-        *("demo/gguf", "demo/huge", "demo/large"),
-        "demo/bad",
+        *("demo/bad", "demo/gguf", "demo/huge", "demo/large")
     ]
 
 

@@ -12,11 +12,13 @@ import command
 from kinship_daemon import demo
 from test_main_job import history
 
-KINDS = ("admit", "ledger", "score", "decide", "merge", "validate", "gate", "publish")
+KINDS = ("watch", "triage", "admit", "ledger", "score", "decide", "validate", "gate", "publish")
 POINTS = [f"{kind}:{moment}" for kind, moment in product(KINDS, ("before", "amid", "after"))]
+# The ledger is whole on the disk before its job is done: a kill amid leaves nothing to do again.
+POINTS.remove("ledger:after")
 # And while a model is being evaluated.
 POINTS.insert(POINTS.index("score:amid"), "score:during")
-POINTS.insert(POINTS.index("merge:amid"), "merge:during")
+POINTS.insert(POINTS.index("validate:amid"), "validate:during")
 
 # Small enough to be killed so often, and the gate opened wide so that something is published.
 ARGUMENTS = [

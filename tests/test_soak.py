@@ -141,7 +141,7 @@ def looked(d: Context) -> None:
 def settled(d: Context) -> None:
     d.lineage.recover()  # as at a next start: what waits is tried again now
     turns.poll(d)
-    if d.lineage.candidates("seen"):
+    if any("climber" not in candidate.model for candidate in d.lineage.candidates("seen")):
         raise Transient("some wait")
 
 

@@ -383,11 +383,11 @@ def test_a_refused_parent_and_a_commit_whose_answer_was_lost_make_one_commit(con
 
 def test_somebody_elses_commit_in_between_is_never_overwritten(contested):
     server, (first, second), name = contested.server, contested.results, contested.raced
-    assert first.code == 3
-    assert "someone else committed in between" in first.err
-    assert first.err.count("\n") == 1
+    # Three if it converged before the next try, which finds somebody else's content.
+    assert first.code in {0, 3}, first.err
     assert second.code == 0, second.err
-    assert "exists with other content" in said(second, "unpublished", name)[0]
+    assert any("someone else committed in between" in e["message"] for e in first.events)
+    assert any("exists with other content" in text for text in said(second, "unpublished", name))
     repo = server.repos[f"tester/{name}"]
     assert [set(content) for _, content in repo.commits] == [{".gitattributes"}, {"README.md"}]
     commits = server.asked("POST", f"/api/models/tester/{name}/commit/main")

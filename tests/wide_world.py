@@ -237,7 +237,8 @@ def _looked_at(made: World, whole: Mapping[str, bytes]) -> None:
     quantised = Fate("refused", "a quantised copy")
     _add(made, "tagless", 15, quantised, whole, tagless, extra={"tags": None})
     climbing = {"siblings": [{"rfilename": "../../x", "size": 1, "blobId": "0" * 40}]}
-    outside = Fate("quarantined", "not a path in a repo")
+    # Never final by itself: a hub's listing is not the model's bytes. It waits and is asked again.
+    outside = Fate("seen")
     _add(made, "climber", 10, outside, whole, extra=climbing)
     _add(made, "zz/deleted", 5, Fate("refused", "gone from the hub"), whole)
     _add(made, "zz/disabled", 5, Fate("refused", "disabled by the hub"), whole)

@@ -90,7 +90,7 @@ class Runner:
         self._rests: dict[str, _Rest] = {}
         self._tries: dict[str, int] = {}  # how often a job was put off since it last went well
         self._repeated: Counter[str] = Counter()  # how often a job was done since the last rest
-        self._unavailable: set[str] = set()  # jobs that one repo keeps back, not the hub
+        self._missed: dict[str, Transient] = {}  # what jobs wait for, but for a single repo
         self._dues: list[datetime] = []  # of the jobs that this turn found waiting
         self._hub_answered = False
 
@@ -204,8 +204,8 @@ class Runner:
             return step.blames and self._set_aside_again(work, job)
         if job.status == "waiting" and (due := _due(job)) is not None and due > now:
             self._dues.append(due)
-            if step.holds_up and job.key not in self._unavailable:
-                waiting.append(Transient(job.reason or "it waits"))
+            if step.holds_up and (missed := self._missed.get(job.key)) is not None:
+                waiting.append(missed)
             return False
         lineage.start(job.key)
         self.doing = step.kind if work.model is None else f"{step.kind} of {work.model}"
@@ -230,6 +230,7 @@ class Runner:
         with lineage.finish(job.key):
             step.commit(lineage, work, result)
         self._tries.pop(job.key, None)
+        self._missed.pop(job.key, None)
         self._note_done(step, work, job.key)
         self._hub_answered |= step.needs == "hub"
         step.tell(context, work, result)
@@ -244,8 +245,8 @@ class Runner:
     def _put_off(self, step: Step[Any], work: Work, key: str, error: KinshipError) -> None:
         """The job waits, longer each time; a model that others wait for is set aside meanwhile."""
         tries = self._tries[key] = self._tries.get(key, 0) + 1
-        if isinstance(error, Unavailable):
-            self._unavailable.add(key)
+        if isinstance(error, Transient) and not isinstance(error, Unavailable):
+            self._missed[key] = error
         wait = _asked_for(error) or self._later(tries)
         due = self._context.now() + wait
         if isinstance(error, BudgetReached) and not error.others_may_go_on:
