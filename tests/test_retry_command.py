@@ -63,6 +63,12 @@ def test_work_that_waits_is_taken_now(call, home):
         assert not lineage.jobs("waiting")
 
 
+def test_work_that_waits_for_the_cause_is_taken_too(call, home):
+    assert "m1: 1 job that waited or failed" in call("--cause", "world").out
+    with open_lineage(home / "lineage.db", readonly=True) as lineage:
+        assert not lineage.jobs("waiting")
+
+
 def test_nothing_to_open_says_so(call):
     call("demo/add")
     result = call("demo/add")

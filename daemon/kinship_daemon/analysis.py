@@ -128,7 +128,11 @@ def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
     founders = [scored[m.id] for m in lineage.models() if not m.parents and m.id in scored]
     stderr = _mean([error for _, error in scored.values()]) or 0.0
     enough = len(merges) >= FEWEST
-    tops = {g.number: g.decision.get("top_mean_kinship") for g in lineage.generations()}
+    tops = {
+        g.generation: g.decision.get("top_mean_kinship")
+        for g in lineage.generations()
+        if g.generation is not None  # a stop is of no generation
+    }
     found = Analysis(
         merges=merges,
         correlations=tuple(_correlations(merges)) if enough else (),

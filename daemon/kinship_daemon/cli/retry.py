@@ -36,7 +36,12 @@ def retry_command(
     found = find_home_of(home, base)
     with Lineage.open(found.lineage, now=now) as lineage, lineage.transaction():
         if cause is not None:
-            chosen = lineage.set_aside(cause)
+            put_off = (
+                j for s in ("waiting", "failed") for j in lineage.jobs(s) if j.cause == cause
+            )
+            names = {job.model for job in put_off if job.model is not None}
+            names |= {model.id for model in lineage.set_aside(cause)}
+            chosen = [model for name in sorted(names) if (model := lineage.model(name)) is not None]
         else:
             chosen = [_named(lineage, name) for name in models]
         opened = [model for model in chosen if _open(lineage, model)]
