@@ -23,6 +23,12 @@ def loglikelihood(document, results):
     return {"loglikelihood": results[0][0], "index": document["index"]}
 
 
+def shuffled(dataset):
+    import random
+
+    return Dataset.from_list(random.sample(list(dataset), len(dataset)))
+
+
 def median(values):
     return sorted(values)[len(values) // 2]
 

@@ -262,6 +262,28 @@ def test_few_shot_examples_change_the_answers_and_a_task_fixed_to_none_refuses_t
         Harness(settings(folder, Task(task="fixed", num_fewshot=2)))
 
 
+def test_documents_are_told_apart_by_what_they_ask_and_which_examples_they_are_shown(tmp_path):
+    folder, asked = tmp_path / "tasks", documents(10)
+    shots = {"fewshot_config": {"sampler": "first_n", "samples": documents(3, seed=5)}}
+    other = {"fewshot_config": {"sampler": "first_n", "samples": documents(3, seed=6)}}
+    lmtasks.probe(folder, "plain", asked, **shots)
+    lmtasks.probe(folder, "same", asked, **other)
+    lmtasks.probe(folder, "reordered", asked[::-1])
+    lmtasks.probe(folder, "shuffled", asked, process_docs=lmtasks.Function("shuffled"))
+    names = ("plain", "same", "reordered", "shuffled")
+
+    def found(count):
+        tasks = [Task(task=name, num_fewshot=count if "sam" in name else None) for name in names]
+        tasks[0] = Task(task="plain", num_fewshot=count)
+        return Harness(settings(folder, *tasks)).found["selection"]
+
+    bare, shown = found(None), found(2)
+    assert bare == found(None)  # shuffled as it is, it is shuffled the same way every time
+    assert bare["plain"] == bare["same"]
+    assert len(set(bare.values())) == 3
+    assert len({bare["plain"], shown["plain"], shown["same"]}) == 3
+
+
 def test_progress_counts_documents_to_the_end(tiny_base, tmp_path):
     folder = lmtasks.task(tmp_path / "tasks", "one", documents(20))
     lmtasks.task(folder, "two", documents(12, seed=3))

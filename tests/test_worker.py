@@ -74,7 +74,7 @@ def test_one_worker_scores_model_after_model_as_the_harness_does(
     seen = []
     with Evaluator(config, log=tmp_path / "logs" / "evaluate.log") as evaluator:
         assert not children()  # nothing is started before it is needed
-        evaluator.check()
+        found = evaluator.check()
         (worker,) = children()
         first = evaluator.evaluate(models[0], "selection", lambda *done: seen.append(done))
         # Ctrl-C and systemd reach the worker too; whether it ends is for the daemon to say.
@@ -83,6 +83,7 @@ def test_one_worker_scores_model_after_model_as_the_harness_does(
         other = evaluator.evaluate(models[1], "validation")
         assert children() == {worker}
         harness = Harness(config)
+        assert found == harness.found == evaluator.settings.documents
         assert first == harness.evaluate(models[0], "selection")
         assert other == harness.evaluate(models[1], "validation")
     assert gone({worker})

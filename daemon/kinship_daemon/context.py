@@ -52,13 +52,14 @@ class Evaluators:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._live: Evaluator | None = None
-        self._settings: Settings | None = None
+        self._asked: Settings | None = None
 
     def under(self, settings: Settings) -> Evaluator:
         """The evaluator with these settings; that of other settings ends."""
-        if self._live is None or settings != self._settings:
+        # It learns what the documents are: that is no other setting.
+        if self._live is None or settings not in (self._asked, self._live.settings):
             self.close()
-            self._live, self._settings = Evaluator(settings, log=self._log), settings
+            self._live, self._asked = Evaluator(settings, log=self._log), settings
         return self._live
 
     def close(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 
-from kinship_storage.transitions import Cause
-
 from kinship_storage.errors import KinshipError, UsageError
+from kinship_storage.transitions import Cause
 
 __all__ = [
     "BudgetReached",
     "Cause",
+    "DocumentsChanged",
     "KinshipError",
     "LeafGone",
     "ModelError",
@@ -66,6 +66,10 @@ class WorkerDied(ModelError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, cause="world")
+
+
+class DocumentsChanged(KinshipError):
+    """A task asks other questions than the scores so far were taken on."""
 
 
 class Transient(KinshipError):

@@ -15,6 +15,7 @@ from kinship_daemon.context import Context, Evaluators, Rows
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
+from kinship_daemon.evaluation_check import check_base, forgets_changed_documents, with_documents
 from kinship_daemon.file_cache import FileCache, cached_hash
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
@@ -42,7 +43,7 @@ def opened(
     config: Config,
     report: Reporter,
     *,
-    check_tasks: bool = False,
+    check_evaluation: bool = False,
     dry_run: bool = False,
     stop: threading.Event | None = None,
     now: Callable[[], datetime] | None = None,
@@ -51,7 +52,8 @@ def opened(
     Hold the home and open all that the steps share. Mistakes show before anything is fetched.
 
     Args:
-        check_tasks: Load the evaluation tasks, once per settings, which takes seconds.
+        check_evaluation: Load the evaluation's tasks and ask the base one question, once per
+            settings: it takes seconds, and minutes for a large base.
         stop: Set when the daemon is to stop; ends every wait for the hub.
         now: The clock, UTC; the machine's by default.
 
@@ -76,6 +78,7 @@ def opened(
     with (
         home.hold(),
         Lineage.open(home.lineage, now=now) as lineage,
+        forgets_changed_documents(lineage),
         closing(Evaluators(home.evaluation_log)) as evaluators,
     ):
         lineage.recover()
@@ -83,11 +86,12 @@ def opened(
         if not dry_run:
             _check_right(config, hub, report)
         repo = _base_repo(base, hub, home, lineage)
-        if check_tasks:
-            _check_tasks(evaluators, settings, lineage, report)
+        settings = with_documents(evaluators, settings, lineage, report, load=check_evaluation)
         folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
         model = _base(base, repo, folder, home, lineage)
         check(recipe, tuple(Checkpoint.open(folder).tensors))
+        if check_evaluation:
+            check_base(evaluators, settings, model, folder, lineage, report)
         try_again(config, settings, lineage, report)
         _say_new_scores(settings, lineage, report)
         lineage.put("hub", hub.name)
@@ -145,16 +149,6 @@ def _check_right(config: Config, hub: Hub, report: Reporter) -> None:
         hub.may_write(config.publish.namespace)
     except Transient as error:
         report.event("warning", f"whether the token may publish is not known yet: {error}")
-
-
-def _check_tasks(
-    evaluators: Evaluators, settings: Settings, lineage: Lineage, report: Reporter
-) -> None:
-    fingerprints = [settings.fingerprint(split) for split in get_args(Split)]
-    if lineage.get("tasks_checked") != fingerprints:
-        report.event("check", "loading the evaluation tasks")
-        evaluators.under(settings).check()
-        lineage.put("tasks_checked", fingerprints)
 
 
 def _say_new_scores(settings: Settings, lineage: Lineage, report: Reporter) -> None:

@@ -48,7 +48,7 @@ def run_command(
     try:
         with (
             stopping_on_signals(stop),
-            opened(config, report, check_tasks=True, dry_run=dry_run, stop=stop) as d,
+            opened(config, report, check_evaluation=True, dry_run=dry_run, stop=stop) as d,
         ):
             finished = run_once(d) if once else serve(d, until_converged=until_converged)
             _farewell(d, report)

@@ -69,15 +69,19 @@ def _answer(pipe: Connection, settings: Settings) -> None:
     tqdm.set_lock(threading.RLock())
     pin_numerics(settings)
     harness = Harness(settings)
-    pipe.send(("ready",))
+    pipe.send(("ready", harness.found))
     for assembly, split in _jobs(pipe):
         pipe.send(("taken",))
         _shorten_log()
-        _log.info("evaluating %s on %s", assembly.identity, split)
-        pipe.send(("scores", harness.evaluate(assembly, split, _beat(pipe))))
+        _log.info("evaluating %s on %s", assembly.identity, split or "one question")
+        if split is None:
+            harness.probe(assembly)
+            pipe.send(("scores", ()))
+        else:
+            pipe.send(("scores", harness.evaluate(assembly, split, _beat(pipe))))
 
 
-def _jobs(pipe: Connection) -> Iterator[tuple["Assembly", Split]]:
+def _jobs(pipe: Connection) -> Iterator[tuple["Assembly", Split | None]]:
     while True:
         try:
             yield pipe.recv()

@@ -1,9 +1,8 @@
 """Scores models with lm-eval, as it is, on our documents. Worker only: its imports take seconds."""
 
 import math
-import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -11,9 +10,9 @@ from lm_eval import evaluator
 
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.live import LiveModel, ModelSlot, unusable
-from kinship_daemon.evaluate.settings import Settings, harness_versions
+from kinship_daemon.evaluate.settings import Documents, Settings, harness_versions
 from kinship_daemon.evaluate.split import documents
-from kinship_daemon.evaluate.tasks import LoadedTask, load_tasks
+from kinship_daemon.evaluate.tasks import LoadedTask, load_tasks, seed_all
 from kinship_daemon.weights.materialise import Assembly
 from kinship_storage.records import Score, Split
 
@@ -27,17 +26,25 @@ class Harness:
     """
     The tasks of one home, loaded once, and the model that is being asked.
 
+    Attributes:
+        found: What the tasks' documents are.
+
     Raises:
         UsageError: When made: a task, metric or split that cannot be used.
         KinshipError: When made: a task's data cannot be loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._tasks = load_tasks(settings)
+        splits: tuple[Split, ...] = get_args(Split)
+        digests = {spec: task.digest(settings.seed) for spec, task in self._tasks.items()}
+        self.found: Documents = {
+            split: {spec.task: digests[spec] for spec in settings.tasks(split)} for split in splits
+        }
+        self._settings = settings.but(documents=self.found)
         self._documents = {
             (task.spec, split): self._choose(task, split)
-            for split in ("selection", "validation")
+            for split in splits
             for task in self._of(split)
         }
         self._slot = ModelSlot(
@@ -71,6 +78,18 @@ class Harness:
             live.answered = _share(progress, sum(sizes[:i]), sizes[i], sum(sizes))
             scores.append(self._score(live, task, split))
         return tuple(scores)
+
+    def probe(self, assembly: Assembly) -> None:
+        """
+        The first document of the first task, unscored.
+
+        Raises:
+            ModelError: This model cannot be asked.
+        """
+        live = self._slot.load(assembly)
+        live.answered = _share(None, 0, 0, 0)
+        (spec, _), chosen = next(iter(self._documents.items()))
+        self._run(live, self._tasks[spec], chosen[:1])
 
     def _of(self, split: Split) -> list[LoadedTask]:
         return [self._tasks[spec] for spec in self._settings.tasks(split)]
@@ -136,9 +155,7 @@ class Harness:
 
     def _seed(self, task: LoadedTask) -> None:
         """Before every task: few-shot examples and sampling do not depend on what ran before."""
-        random.seed(self._settings.seed)
-        np.random.seed(self._settings.seed)
-        torch.manual_seed(self._settings.seed)
+        seed_all(self._settings.seed)
         task.harness.set_fewshot_seed(self._settings.seed)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +22,21 @@ from pydantic import (
 from kinship_daemon.errors import UsageError
 from kinship_storage.records import Split
 
-__all__ = ["Evaluate", "Section", "Settings", "Task", "Tasks", "UserPath", "harness_versions"]
+__all__ = [
+    "Documents",
+    "Evaluate",
+    "Section",
+    "Settings",
+    "Task",
+    "Tasks",
+    "UserPath",
+    "harness_versions",
+]
 
 _MOST_THREADS = 8
+
+# Digest of a task's documents, by split and task.
+Documents = Mapping[Split, Mapping[str, str]]
 
 
 def _user_path(path: Path) -> Path:
@@ -100,14 +113,18 @@ class Evaluate(Section):
 
 class Settings(Evaluate):
     """
-    Everything that is pinned for all models of a home: the section, and the home's seed.
+    Everything that is pinned for all models of a home: the section, the home's seed, the documents.
 
     One of the lists may be empty, where only the other is asked.
+
+    Attributes:
+        documents: What the tasks' documents are; empty while nobody has loaded them.
     """
 
     selection: Tasks
     validation: Tasks
     seed: int = Field(ge=0, lt=2**32)
+    documents: Documents = Field(default_factory=dict)
 
     @classmethod
     def of(cls, section: Evaluate, seed: int) -> Self:
@@ -159,8 +176,9 @@ class Settings(Evaluate):
         """
         The same text for the same scores: scores are comparable, and cached, under one fingerprint.
 
-        Covers all that changes a score: tasks, document choice, numerics, the bytes of our own task
-        folders, the harness versions. Not the time limit, and not where the folders lie.
+        Covers all that changes a score: tasks, their documents where they are known, which of them
+        are chosen, numerics, the bytes of our own task folders, the harness versions. Not the time
+        limit, and not where the folders lie.
         """
         device = self.resolved_device()
         facts = {
@@ -171,6 +189,7 @@ class Settings(Evaluate):
                     for task in self.tasks(split)
                 ]
             ),
+            "documents": self.documents.get(split),
             "limit": self.limit,
             "seed": self.seed,
             "batch_size": self.batch_size,

@@ -1,20 +1,27 @@
 """Finds the tasks that were asked for, their data, and the metric that scores each. Worker only."""
 
 import difflib
+import hashlib
+import json
 import logging
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lm_eval.api import task as lm_eval_task
 from lm_eval.tasks import TaskManager
 
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings, Task
 
-__all__ = ["LoadedTask", "load_tasks"]
+__all__ = ["LoadedTask", "load_tasks", "seed_all"]
 
 _log = logging.getLogger(__name__)
 _NAMES_SHOWN = 6
@@ -47,6 +54,23 @@ class LoadedTask:
     def documents(self) -> int:
         return len(self.harness.eval_docs)
 
+    def digest(self, seed: int) -> str:
+        """
+        Hash of all documents in their order, and of those that examples are drawn from, if any are.
+
+        Of what the data set says, not of its revision: a new README there changes no score.
+        """
+        seed_all(seed)
+        pools = [self.harness.eval_docs]
+        if self.harness.get_config("num_fewshot"):
+            pools.append(self.harness.fewshot_docs() or ())
+        found = hashlib.sha256()
+        for pool in pools:
+            found.update(b"documents\n")
+            for document in pool:
+                found.update(f"{json.dumps(document, skipkeys=True, default=_plain)}\n".encode())
+        return found.hexdigest()[:32]
+
 
 def load_tasks(settings: Settings) -> Mapping[Task, LoadedTask]:
     """
@@ -63,6 +87,22 @@ def load_tasks(settings: Settings) -> Mapping[Task, LoadedTask]:
         _refuse_unless_single(manager, spec.task)
         _refuse_code(manager, spec.task)
     return {spec: _load(manager, spec, settings.seed) for spec in specs}
+
+
+def seed_all(seed: int) -> None:
+    """What tasks draw at random, a shuffled choice or an example, is the same every time."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _plain(value: object) -> object:
+    """What JSON has no form for; an object's own text may hold its address, which says nothing."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return str(value) if isinstance(value, date | time | Decimal) else type(value).__name__
 
 
 def _manager(names: Iterable[str], folders: tuple[Path, ...]) -> TaskManager:
@@ -109,6 +149,7 @@ def _members(manager: TaskManager, name: str) -> list[str]:
 
 
 def _load(manager: TaskManager, spec: Task, seed: int) -> LoadedTask:
+    seed_all(seed)
     try:
         harness = manager.load([spec.task])["tasks"][spec.task]
     except Exception as error:  # a task is a stranger's YAML, code and data: anything can come

@@ -2,9 +2,10 @@
 The evaluator: lm-eval in a process of its own, which owns the device and may die alone.
 
 This is the parent's side; `child.py` is the other. They speak through a pipe. The child says
-("ready",) when its tasks are loaded; for each (assembly, split) it answers ("taken",), any number
-of ("progress", done, total) and one ("scores", scores). Instead of any of them it may say (name of
-an error class, message), and ends.
+("ready", documents) when its tasks are loaded. For each (assembly, split) it answers ("taken",),
+any number of ("progress", done, total) and one ("scores", scores); without a split it asks the
+model one question, and there are no scores. Instead of any of them it may say (name of an error
+class, message), and ends.
 """
 
 import os
@@ -17,9 +18,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from kinship_daemon.child_process import ChildProcess, last_line
-from kinship_daemon.errors import KinshipError, ModelError, WorkerDied
+from kinship_daemon.errors import DocumentsChanged, KinshipError, ModelError, WorkerDied
 from kinship_daemon.evaluate.child import error_of, serve
-from kinship_daemon.evaluate.settings import Settings
+from kinship_daemon.evaluate.settings import Documents, Settings
 from kinship_storage.records import Score, Split
 
 if TYPE_CHECKING:
@@ -53,10 +54,13 @@ class Evaluator:
     Args:
         settings: Pinned for all models; another setting needs another evaluator.
         log: File the harness's output is appended to; its folder is made.
+
+    Attributes:
+        settings: With what the first worker found the tasks' documents to be.
     """
 
     def __init__(self, settings: Settings, *, log: Path) -> None:
-        self._settings = settings
+        self.settings = settings
         self._log = log
         self._child: ChildProcess | None = None
 
@@ -71,17 +75,31 @@ class Evaluator:
     ) -> None:
         self.close()
 
-    def check(self) -> None:
+    def check(self) -> Documents:
         """
         Load the tasks and their data, so that mistakes show before the first model is fetched.
 
+        Returns:
+            What the documents are, which the scores' fingerprint is to hold.
+
         Raises:
+            DocumentsChanged: They are others than the settings say.
             UsageError: A task or metric that does not exist or cannot be used.
             Transient: A task's data cannot be reached now.
             KinshipError: The tasks cannot be loaded, or the worker does not start.
         """
         with self._stopped_on_error():
             self._worker()
+            return self.settings.documents
+
+    def probe(self, assembly: "Assembly") -> None:
+        """
+        Ask a model one question, to see that it can be evaluated at all.
+
+        Raises:
+            ModelError, KinshipError: As `evaluate`.
+        """
+        self._ask(assembly, None)
 
     def evaluate(
         self, assembly: "Assembly", split: Split, progress: Progress | None = None
@@ -98,9 +116,14 @@ class Evaluator:
                 or gives NaN.
             KinshipError: As `check`.
         """
+        return self._ask(assembly, split, progress)
+
+    def _ask(
+        self, assembly: "Assembly", split: Split | None, progress: Progress | None = None
+    ) -> tuple[Score, ...]:
         with self._stopped_on_error():
             pipe = self._hand_over((assembly, split))
-            deadline = time.monotonic() + self._settings.time_limit_minutes * 60
+            deadline = time.monotonic() + self.settings.time_limit_minutes * 60
             while True:
                 kind, *content = self._receive(assembly.identity, pipe, deadline)
                 if kind == "scores":
@@ -126,10 +149,24 @@ class Evaluator:
         """The pipe to a worker that has loaded its tasks."""
         if self._child is None:
             self._child = self._start()
-            self._receive(None, self._child.pipe, time.monotonic() + _START_SECONDS)
+            deadline = time.monotonic() + _START_SECONDS
+            _, found = self._receive(None, self._child.pipe, deadline)
+            self._hold(found)
         return self._child.pipe
 
-    def _hand_over(self, job: tuple["Assembly", Split]) -> Connection:
+    def _hold(self, found: Documents) -> None:
+        """Scores of one fingerprint are answers to the same questions, whichever worker asked."""
+        if not self.settings.documents:
+            self.settings = self.settings.but(documents=found)
+        for split, digests in found.items():
+            for task, digest in digests.items():
+                if self.settings.documents.get(split, {}).get(task) != digest:
+                    raise DocumentsChanged(
+                        f"task {task!r}: its documents changed; start again to score everyone on "
+                        "the new ones"
+                    )
+
+    def _hand_over(self, job: tuple["Assembly", Split | None]) -> Connection:
         """
         The pipe to a worker that has taken the job.
 
@@ -157,7 +194,7 @@ class Evaluator:
             ) from error
         environment = {name: v for name, v in _ENVIRONMENT.items() if name not in os.environ}
         return ChildProcess(
-            "kinship-evaluate", serve, self._settings, self._log, environment=environment
+            "kinship-evaluate", serve, self.settings, self._log, environment=environment
         )
 
     def _receive(self, identity: str | None, pipe: Connection, deadline: float) -> tuple[Any, ...]:
@@ -187,7 +224,7 @@ class Evaluator:
         setting = "evaluate.time_limit_minutes"
         return ModelError(
             f"{identity}: evaluation took longer than {setting} "
-            f"({self._settings.time_limit_minutes:g})",
+            f"({self.settings.time_limit_minutes:g})",
             cause="settings",
             setting=setting,
         )
