@@ -350,13 +350,13 @@ def test_publish_is_one_verified_commit_and_repeating_it_changes_nothing(server,
     (place / ".cache").mkdir()
     (place / ".cache" / "junk").write_text("hidden")
 
-    first = hub.publish("tester/merge", place, "a merge", private=True)
+    first = revision, url = hub.publish("tester/merge", place, "a merge", private=True)
 
     stored = server.repos["tester/merge"]
     assert stored.private
     assert len(stored.commits) == 2  # the Hub's own first one, and ours
-    assert first.revision == stored.head[0]
-    assert first.url == f"{server.url}/tester/merge"
+    assert revision == stored.head[0]
+    assert url == f"{server.url}/tester/merge"
     ours = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
     assert {k: v for k, v in stored.head[1].items() if k != ".gitattributes"} == ours
 
@@ -368,8 +368,8 @@ def test_publish_is_one_verified_commit_and_repeating_it_changes_nothing(server,
 
 def test_publish_goes_on_after_a_run_that_only_created_the_repo(server, hub, tmp_path):
     server.add("tester/merge", {})
-    published = hub.publish("tester/merge", folder(tmp_path), "a merge", private=False)
-    assert published.revision == server.repos["tester/merge"].head[0]
+    revision, _ = hub.publish("tester/merge", folder(tmp_path), "a merge", private=False)
+    assert revision == server.repos["tester/merge"].head[0]
 
 
 def test_publish_never_touches_a_repo_with_other_content(server, hub, tmp_path):
@@ -384,9 +384,9 @@ def test_publish_never_touches_a_repo_with_other_content(server, hub, tmp_path):
 
 def test_a_commit_whose_answer_was_lost_counts_as_done(server, hub, tmp_path):
     server.fault("/api/models/tester/merge/commit/main", "lost", method="POST", status=500)
-    published = hub.publish("tester/merge", folder(tmp_path), "a merge", private=True)
+    revision, _ = hub.publish("tester/merge", folder(tmp_path), "a merge", private=True)
     assert len(server.repos["tester/merge"].commits) == 2
-    assert published.revision == server.repos["tester/merge"].head[0]
+    assert revision == server.repos["tester/merge"].head[0]
 
 
 def test_an_upload_that_failed_is_named_by_its_own_error(server, hub, tmp_path):
@@ -739,12 +739,12 @@ def test_under_faults_at_random_a_publication_lands_exactly_once(server, hub, tm
     server.chaos(5, 0.3, kinds, streak=1)
     for _ in range(30):
         try:
-            published = hub.publish("tester/merge", place, "a merge", private=True)
+            revision, _ = hub.publish("tester/merge", place, "a merge", private=True)
             break
         except Transient:
             continue
     assert len(server.repos["tester/merge"].commits) == 2
-    assert published.revision == server.repos["tester/merge"].head[0]
+    assert revision == server.repos["tester/merge"].head[0]
 
 
 @pytest.mark.parametrize(

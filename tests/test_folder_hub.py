@@ -153,10 +153,10 @@ def merge(tmp_path):
 
 
 def test_publish_places_the_whole_repo_and_twice_changes_nothing(root, hub, merge):
-    first = hub.publish("kinship/merge", merge, "a merge", private=True)
+    first = revision, url = hub.publish("kinship/merge", merge, "a merge", private=True)
     target = root / "kinship/merge"
-    assert first.revision == hub.repo("kinship/merge").revision
-    assert first.url == str(target)
+    assert revision == hub.repo("kinship/merge").revision
+    assert url == str(target)
     assert (target / "more/notes.txt").read_text() == "n"
     assert not (target / ".lock").exists()
     times = {path: path.stat().st_mtime_ns for path in [target, *target.rglob("*")]}
@@ -188,10 +188,10 @@ def test_a_killed_publish_leaves_no_repo_and_the_next_one_cleans_up(root, hub, m
     leftover = list((root / "kinship").iterdir())
     (leftover[0] / "junk").write_text("half a file")
 
-    published = hub.publish("kinship/merge", merge, "a merge", private=True)
+    revision, _ = hub.publish("kinship/merge", merge, "a merge", private=True)
 
     assert [path.name for path in (root / "kinship").iterdir()] == ["merge"]
-    assert published.revision == FolderHub(root).repo("kinship/merge").revision
+    assert revision == FolderHub(root).repo("kinship/merge").revision
     assert not (root / "kinship/merge/junk").exists()
 
 

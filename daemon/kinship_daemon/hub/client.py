@@ -38,7 +38,7 @@ from kinship_daemon.hub.names import check_endpoint, check_repo_id, check_revisi
 from kinship_daemon.hub.publishing import Publisher
 from kinship_daemon.hub.quota import Quota
 from kinship_daemon.hub.range_requests import Connections
-from kinship_daemon.hub.records import Listing, Publication, Repo
+from kinship_daemon.hub.records import Listing, Repo
 from kinship_daemon.hub.repo_ranges import RepoRanges
 from kinship_daemon.hub.rights import writing_right
 from kinship_daemon.hub.wire import Wire, bounded_session
@@ -124,7 +124,7 @@ class ApiHub:
     def fetch(self, repo: Repo, into: Path, progress: Callable[[int], None] | None = None) -> Path:
         return fetch(repo, into, self._wire.content, self._sha256, progress, self._calls.wait)
 
-    def publish(self, repo_id: str, folder: Path, message: str, private: bool) -> Publication:
+    def publish(self, repo_id: str, folder: Path, message: str, private: bool) -> tuple[str, str]:
         check_repo_id(repo_id)
         self._check_token(f"publishing {repo_id}")
         publisher = Publisher(self, self._calls, self._sha256)

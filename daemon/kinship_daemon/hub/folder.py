@@ -16,7 +16,7 @@ from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.hub.files import local_files
 from kinship_daemon.hub.front_matter import declared_bases, front_matter, tags
 from kinship_daemon.hub.names import check_repo_id
-from kinship_daemon.hub.records import Listing, Publication, Repo, RepoFile, UnknownRepo
+from kinship_daemon.hub.records import Listing, Repo, RepoFile, UnknownRepo
 from kinship_daemon.ranges import FolderRanges, Ranges
 
 __all__ = ["FolderHub"]
@@ -115,7 +115,7 @@ class FolderHub:
         folder: Path,
         message: str,  # noqa: ARG002 - a folder keeps no history
         private: bool,  # noqa: ARG002 - who may read a folder is the file system's business
-    ) -> Publication:
+    ) -> tuple[str, str]:
         target = self._root / check_repo_id(repo_id)
         files, unreadable = self._files(folder, folder.resolve())
         if unreadable is not None:
@@ -128,7 +128,7 @@ class FolderHub:
                 )
         else:
             self._place(folder, files, target)
-        return Publication(repo_id, _revision(files), str(target))
+        return _revision(files), str(target)
 
     def may_write(self, namespace: str) -> str:
         check_repo_id(f"{namespace}/name")

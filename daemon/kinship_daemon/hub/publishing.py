@@ -10,7 +10,7 @@ from typing import Protocol
 from kinship_daemon.errors import KinshipError, Transient
 from kinship_daemon.hub.calls import Calls
 from kinship_daemon.hub.files import intact, local_files
-from kinship_daemon.hub.records import Publication, Repo, RepoFile, UnknownRepo
+from kinship_daemon.hub.records import Repo, RepoFile, UnknownRepo
 
 __all__ = ["Publisher", "Server"]
 
@@ -45,7 +45,7 @@ class Publisher:
     calls: Calls
     sha256: Callable[[Path], str]
 
-    def publish(self, repo_id: str, folder: Path, message: str, private: bool) -> Publication:
+    def publish(self, repo_id: str, folder: Path, message: str, private: bool) -> tuple[str, str]:
         """As `Hub.publish`. A repo that a killed run only created is taken up."""
         url = f"{self.server.name}/{repo_id}"
         head = self._head(repo_id) or self._created(repo_id, private)
@@ -61,7 +61,7 @@ class Publisher:
                     "make it private, or set publish.public: true"
                 )
             head = self._commit(head, folder, message)
-        return Publication(repo_id, head.revision, url)
+        return head.revision, url
 
     def _head(self, repo_id: str) -> Repo | None:
         try:

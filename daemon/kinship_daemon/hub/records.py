@@ -14,7 +14,6 @@ from kinship_daemon.ranges import Ranges
 __all__ = [
     "Hub",
     "Listing",
-    "Publication",
     "RangesRefused",
     "Repo",
     "RepoFile",
@@ -96,13 +95,6 @@ class Repo:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
-class Publication:
-    repo: str
-    revision: str
-    url: str
-
-
 class Hub(Protocol):
     """
     Where models come from and go to.
@@ -169,9 +161,12 @@ class Hub(Protocol):
             UnknownRepo, Transient: as `repo`.
         """
 
-    def publish(self, repo_id: str, folder: Path, message: str, private: bool) -> Publication:
+    def publish(self, repo_id: str, folder: Path, message: str, private: bool) -> tuple[str, str]:
         """
         Put a folder's files on the hub in one step; doing it again changes nothing.
+
+        Returns:
+            The revision and the URL they are found at.
 
         Raises:
             KinshipError: the repo exists with other content, or may not be written.

@@ -103,15 +103,13 @@ def _run(context: Context, work: Work) -> Publication:
     message = f"{model.id}: a merge of {' and '.join(model.parents)}"
     private = not context.config.publish.public
     try:
-        done = context.hub.publish(target, stage, message, private)
+        revision, url = context.hub.publish(target, stage, message, private)
     except (Transient, LineageError):
         raise
     except (KinshipError, ModelError, UnknownRepo) as error:
         # A repo that is not ours, say. The evolution goes on, and it is tried again later.
         raise Unavailable(f"cannot publish to {target}: {error}") from None
-    return Publication(
-        model=model.id, repo=done.repo, revision=done.revision, url=done.url, files=files
-    )
+    return Publication(model.id, repo=target, revision=revision, url=url, files=files)
 
 
 def _commit(lineage: Lineage, _work: Work, publication: Publication) -> None:
