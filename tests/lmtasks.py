@@ -44,6 +44,24 @@ def wait(document, results):
     return {"acc": 1.0}
 
 
+def fail_at_5(document, results):
+    if document["index"] == 5:
+        raise ValueError("not five")
+    return {"acc": 1.0}
+
+
+def stuck(document, results):
+    import time
+
+    time.sleep(600)
+
+
+def stuck_load(file, **_):
+    import time
+
+    time.sleep(600)
+
+
 def crash(document, results):
     import os
     import signal

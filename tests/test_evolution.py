@@ -14,7 +14,7 @@ import command
 import tiny
 from hub_daemon import Clock
 from kinship_daemon import config, startup
-from kinship_daemon.errors import BudgetReached, ModelError, WorkerDied
+from kinship_daemon.errors import BudgetReached, KinshipError, ModelError, Transient, WorkerDied
 from kinship_daemon.evaluate import settings
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.hub.records import UnknownRepo
@@ -220,13 +220,40 @@ def test_a_worker_that_dies_is_the_worlds_fault_and_the_model_comes_back_by_itse
         assert d.lineage.require("demo/max").faults == 0
 
 
+def test_whom_the_base_fails_like_is_not_to_blame(home, monkeypatch):
+    """A worker that dies over everyone: the daemon ends, and nobody stays aside for it."""
+    real = Evaluator.evaluate
+
+    def dies(self, assembly, split, progress=None):
+        raise WorkerDied("the evaluation worker died")
+
+    with opened(home) as d:
+        monkeypatch.setattr(Evaluator, "evaluate", dies)
+        with pytest.raises(
+            KinshipError, match=r"not the models', for the base fails as well.*died"
+        ):
+            evolve(d)
+        assert "quarantined" not in statuses(d).values()
+        # Where the base can be evaluated, it is the models that are at fault.
+        theirs = lambda self, assembly, split, progress=None: (  # noqa: E731
+            real(self, assembly, split, progress)
+            if assembly.identity == d.base.weights
+            else dies(self, assembly, split)
+        )
+        monkeypatch.setattr(Evaluator, "evaluate", theirs)
+        with pytest.raises(Transient, match="no fine-tune of demo/base could be admitted"):
+            evolve(d)
+        aside = {status for name, status in statuses(d).items() if name.startswith("demo/")}
+        assert aside == {"quarantined"}
+
+
 def test_what_failed_under_other_settings_is_tried_again_and_again_under_these(home, monkeypatch):
     """A merge set aside under settings A, then B, then A again: the evolution always ends."""
     failing = {**SMALL, "policy": "{use: topk-greedy, k: 2, max_founders: 2}"}
     tried = []
 
     def failing_for_merges(self, assembly, split, progress=None):
-        if assembly.leaves and self._settings.batch_size != 8:
+        if assembly.leaves and self.settings.batch_size != 8:
             tried.append(assembly.identity)
             raise ModelError("the harness failed", cause="settings", setting="evaluate")
         return real(self, assembly, split, progress)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmtasks
 import tiny
-from kinship_daemon.errors import KinshipError, ModelError, Transient, UsageError
+from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError, Transient, UsageError
 from kinship_daemon.evaluate.harness import Harness
 from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.weights.materialise import leaf_assembly, write
@@ -412,8 +412,62 @@ def test_a_model_without_tokenizer_is_refused_by_name(tiny_base, tmp_path):
 def test_a_tokenizer_with_more_tokens_than_the_model_fails_that_model(tmp_path):
     small = tiny.base(tmp_path / "small", vocab_size=8)
     folder = lmtasks.task(tmp_path / "tasks", "echo", documents(4))
-    with pytest.raises(ModelError, match="sha256:small: the harness failed while answering 'echo'"):
+    with pytest.raises(
+        ModelError,
+        match="sha256:small: the harness failed while answering document 0 of task 'echo'",
+    ):
         score(settings(folder, "echo"), small)
+
+
+def test_a_token_that_spans_question_and_answer_costs_no_evaluation(tiny_base, tmp_path):
+    """lm-eval asserts that something is left of the answer; then the answer is encoded alone."""
+    folder = tmp_path / "spanning"
+    shutil.copytree(tiny_base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    vocabulary = tokenizer.get_vocab()
+    core = json.loads((folder / "tokenizer.json").read_text())
+    core["model"] = {
+        "type": "WordPiece",
+        "unk_token": tiny.SPECIAL[-1],
+        "continuing_subword_prefix": "",
+        "max_input_chars_per_word": 100,
+        "vocab": {**vocabulary, "ab": vocabulary["j"]},
+    }
+    core["model"]["vocab"].pop("j")
+    core["pre_tokenizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(core))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer("a").input_ids) == len(tokenizer("ab").input_ids)
+    asked = [{"prompt": "a", "answer": "b"}, *documents(5)]
+    found = score(settings(lmtasks.probe(tmp_path / "tasks", "likely", asked), "likely"), folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    begin = tokenizer("a").input_ids
+    with torch.no_grad():
+        logits = model(torch.tensor([begin])).logits[0, -1].log_softmax(-1)
+    (alone,) = tokenizer("b", add_special_tokens=False).input_ids
+    assert found.samples[0][1] == pytest.approx(float(logits[alone]), abs=1e-4)
+
+
+def test_the_document_that_the_harness_fails_at_is_named(tiny_base, tmp_path):
+    fails = {"process_results": lmtasks.Function("fail_at_5")}
+    folder = lmtasks.task(tmp_path / "tasks", "echo", documents(12), **fails)
+    message = r"the harness failed while answering document 5 of task 'echo': ValueError: not five"
+    with pytest.raises(EvaluationFailed, match=message) as caught:
+        score(settings(folder, "echo"), tiny_base)
+    assert caught.value.question == ("echo", 5)
+
+
+def test_a_text_that_nothing_precedes_needs_a_token_to_begin_with(tiny_base, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_base, bare)
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    for key in ("bos_token", "eos_token", "additional_special_tokens"):
+        config.pop(key, None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    (bare / "special_tokens_map.json").unlink(missing_ok=True)
+    folder = lmtasks.task(tmp_path / "tasks", "echo", [{"prompt": "", "answer": "ab"}] * 4)
+    with pytest.raises(ModelError, match="neither BOS nor EOS"):
+        score(settings(folder, "echo"), bare)
 
 
 def test_a_chat_template_is_used_only_when_asked_for_and_then_needed(tiny_base, tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -11,12 +12,13 @@ from pathlib import Path
 
 from kinship_daemon.config import Config
 from kinship_daemon.device import resolve_device
+from kinship_daemon.errors import Stopped
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.file_cache import FileCache
 from kinship_daemon.home import Home
 from kinship_daemon.hub.records import Hub
-from kinship_daemon.report import Reporter
+from kinship_daemon.report import Advance, Reporter
 from kinship_daemon.sampling import Sampler
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, descend
@@ -49,8 +51,9 @@ class Rows:
 class Evaluators:
     """At most one evaluator is alive: a device is for one worker at a time."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, stop: threading.Event) -> None:
         self._log = log
+        self._stop = stop
         self._live: Evaluator | None = None
         self._asked: Settings | None = None
 
@@ -59,7 +62,7 @@ class Evaluators:
         # It learns what the documents are: that is no other setting.
         if self._live is None or settings not in (self._asked, self._live.settings):
             self.close()
-            self._live, self._asked = Evaluator(settings, log=self._log), settings
+            self._live, self._asked = Evaluator(settings, log=self._log, stop=self._stop), settings
         return self._live
 
     def close(self) -> None:
@@ -129,6 +132,18 @@ class Context:
             weights: descend(self.base_checkpoint, self.files.folder(leaf))
             for weights, leaf in leaves.items()
         }
+
+    @contextmanager
+    def progress(self, label: str, total: int | None, unit: str) -> Iterator[Advance]:
+        """As `Reporter.progress`; a daemon that is to stop is stopped at the next advance."""
+        with self.report.progress(label, total, unit) as advance:
+
+            def checked(done: int, total: int | None = None) -> None:
+                if self.stop.is_set():
+                    raise Stopped
+                advance(done, total)
+
+            yield checked
 
     @property
     def today(self) -> str:

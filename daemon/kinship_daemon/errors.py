@@ -11,6 +11,7 @@ __all__ = [
     "BudgetReached",
     "Cause",
     "DocumentsChanged",
+    "EvaluationFailed",
     "KinshipError",
     "LeafGone",
     "ModelError",
@@ -61,8 +62,29 @@ class LeafGone(ModelError):
     """A leaf's bytes cannot be had any more, or are others now: its merges cannot be made."""
 
 
-class WorkerDied(ModelError):
-    """The evaluation worker died over a model, perhaps through no fault of that model."""
+class EvaluationFailed(ModelError):
+    """
+    A model could not be evaluated, and the model, the task or the machine may be to blame.
+
+    Attributes:
+        question: The task and the document that it failed at, where that is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: Cause = "settings",
+        setting: str | None = None,
+        model: str | None = None,
+        question: tuple[str, int] | None = None,
+    ) -> None:
+        super().__init__(message, cause=cause, setting=setting, model=model)
+        self.question = question
+
+
+class WorkerDied(EvaluationFailed):
+    """The evaluation worker died over a model."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, cause="world")

@@ -18,6 +18,7 @@ from typing import Any
 from kinship_daemon.context import Context
 from kinship_daemon.errors import (
     BudgetReached,
+    EvaluationFailed,
     KinshipError,
     LeafGone,
     ModelError,
@@ -27,6 +28,7 @@ from kinship_daemon.errors import (
 )
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.retry import reopen
+from kinship_daemon.steps.evaluation import check_with_base
 from kinship_daemon.steps.leaves import dependents
 from kinship_daemon.steps.step import Step, Work
 from kinship_storage.errors import LineageError
@@ -41,6 +43,8 @@ __all__ = ["SILENT", "Runner", "Turn"]
 SILENT = 5
 # A model whose job was put off so often is set aside, so that its generation goes on without it.
 _PATIENCE = 3
+# So many models in a row that cannot be evaluated, and the base is asked the same.
+_SUSPICIOUS = 3
 # So often a job may be done without a rest: a file that is gone again, say. Then it is a bug.
 _MOST_REPEATS = 5
 # However long the world says it will be away: it is asked again within a day.
@@ -92,6 +96,7 @@ class Runner:
         self._repeated: Counter[str] = Counter()  # how often a job was done since the last rest
         self._missed: dict[str, Transient] = {}  # what jobs wait for, but for a single repo
         self._dues: list[datetime] = []  # of the jobs that this turn found waiting
+        self._failed: list[str] = []  # models in a row that could not be evaluated
         self._hub_answered = False
 
     def loop(self, now: datetime, *, look: bool = False, skip: Iterable[str] = ()) -> Turn:
@@ -212,6 +217,8 @@ class Runner:
         try:
             result = step.run(context, work)
         except (ModelError, UnknownRepo) as error:
+            if isinstance(error, EvaluationFailed):
+                self._doubt(work, job.key, error)
             self._blame(step, work, job.key, error)
             return True
         except (Transient, BudgetReached) as error:
@@ -227,6 +234,8 @@ class Runner:
                 raise
             self._put_off(step, work, job.key, error)
             raise Transient(f"{error}; asked again at the next look") from error
+        if step.needs == "device":
+            self._failed.clear()
         with lineage.finish(job.key):
             step.commit(lineage, work, result)
         self._tries.pop(job.key, None)
@@ -255,11 +264,35 @@ class Runner:
         self._dues.append(due)
         about = "" if work.model is None else f"{work.model} waits: "
         self._say("warning", f"{about}{error}", work.model)
-        patient = tries < _PATIENCE or isinstance(error, BudgetReached) or step.needs == "hub"
+        # Neither a silent hub nor a worker that cannot start says anything about a model.
+        patient = tries < _PATIENCE or isinstance(error, BudgetReached)
+        patient |= step.needs in {"hub", "device"}
         if step.blames and work.model is not None and not patient:
             model = self._context.lineage.require(work.model)
             if model.status in _IN_USE - {"seen"} and model.kind != "base":
                 self._set_aside(model.id, str(error), "world", None)
+
+    def _doubt(self, work: Work, key: str, error: EvaluationFailed) -> None:
+        """
+        Whether a model is to blame is seen by the base, which is asked what the model failed at.
+
+        Raises:
+            KinshipError: The base fails, too; whoever was set aside for it is taken back.
+        """
+        lineage = self._context.lineage
+        self._failed.append(str(work.model))
+        if error.question is None and len(self._failed) < _SUSPICIOUS:
+            return
+        failed, self._failed = self._failed, []
+        try:
+            check_with_base(self._context, work, error)
+        except BaseException as fault:
+            lineage.interrupt(key)
+            if isinstance(fault, KinshipError):
+                for model in map(lineage.require, failed):
+                    if model.status == "quarantined":
+                        reopen(lineage, model)
+            raise
 
     def _blame(
         self, step: Step[Any], work: Work, key: str, error: ModelError | UnknownRepo

@@ -29,23 +29,32 @@ __all__ = ["Service", "run_once", "serve", "stopping_on_signals"]
 
 # A signal only sets a flag, which does not end a wait: so that is looked at so often.
 _TICK_SECONDS = 0.2
+# What is not done by then is left, whatever it is: a kill at any moment loses nothing.
+_GRACE_SECONDS = 4.0
 
 
 @contextmanager
 def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a stop at the next step; a second one stops at once."""
+    """SIGTERM and SIGINT ask for a stop, which takes seconds; a second one stops at once."""
+    timers: list[threading.Timer] = []
 
     def ask(number: int, _frame: object) -> None:
+        # Nothing is lost: every step done is committed, files are renamed only when whole, and
+        # the worker ends with us.
         if stop.is_set():
-            # Nothing is lost: every step done is committed, files are renamed only when whole, and
-            # the worker ends with us.
             os._exit(128 + number)
         stop.set()
+        timer = threading.Timer(_GRACE_SECONDS, os._exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
+        timers.append(timer)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        for timer in timers:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -193,14 +202,14 @@ class Service:
 
 @contextmanager
 def _saying_what_is_finished(context: Context, running: Runner) -> Iterator[None]:
-    """Whoever asks for a stop hears at once that it was heard, and what is still being done."""
+    """Whoever asks for a stop hears at once that it was heard, and what becomes of the step."""
     ended = threading.Event()
 
     def say() -> None:
         context.stop.wait()
         if not ended.is_set():
             doing = running.doing or "the step at hand"
-            message = f"finishing {doing}; a second signal stops at once"
+            message = f"{doing} is done again at the next start, unless seconds are enough for it"
             context.report.event("stopping", message)
 
     threading.Thread(target=say, name="stopping", daemon=True).start()

@@ -79,7 +79,7 @@ def opened(
         home.hold(),
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
-        closing(Evaluators(home.evaluation_log)) as evaluators,
+        closing(Evaluators(home.evaluation_log, stop)) as evaluators,
     ):
         lineage.recover()
         hub = _hub(config, home, lineage, stop)

@@ -15,18 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinship_daemon.child_process import settle
-from kinship_daemon.errors import KinshipError, ModelError, Transient, UsageError
+from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
 from kinship_storage.records import Split
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["error_of", "serve"]
+__all__ = ["Asked", "Question", "error_of", "serve"]
+
+# A task and the number of one of its documents.
+Question = tuple[str, int]
+# What a worker is asked of a model: a split's scores, one question, or the first of every task.
+Asked = Split | Question | None
 
 # What an error is called in the pipe; a subclass goes as its nearest parent, hence the order.
 _ERRORS: dict[str, type[KinshipError]] = {
-    error.__name__: error for error in (UsageError, ModelError, Transient, KinshipError)
+    error.__name__: error
+    for error in (UsageError, EvaluationFailed, ModelError, Transient, KinshipError)
 }
 
 _log = logging.getLogger(__name__)
@@ -44,18 +50,16 @@ def serve(pipe: Connection, settings: Settings, log: Path) -> None:
     except KinshipError as error:
         _log.exception("this worker ends")
         kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
-        cause: dict[str, Any] = {}
-        if isinstance(error, ModelError):
-            cause = {"cause": error.cause, "setting": error.setting}
-        pipe.send((kind, str(error), cause))
+        facts = {key: value for key, value in vars(error).items() if not key.startswith("_")}
+        pipe.send((kind, str(error), facts))
 
 
 def error_of(message: tuple[Any, ...]) -> KinshipError | None:
     """The error that a message of the child is; None if it is none."""
     if message[0] not in _ERRORS:
         return None
-    _, text, cause = message
-    return _ERRORS[message[0]](text, **cause)
+    _, text, facts = message
+    return _ERRORS[message[0]](text, **facts)
 
 
 def _answer(pipe: Connection, settings: Settings) -> None:
@@ -70,18 +74,18 @@ def _answer(pipe: Connection, settings: Settings) -> None:
     pin_numerics(settings)
     harness = Harness(settings)
     pipe.send(("ready", harness.found))
-    for assembly, split in _jobs(pipe):
+    for assembly, asked in _jobs(pipe):
         pipe.send(("taken",))
         _shorten_log()
-        _log.info("evaluating %s on %s", assembly.identity, split or "one question")
-        if split is None:
-            harness.probe(assembly)
-            pipe.send(("scores", ()))
+        _log.info("evaluating %s on %s", assembly.identity, asked or "one question of each task")
+        if isinstance(asked, str):
+            pipe.send(("scores", harness.evaluate(assembly, asked, _beat(pipe))))
         else:
-            pipe.send(("scores", harness.evaluate(assembly, split, _beat(pipe))))
+            harness.probe(assembly, asked)
+            pipe.send(("scores", ()))
 
 
-def _jobs(pipe: Connection) -> Iterator[tuple["Assembly", Split | None]]:
+def _jobs(pipe: Connection) -> Iterator[tuple["Assembly", Asked]]:
     while True:
         try:
             yield pipe.recv()

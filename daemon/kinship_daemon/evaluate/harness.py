@@ -9,7 +9,8 @@ import torch
 from lm_eval import evaluator
 
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.evaluate.live import LiveModel, ModelSlot, unusable
+from kinship_daemon.evaluate.child import Question
+from kinship_daemon.evaluate.live import LiveModel, ModelSlot, is_out_of_memory, unusable
 from kinship_daemon.evaluate.settings import Documents, Settings, harness_versions
 from kinship_daemon.evaluate.split import documents
 from kinship_daemon.evaluate.tasks import LoadedTask, load_tasks, seed_all
@@ -79,17 +80,20 @@ class Harness:
             scores.append(self._score(live, task, split))
         return tuple(scores)
 
-    def probe(self, assembly: Assembly) -> None:
+    def probe(self, assembly: Assembly, question: Question | None) -> None:
         """
-        The first document of the first task, unscored.
+        One question, or the first document of every task; nothing is scored.
 
         Raises:
             ModelError: This model cannot be asked.
         """
         live = self._slot.load(assembly)
         live.answered = _share(None, 0, 0, 0)
-        (spec, _), chosen = next(iter(self._documents.items()))
-        self._run(live, self._tasks[spec], chosen[:1])
+        for (spec, _), chosen in self._documents.items():
+            if question is None:
+                self._run(live, self._tasks[spec], chosen[:1])
+            elif spec.task == question[0]:
+                self._run(live, self._tasks[spec], (question[1],))
 
     def _of(self, split: Split) -> list[LoadedTask]:
         return [self._tasks[spec] for spec in self._settings.tasks(split)]
@@ -150,8 +154,25 @@ class Harness:
         except KinshipError:
             raise
         except Exception as error:
-            doing = f"answering {name!r}"
-            raise unusable(live.identity, doing, error, self._settings.batch_size) from error
+            raise self._failure(live, task, chosen, error) from error
+
+    def _failure(
+        self, live: LiveModel, task: LoadedTask, chosen: tuple[int, ...], error: Exception
+    ) -> ModelError:
+        """What to say of it: found by halves, the first document that it fails at."""
+        if len(chosen) == 1 or is_out_of_memory(error):
+            question = (task.spec.task, chosen[0])
+            return unusable(live.identity, error, self._settings.batch_size, question)
+        half = len(chosen) // 2
+        for some in (chosen[:half], chosen[half:]):
+            try:
+                self._run(live, task, some)
+            except ModelError as found:
+                return found
+        # Only together, then.
+        return unusable(
+            live.identity, error, self._settings.batch_size, (task.spec.task, chosen[0])
+        )
 
     def _seed(self, task: LoadedTask) -> None:
         """Before every task: few-shot examples and sampling do not depend on what ran before."""

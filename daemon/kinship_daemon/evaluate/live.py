@@ -14,14 +14,17 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError
+from kinship_daemon.evaluate.child import Question
 from kinship_daemon.weights.checkpoint import read_json
 from kinship_daemon.weights.live_model import live_model, load_into
 from kinship_daemon.weights.materialise import Assembly
 from kinship_daemon.weights.sidecars import load_tokenizer, sidecars
 
-__all__ = ["LiveModel", "ModelSlot", "unusable"]
+__all__ = ["LiveModel", "ModelSlot", "is_out_of_memory", "unusable"]
 
+# What torch says on a CPU.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 # Keys of config.json that only tell where the file came from.
 _PROVENANCE = ("_name_or_path", "transformers_version")
 
@@ -65,8 +68,38 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         self._count(requests)
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"{self.identity}: its tokenizer has no EOS token, and a task generates text",
+                cause="settings",
+                setting="evaluate",
+            )
         answers: list[str] = super().generate_until(requests, disable_tqdm)
         return answers
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no question before it."""
+        found: int | None = super().prefix_token_id
+        if found is None:
+            raise ModelError(
+                f"{self.identity}: its tokenizer has neither BOS nor EOS, and a task asks for the "
+                "likelihood of texts that nothing precedes",
+                cause="settings",
+                setting="evaluate",
+            )
+        return found
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """
+        As lm-eval's. Where one token spans both and nothing would be left, both are encoded alone.
+
+        lm-eval's assertion would end the evaluation over it.
+        """
+        question, answer = super()._encode_pair(context, continuation)
+        if answer:
+            return question, answer
+        return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
 
     def _count(self, requests: list[Instance]) -> None:
         self.set_cache_hook(_Count(self.answered, len(requests)))
@@ -131,7 +164,7 @@ class ModelSlot:
         except OSError as error:  # the disk's fault, not the model's
             raise KinshipError(f"{assembly.identity} could not be read: {error}") from error
         except Exception as error:
-            raise unusable(assembly.identity, "loading it", error, self._batch_size) from error
+            raise unusable(assembly.identity, error, self._batch_size) from error
         live.identity = assembly.identity
         self._live, self._fingerprint = live, fingerprint
         return live
@@ -156,26 +189,37 @@ class ModelSlot:
             torch.cuda.empty_cache()
 
 
-def unusable(identity: str, doing: str, error: Exception, batch_size: int) -> ModelError:
-    """One line for whatever went wrong with one model; out of memory names what may help."""
+def unusable(
+    identity: str, error: Exception, batch_size: int, question: Question | None = None
+) -> ModelError:
+    """
+    One line for whatever went wrong with one model; out of memory names what may help.
+
+    Args:
+        question: What it failed at; None where it could not even be loaded.
+    """
+    where = (
+        "loading it"
+        if question is None
+        else "answering document {1} of task {0!r}".format(*question)
+    )
     text = " ".join(f"{error}".split())
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if memory or "can't allocate memory" in text or "not enough memory" in text:
-        return ModelError(
-            f"{identity}: out of memory while {doing}; an evaluate.batch_size below {batch_size} "
+    if is_out_of_memory(error):
+        return EvaluationFailed(
+            f"{identity}: out of memory while {where}; an evaluate.batch_size below {batch_size} "
             f"or a smaller dtype may work ({text:.120})",
-            cause="settings",
             setting="evaluate.batch_size",
         )
-    return ModelError(
-        f"{identity}: the harness failed while {doing}: {_named(error, text):.300}",
-        cause="settings",
-        setting="evaluate",
-    )
+    named = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    message = f"{identity}: the harness failed while {where}: {named:.300}"
+    if question is None:
+        return ModelError(message, cause="settings", setting="evaluate")
+    return EvaluationFailed(message, setting="evaluate", question=question)
 
 
-def _named(error: Exception, text: str) -> str:
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def is_out_of_memory(error: Exception) -> bool:
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return memory or any(words in f"{error}" for words in _OUT_OF_MEMORY)
 
 
 def _tokenizer(assembly: Assembly, folder: Path) -> PreTrainedTokenizerBase:

@@ -2,13 +2,14 @@
 The evaluator: lm-eval in a process of its own, which owns the device and may die alone.
 
 This is the parent's side; `child.py` is the other. They speak through a pipe. The child says
-("ready", documents) when its tasks are loaded. For each (assembly, split) it answers ("taken",),
-any number of ("progress", done, total) and one ("scores", scores); without a split it asks the
-model one question, and there are no scores. Instead of any of them it may say (name of an error
-class, message), and ends.
+("ready", documents) when its tasks are loaded. For each (assembly, what is asked) it answers
+("taken",), any number of ("progress", done, total) and one ("scores", scores), which are none
+unless a split was asked. Instead of any of them it may say (name of an error class, message,
+attributes), and ends.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from kinship_daemon.child_process import ChildProcess, last_line
-from kinship_daemon.errors import DocumentsChanged, KinshipError, ModelError, WorkerDied
-from kinship_daemon.evaluate.child import error_of, serve
+from kinship_daemon.errors import (
+    DocumentsChanged,
+    EvaluationFailed,
+    KinshipError,
+    Stopped,
+    Transient,
+    WorkerDied,
+)
+from kinship_daemon.evaluate.child import Asked, Question, error_of, serve
 from kinship_daemon.evaluate.settings import Documents, Settings
 from kinship_storage.records import Score, Split
 
@@ -32,6 +40,8 @@ __all__ = ["Evaluator"]
 _START_SECONDS = 1800.0
 # An idle worker takes a job in milliseconds.
 _TAKE_SECONDS = 60.0
+# So often a wait for the worker looks whether the daemon is to stop.
+_TICK_SECONDS = 0.2
 
 # Set for the child unless the user has set them.
 _ENVIRONMENT = {
@@ -54,14 +64,18 @@ class Evaluator:
     Args:
         settings: Pinned for all models; another setting needs another evaluator.
         log: File the harness's output is appended to; its folder is made.
+        stop: Ends every wait for the worker with Stopped, and the worker.
 
     Attributes:
         settings: With what the first worker found the tasks' documents to be.
     """
 
-    def __init__(self, settings: Settings, *, log: Path) -> None:
+    def __init__(
+        self, settings: Settings, *, log: Path, stop: threading.Event | None = None
+    ) -> None:
         self.settings = settings
         self._log = log
+        self._stop = stop or threading.Event()
         self._child: ChildProcess | None = None
 
     def __enter__(self) -> Self:
@@ -85,21 +99,21 @@ class Evaluator:
         Raises:
             DocumentsChanged: They are others than the settings say.
             UsageError: A task or metric that does not exist or cannot be used.
-            Transient: A task's data cannot be reached now.
-            KinshipError: The tasks cannot be loaded, or the worker does not start.
+            Transient: A task's data cannot be reached now, or the worker does not start.
+            KinshipError: The tasks cannot be loaded.
         """
         with self._stopped_on_error():
             self._worker()
             return self.settings.documents
 
-    def probe(self, assembly: "Assembly") -> None:
+    def probe(self, assembly: "Assembly", question: Question | None = None) -> None:
         """
-        Ask a model one question, to see that it can be evaluated at all.
+        Ask a model one question, or the first one of every task: can it be evaluated at all?
 
         Raises:
             ModelError, KinshipError: As `evaluate`.
         """
-        self._ask(assembly, None)
+        self._ask(assembly, question)
 
     def evaluate(
         self, assembly: "Assembly", split: Split, progress: Progress | None = None
@@ -112,17 +126,17 @@ class Evaluator:
                 evaluation and comes out here.
 
         Raises:
-            ModelError: The model cannot be scored: it crashed the harness, exceeded the time limit
-                or gives NaN.
+            ModelError: The model gives NaN, or has not what the tasks need.
+            EvaluationFailed: The harness failed or crashed over it, or it took too long.
             KinshipError: As `check`.
         """
         return self._ask(assembly, split, progress)
 
     def _ask(
-        self, assembly: "Assembly", split: Split | None, progress: Progress | None = None
+        self, assembly: "Assembly", asked: Asked, progress: Progress | None = None
     ) -> tuple[Score, ...]:
         with self._stopped_on_error():
-            pipe = self._hand_over((assembly, split))
+            pipe = self._hand_over((assembly, asked))
             deadline = time.monotonic() + self.settings.time_limit_minutes * 60
             while True:
                 kind, *content = self._receive(assembly.identity, pipe, deadline)
@@ -166,7 +180,7 @@ class Evaluator:
                         "the new ones"
                     )
 
-    def _hand_over(self, job: tuple["Assembly", Split | None]) -> Connection:
+    def _hand_over(self, job: tuple["Assembly", Asked]) -> Connection:
         """
         The pipe to a worker that has taken the job.
 
@@ -182,7 +196,7 @@ class Evaluator:
             except (EOFError, ConnectionError):
                 pass
             self.close()
-        raise KinshipError(f"the evaluation worker dies before it takes a model; see {self._log}")
+        raise Transient(f"the evaluation worker dies before it takes a model; see {self._log}")
 
     def _start(self) -> ChildProcess:
         try:
@@ -204,8 +218,11 @@ class Evaluator:
         Args:
             identity: The model being evaluated; None while the worker starts.
         """
-        if not pipe.poll(max(0.0, deadline - time.monotonic())):
-            raise self._late(identity)
+        while not pipe.poll(_TICK_SECONDS):
+            if self._stop.is_set():
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise self._late(identity)
         try:
             message: tuple[Any, ...] = pipe.recv()
         except (EOFError, ConnectionError) as error:
@@ -217,15 +234,14 @@ class Evaluator:
 
     def _late(self, identity: str | None) -> KinshipError:
         if identity is None:
-            return KinshipError(
+            return Transient(
                 f"the evaluation worker was not ready after {_START_SECONDS:g} seconds; "
                 f"see {self._log} for what it waits for"
             )
         setting = "evaluate.time_limit_minutes"
-        return ModelError(
+        return EvaluationFailed(
             f"{identity}: evaluation took longer than {setting} "
             f"({self.settings.time_limit_minutes:g})",
-            cause="settings",
             setting=setting,
         )
 
@@ -233,5 +249,5 @@ class Evaluator:
         how = "it was stopped" if self._child is None else self._child.ending()
         last = f"the last line of {self._log} is: {last_line(self._log)}"
         if identity is None:
-            return KinshipError(f"the evaluation worker could not start ({how}); {last}")
+            return Transient(f"the evaluation worker could not start ({how}); {last}")
         return WorkerDied(f"{identity}: the evaluation worker died ({how}); {last}")

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kinship_daemon.context import Context
-from kinship_daemon.errors import BudgetReached, WorkerDied
+from kinship_daemon.errors import (
+    BudgetReached,
+    EvaluationFailed,
+    KinshipError,
+    ModelError,
+    WorkerDied,
+)
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.report import absolute
 from kinship_daemon.steps.assemblies import assembly
@@ -16,7 +22,7 @@ from kinship_daemon.steps.step import Work
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Score, Split
 
-__all__ = ["Evaluated", "evaluate", "record", "work_for"]
+__all__ = ["Evaluated", "check_with_base", "evaluate", "record", "work_for"]
 
 _BUDGET = "evaluation_seconds"
 
@@ -65,6 +71,26 @@ def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
     return Evaluated(named, context.today, time.monotonic() - began)
 
 
+def check_with_base(context: Context, work: Work, failure: EvaluationFailed) -> None:
+    """
+    Ask the base what a model failed at: if it fails too, the model is not to blame.
+
+    Raises:
+        KinshipError: It fails, too.
+    """
+    evaluator, base = context.evaluator, assembly(context, context.base)
+    try:
+        if failure.question is None:
+            evaluator.evaluate(base, work.inputs["split"])
+        else:
+            evaluator.probe(base, failure.question)
+    except ModelError as error:
+        raise KinshipError(
+            "it is the task's or the machine's fault, not the models', for the base fails as well "
+            f"({context.device}; nobody is set aside for it): {error}"
+        ) from error
+
+
 def record(lineage: Lineage, found: Evaluated) -> None:
     lineage.add_scores(found.scores)
     lineage.spend(_BUDGET, found.day, found.seconds)
@@ -73,7 +99,7 @@ def record(lineage: Lineage, found: Evaluated) -> None:
 def _scores(context: Context, settings: Settings, work: Work) -> Sequence[Score]:
     split: Split = work.inputs["split"]
     model = source(context, work.inputs["weights"])
-    with context.report.progress(f"{split} of {work.model}", None, "documents") as advance:
+    with context.progress(f"{split} of {work.model}", None, "documents") as advance:
         evaluator = context.evaluators.under(settings)
         return evaluator.evaluate(assembly(context, model), split, absolute(advance))
 

@@ -112,6 +112,6 @@ def _pass(
         old = context.descendants(known)
         total = base.nbytes + sum(each.nbytes for each in (*old.values(), *young.values()))
         label = f"kinship of {len(old) + len(young)} models"
-        with context.report.progress(label, total, "bytes") as advance:
+        with context.progress(label, total, "bytes") as advance:
             ledger = context.ledger.keep(tuple(old))
             return gram.extend(ledger, base, old, young, device=context.device, progress=advance)

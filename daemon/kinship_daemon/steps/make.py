@@ -134,7 +134,7 @@ def _has_other_tokens(context: Context, model: Model) -> bool:
 
 def _write(context: Context, model: Model, folder: Path, made: Made | None) -> None:
     total = context.base_checkpoint.nbytes
-    with context.report.progress(f"make {model.id}", total, "bytes") as advance:
+    with context.progress(f"make {model.id}", total, "bytes") as advance:
         write(_assembly(context, model), folder, progress=advance, made=made)
 
 

@@ -135,5 +135,5 @@ def _prepare(context: Context, model: Model, facts: CardFacts, stage: Path) -> N
     if table is not None:
         texts[facts.factors_file] = table
     total = context.base_checkpoint.nbytes
-    with context.report.progress(f"write {model.id}", total, "bytes") as advance:
+    with context.progress(f"write {model.id}", total, "bytes") as advance:
         write(assembly(context, model), stage, progress=advance, extra=texts)

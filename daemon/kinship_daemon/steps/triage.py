@@ -60,7 +60,7 @@ def _plan(context: Context) -> Iterator[Work]:
     limit = context.config.limits.candidates_per_day
     left = max(0, limit - round(context.spent(BUDGET)))
     turns = waiting[:left]
-    with context.report.progress("triage", len(turns), "candidates") as advance:
+    with context.progress("triage", len(turns), "candidates") as advance:
         for candidate in turns:
             model = context.lineage.require(candidate.model)
             yield Work({"repo": model.repo, "revision": model.revision}, model.id)
