@@ -145,7 +145,7 @@ def _fate(lineage: Lineage, model: Model) -> list[str]:
     gate, publication = lineage.gate(model.id, settings), lineage.publication(model.id)
     if gate is None:
         return [_not_judged(lineage, model)]
-    lines = [f"gate: {'passed' if gate.passed else 'not passed'}: {gate.reason}"]
+    lines = [f"gate: {gate.reason}"]
     if publication is not None:
         lines.append(f"published as {publication.repo}, revision {publication.revision}")
         lines.append(f"at {publication.url}")
