@@ -108,9 +108,12 @@ def test_the_order_follows_the_daemons_own_config(call, home, tmp_path):
 
 def test_the_overview_groups_reasons_and_says_what_was_spent_and_who_is_gone(call, home):
     out = call("candidates", "--home", home).out
-    assert "3 wait, 1 of them for triage\n" in out
-    assert "     2  weights of … GB, above 40: demo/huge, demo/large\n" in out
-    assert "     1  a quantised copy: demo/gguf\n" in out
+    assert "3 waiting, 1 of them for triage\n" in out
+    assert (
+        "     2  weights of … GB, above 40 (model; opens again by `retry`): demo/huge, demo/large\n"
+        in out
+    )
+    assert "     1  a quantised copy (model; opens again by `retry`): demo/gguf\n" in out
     assert "2 admitted; gone: demo/add\n" in out
     assert "7 of 1,000 looks, 0 B of 1000 GB fetched" in out, "yesterday's bytes are not today's"
 
@@ -180,10 +183,11 @@ def test_thousands_are_told_in_a_screenful_without_torch(crowded, tmp_path):
 def test_status_counts_many_that_were_set_aside_by_reason(call, crowded):
     out = call("status", "--home", crowded).out
     told = [line for line in out.splitlines() if line.startswith("refused")]
+    by_hand = "(model; opens again by `retry`)"
     assert told == [
-        "refused     5,000  weights of … GB: org/model-0, org/model-10, …",
-        "refused     2  weights of … GB, above 40: demo/huge, demo/large",
-        "refused     1  a quantised copy: demo/gguf",
+        f"refused     5,000  weights of … GB {by_hand}: org/model-0, org/model-10, …",
+        f"refused     2  weights of … GB, above 40 {by_hand}: demo/huge, demo/large",
+        f"refused     1  a quantised copy {by_hand}: demo/gguf",
     ]
     assert f"kinship-daemon candidates --home {crowded} --status refused" in out
     assert "quarantined demo/bad: NaN in lm_head.weight" in out
@@ -191,7 +195,10 @@ def test_status_counts_many_that_were_set_aside_by_reason(call, crowded):
 
 def test_status_names_a_few_that_were_set_aside_one_by_one(call, home):
     out = call("status", "--home", home).out
-    assert "refused     demo/huge: weights of 99.0 GB, above 40\n" in out
+    assert (
+        "refused     demo/huge: weights of 99.0 GB, above 40 (model; opens again by `retry`)\n"
+        in out
+    )
     assert "kinship-daemon candidates" not in out
 
 

@@ -189,6 +189,26 @@ def test_config_show_check_and_schema(call, tmp_path):
     assert "nearest: k" in refused.err
 
 
+def test_config_check_tells_every_mistake(call, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "gate: {confidence: 2}\npolicy: {use: topk-kinship, kk: 2}\nmerge: {method: x}\n"
+    )
+    refused = call("config", "check", file)
+    assert refused.code == 2
+    for words in ("gate.confidence", "no setting 'kk'", "'x'", "3 mistakes"):
+        assert words in refused.err
+    assert refused.err.count("\n") == 4
+
+
+def test_config_check_loads_the_tasks_where_asked(call, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("base: demo\nevaluate: {selection: [demo_nothing]}\n")
+    assert call("config", "check", file).code == 0
+    refused = call("config", "check", file, "--tasks")
+    assert (refused.code, "demo_nothing" in refused.err) == (2, True)
+
+
 def test_doctor_says_what_would_stop_a_run(call, tmp_path):
     good = call("doctor", "--base", "demo", "--home", tmp_path / "home")
     assert good.code == 0, good.out

@@ -127,3 +127,34 @@ def test_the_schema_describes_every_section():
     properties = config.schema()["properties"]
     assert set(properties) == set(yaml.safe_load(config.to_yaml(config.load())))
     assert properties["seed"]["description"]
+
+
+def test_a_policy_is_named_as_simulate_takes_it(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("use: topk-greedy\nk: 5\n")
+    for named, used in {
+        "random": "random",
+        "topk-greedy": "topk-greedy",
+        "kinship_policies.topk:TopKGreedy": "kinship_policies.topk:TopKGreedy",
+        str(file): "topk-greedy",
+    }.items():
+        assert config.load(policy=named).policy.use == used
+    assert config.load(policy=str(file)).policy.settings == {"k": 5}
+    assert "nearest: topk-greedy" in refused(policy="topk-gredy")
+    assert "cannot be imported" in refused(policy="nowhere:Policy")
+
+
+def test_a_section_with_nothing_in_it_sets_nothing(tmp_path):
+    file = write(tmp_path, "policy:\ngate:\npublish: {namespace: }\nbase: demo\nwatch:\n")
+    assert config.load(file) == config.load(base="demo", overrides=["publish.namespace=null"])
+
+
+def test_all_mistakes_of_a_file_are_found_at_once(tmp_path):
+    file = write(tmp_path, "gate: {confidence: 2, min_gian: 1}\nlimts: {}\nseed: 3\n")
+    found, mistakes = config.examine(file)
+    assert [line.partition(";")[0].partition(":")[0] for line in mistakes] == [
+        "gate.confidence",
+        "unknown key 'gate.min_gian'",
+        "unknown key 'limts'",
+    ]
+    assert found == config.load(overrides=["seed=3"])

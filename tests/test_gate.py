@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.evaluate.gate import judge
+from kinship_daemon.evaluate.gate import judge, verdict_words
 from kinship_storage.records import Score
 
 RULES = {"min_gain": 0.0, "confidence": 0.95, "resamples": 1000, "seed": 0}
@@ -46,7 +46,7 @@ def test_a_clear_gain_passes_and_its_numbers_are_those_of_the_samples():
     assert verdict.gain == pytest.approx(0.15)  # (0.2 + 0.1) / 2: tasks weigh the same
     assert 0 < verdict.low < verdict.gain < verdict.high < 0.25
     assert (verdict.parent, verdict.n) == ("p", 300)
-    assert "+0.1500 over p on 300 documents (95 % interval" in verdict.reason
+    assert "passed: +0.1500 against p on 300 documents (95 % interval" in verdict.reason
 
 
 def test_chance_passes_at_most_as_often_as_the_interval_says():
@@ -100,7 +100,8 @@ def test_the_papers_own_edge_does_not_pass():
     assert verdict.gain == pytest.approx(0.0041, abs=5e-4)
     assert verdict.n == 3900
     assert not verdict.passed
-    assert "not certain" in verdict.reason
+    assert "refused: +0.0038 against p on 3,900 documents" in verdict.reason
+    assert "its lower end must be above 0)" in verdict.reason
 
 
 def test_the_best_parent_is_the_one_to_beat():
@@ -109,7 +110,22 @@ def test_the_best_parent_is_the_one_to_beat():
     verdict = judge(child, parents, **RULES)
     assert verdict.parent == "strong"
     assert not verdict.passed
-    assert "not better" in verdict.reason
+    assert "refused: -0.1000 against strong" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("confidence", "said"),
+    [
+        (0.95, "(95 %"),
+        (0.9, "(90 %"),
+        (0.975, "(97.5 %"),
+        (0.9999, "(99.99 %"),
+        (1 - 1e-9, "(99.9999999 %"),
+    ],
+)
+def test_no_confidence_is_rounded_to_certainty(confidence, said):
+    words = verdict_words(0.1, (0.0, 0.2), 10, parent="p", min_gain=0.0, confidence=confidence)
+    assert said in words
 
 
 def test_equal_parents_are_told_apart_by_name():

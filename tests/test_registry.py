@@ -254,3 +254,10 @@ def test_an_unknown_preset_is_told():
         load_preset("topk-gredy")
     with pytest.raises(UsageError, match=r"cannot read the preset .*nowhere.yaml"):
         load_preset("nowhere.yaml")
+
+
+def test_all_wrong_settings_are_told_at_once():
+    with pytest.raises(UsageError) as error:
+        make("topk-kinship", {"kk": 1, "patiens": 2, "k": 0})
+    for words in ("no setting 'kk'", "no setting 'patiens'", "k is 0"):
+        assert words in str(error.value)

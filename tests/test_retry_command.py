@@ -90,3 +90,28 @@ def test_a_mistake_is_one_line_and_changes_nothing(call, home, arguments, said):
     assert said in result.err
     assert result.err.count("\n") == 1
     assert states(home) == before
+
+
+def test_work_of_no_model_is_taken_too(call, home):
+    with open_lineage(home / "lineage.db") as lineage:
+        job = lineage.submit("decide", {"after": 0}, None)
+        lineage.start(job.key)
+        lineage.wait(job.key, "the policy was killed", datetime(2026, 2, 1, tzinfo=UTC))
+    assert "decide: was waiting (world): the policy was killed" in call("--cause", "world").out
+    with open_lineage(home / "lineage.db", readonly=True) as lineage:
+        assert not lineage.jobs("waiting")
+
+
+def test_an_empty_home_has_no_nearest_model(monkeypatch, capfd, tmp_path):
+    with open_lineage(tmp_path / "lineage.db"):
+        pass
+    result = command.call(["retry", "org/a", "--home", tmp_path], monkeypatch, capfd)
+    assert "no model 'org/a'" in result.err
+    assert "nearest" not in result.err
+
+
+def test_status_says_what_opens_it_again(home, monkeypatch, capfd):
+    told = command.call(["status", "--home", home], monkeypatch, capfd).out
+    assert f"demo/add: no memory (world; opens again by itself at {LATER})" in told
+    assert "demo/sort: too large (settings; opens again when triage.max_gb changes)" in told
+    assert "the hub is away (world; tried again at 2026-02-01T00:00:00Z)" in told

@@ -16,13 +16,14 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic_core import ErrorDetails
 
 from kinship_daemon import demo
 from kinship_daemon.errors import UsageError
 from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, Task, UserPath
-from kinship_policies.registry import load_preset
+from kinship_policies.registry import choice
 
-__all__ = ["Config", "load", "reference", "schema", "to_yaml"]
+__all__ = ["Config", "examine", "load", "reference", "schema", "to_yaml"]
 
 
 class Watch(Section):
@@ -213,26 +214,35 @@ def load(
 
     Args:
         path: A YAML file.
-        policy: A preset's name or a policy's YAML file; it replaces the whole policy section.
+        policy: As `registry.choice` takes it; it replaces the whole policy section.
         overrides: `section.key=value`, the value in YAML.
 
     Raises:
         UsageError: naming the file, the key and what would work.
     """
-    given = _read(path) if path else {}
-    where = str(path) if path else "config"
+    where, given = str(path or "config"), _read(path) if path else {}
     if policy is not None:
-        given["policy"] = dict(load_preset(policy))
+        chosen = choice(policy)
+        given["policy"] = {"use": chosen.name, **chosen.settings}
     flags = {"base": base, "hub": hub, "home": None if home is None else str(home)}
     given.update({key: value for key, value in flags.items() if value is not None})
     for override in overrides:
         _override(given, override)
-    if given.get("base") == "demo":
-        given = _merged(_demo_defaults(), given)
-    try:
-        return Config.model_validate(given)
-    except ValidationError as error:
-        raise UsageError(f"{where}: {_explain(error)}") from None
+    config, mistakes = _validated(given)
+    if mistakes:
+        more = f" (and {len(mistakes) - 1} more; `config check` tells all)"
+        raise UsageError(f"{where}: {mistakes[0]}{more if len(mistakes) > 1 else ''}")
+    return config
+
+
+def examine(path: Path) -> tuple[Config, list[str]]:
+    """
+    What a file says, with the defaults for sections that have mistakes; a line for each mistake.
+
+    Raises:
+        UsageError: It cannot be read, or is no YAML mapping.
+    """
+    return _validated(_read(path))
 
 
 def to_yaml(config: Config) -> str:
@@ -241,6 +251,25 @@ def to_yaml(config: Config) -> str:
 
 def schema() -> dict[str, Any]:
     return Config.model_json_schema()
+
+
+def _validated(given: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The configuration without what is wrong in it, and a line for each mistake."""
+    known = Config.model_fields
+    # `gate:` with nothing behind it is YAML's null: a section that sets nothing.
+    given = {
+        key: value
+        for key, value in given.items()
+        if value is not None or key not in known or not isinstance(known[key].default, BaseModel)
+    }
+    if given.get("base") == "demo":
+        given = _merged(_demo_defaults(), given)
+    try:
+        return Config.model_validate(given), []
+    except ValidationError as error:
+        wrong = {problem["loc"][0] for problem in error.errors()}
+        config = Config.model_validate({k: v for k, v in given.items() if k not in wrong})
+        return config, [_explained(problem) for problem in error.errors()]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -286,18 +315,14 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _explain(error: ValidationError) -> str:
-    """Pydantic's first finding as one line; an unknown key with the nearest known one."""
-    problems = error.errors()
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0)
-        line = f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
-    else:
-        line = f"{key}: {_lower(first['msg'])} (got {first['input']!r})"
-    return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+def _explained(problem: ErrorDetails) -> str:
+    """One of pydantic's findings as one line; an unknown key with the nearest known one."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
+        return f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
+    return f"{key}: {_lower(problem['msg'])} (got {problem['input']!r})"
 
 
 def _lower(message: str) -> str:

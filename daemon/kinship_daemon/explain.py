@@ -9,7 +9,7 @@ from kinship_policies.policy import Decision, Population
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Score
 
-__all__ = ["explain", "opens_again"]
+__all__ = ["explain", "opens_again", "returns", "set_aside_words"]
 
 
 def explain(lineage: Lineage, name: str) -> str:
@@ -57,14 +57,25 @@ def _origin(lineage: Lineage, model: Model) -> list[str]:
 def opens_again(model: Model) -> str:
     """What would bring back a model that was set aside."""
     by_hand = f"`kinship-daemon retry {model.id}`"
+    if model.cause == "model":
+        return f"never for these bytes; by hand with {by_hand}"
+    itself = returns(model)
+    return f"{itself}, or by {by_hand}" if itself else f"by {by_hand}"
+
+
+def returns(model: Model) -> str | None:
+    """What brings it back with nobody's hand; None where nothing does."""
     if model.cause == "settings":
-        return (
-            f"when {model.setting} changes, or by {by_hand}" if model.setting else f"by {by_hand}"
-        )
+        return f"when {model.setting} changes" if model.setting else None
     if model.cause == "world":
-        when = f"by itself at {model.retry_at}" if model.retry_at else "when its hub has it again"
-        return f"{when}, or by {by_hand}"
-    return f"never for these bytes; by hand with {by_hand}"
+        return f"by itself at {model.retry_at}" if model.retry_at else "when its hub has it again"
+    return None
+
+
+def set_aside_words(reason: str | None, cause: str | None, again: str | None) -> str:
+    """Why a model was set aside, the cause, and what opens it again (`returns`)."""
+    opens = again or "by `retry`"
+    return f"{reason or 'no reason on record'} ({cause}; opens again {opens})"
 
 
 def _choice(lineage: Lineage, model: Model) -> list[str]:
@@ -145,7 +156,7 @@ def _fate(lineage: Lineage, model: Model) -> list[str]:
     gate, publication = lineage.gate(model.id, settings), lineage.publication(model.id)
     if gate is None:
         return [_not_judged(lineage, model)]
-    lines = [f"gate: {'passed' if gate.passed else 'not passed'}: {gate.reason}"]
+    lines = [f"gate: {gate.reason}"]
     if publication is not None:
         lines.append(f"published as {publication.repo}, revision {publication.revision}")
         lines.append(f"at {publication.url}")

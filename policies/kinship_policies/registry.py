@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +21,17 @@ from kinship_policies.presets import list_presets, load_preset
 from kinship_policies.refusals import complaint, nearest
 from kinship_storage.errors import UsageError
 
-__all__ = ["GROUP", "Installed", "find", "installed", "list_presets", "load_preset", "make"]
+__all__ = [
+    "GROUP",
+    "Choice",
+    "Installed",
+    "choice",
+    "find",
+    "installed",
+    "list_presets",
+    "load_preset",
+    "make",
+]
 
 GROUP = "kinship_daemon.policies"
 
@@ -38,6 +49,40 @@ def installed() -> tuple[Installed, ...]:
     """Every registered policy, sorted by name, then path; a name provided twice is there twice."""
     found = [Installed(e.name, e.value, _provider(e)) for e in entry_points(group=GROUP)]
     return tuple(sorted(found, key=lambda policy: (policy.name, policy.path, policy.provider)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    A policy that somebody asked for, and its settings.
+
+    Attributes:
+        label: What to call it: the preset, the file without its ending, or the policy.
+        name: As `find` takes it.
+    """
+
+    label: str
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def choice(argument: str) -> Choice:
+    """
+    What a command line's `--policy` names.
+
+    Args:
+        argument: A preset, a preset's file (.yaml or .yml), an installed policy, or a class's path
+            `mypkg.mod:Cls`.
+
+    Raises:
+        UsageError: It names none of them.
+    """
+    file = argument.endswith((".yaml", ".yml"))
+    if not file and argument not in list_presets():
+        find(argument)
+        return Choice(argument, argument)
+    preset = dict(load_preset(argument))
+    return Choice(Path(argument).stem if file else argument, preset.pop("use"), preset)
 
 
 def find(name: str) -> type[Any]:
@@ -77,13 +122,17 @@ def make(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
             (naming the range), or a class that is no policy.
     """
     cls, given = find(name), dict(settings or {})
-    _refuse_unknown(name, given, _known(cls))
+    mistakes = _unknown(name, given, _known(cls))
     try:
-        policy = cls(**given)
+        policy = cls(**{key: value for key, value in given.items() if key not in mistakes})
     except ValidationError as error:
-        raise UsageError(f"policy {name}: {complaint(cls, error)}") from error
+        told = [*mistakes.values(), f"policy {name}: {complaint(cls, error)}"]
+        raise UsageError("; ".join(told)) from error
     except Exception as error:  # a stranger's code may raise anything
-        raise UsageError(f"policy {name}: {_line(error)}") from error
+        told = [*mistakes.values(), f"policy {name}: {_line(error)}"]
+        raise UsageError("; ".join(told)) from error
+    if mistakes:
+        raise UsageError("; ".join(mistakes.values()))
     if not isinstance(policy, Policy):
         raise UsageError(f"policy {name}: {cls.__name__} has no method propose(population)")
     return policy
@@ -99,13 +148,14 @@ def _known(cls: type[Any]) -> list[str] | None:
     return sorted(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
 
-def _refuse_unknown(name: str, given: Mapping[str, Any], known: list[str] | None) -> None:
-    for key in sorted(given, key=str):
-        if known is not None and key not in known:
-            raise UsageError(
-                f"policy {name} has no setting {key!r}; "
-                f"known: {', '.join(known) or 'none'}{nearest(str(key), known)}"
-            )
+def _unknown(name: str, given: Mapping[str, Any], known: list[str] | None) -> dict[str, str]:
+    """What to say of each setting that the policy does not have."""
+    return {
+        key: f"policy {name} has no setting {key!r}; "
+        f"known: {', '.join(known) or 'none'}{nearest(str(key), known)}"
+        for key in sorted(given, key=str)
+        if known is not None and key not in known
+    }
 
 
 def _load(entry: EntryPoint) -> type[Any]:

@@ -119,6 +119,10 @@ class Jobs:
                 self._move(job, "retry")
         return len(stuck)
 
+    def retry_job(self, key: str) -> Job:
+        """Lets one waiting or failed job start again."""
+        return self._move(self.require_job(key), "retry")
+
     def job(self, key: str) -> Job | None:
         found = self._store.row("jobs", "key = ?", key)
         return None if found is None else record(Job, found)

@@ -13,10 +13,11 @@ from kinship_daemon import config as configuration
 from kinship_daemon.cli.options import now, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.config import Config
+from kinship_daemon.explain import returns, set_aside_words
 from kinship_daemon.ranking import popularity, ranked
 from kinship_daemon.report import amount
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Candidate, Status
+from kinship_storage.records import Candidate, Model, Status
 
 __all__ = ["candidates_command"]
 
@@ -95,7 +96,7 @@ def _facts(lineage: Lineage, config: Config, wanted: Sequence[str]) -> dict[str,
         rows[name] = (
             _waiting(candidates, config)
             if name == "waiting"
-            else _set_aside(candidates, dict(lineage.reasons(_STATUS[name])))
+            else _set_aside(candidates, {model.id: model for model in lineage.set_aside()})
         )
     return {
         "order": {"novelty": config.admission.novelty, "popularity": config.admission.popularity},
@@ -122,18 +123,33 @@ def _waiting(candidates: Sequence[Candidate], config: Config) -> list[_Row]:
     ] + [{"place": None, "value": None, **vars(each)} for each in noticed]
 
 
-def _set_aside(candidates: Sequence[Candidate], reasons: Mapping[str, str | None]) -> list[_Row]:
-    return [{**vars(each), "reason": reasons.get(each.model)} for each in candidates]
+def _set_aside(candidates: Sequence[Candidate], aside: Mapping[str, Model]) -> list[_Row]:
+    rows = []
+    for each in candidates:
+        model = aside.get(each.model)
+        told = (
+            {"reason": None}
+            if model is None
+            else {"reason": model.reason, "cause": model.cause, "opens_again": returns(model)}
+        )
+        rows.append({**vars(each), **told})
+    return rows
+
+
+def _why(row: _Row) -> str:
+    return set_aside_words(row["reason"], row["cause"], row["opens_again"])
 
 
 def _overview(facts: Mapping[str, Any], limit: int | None, known: bool) -> Iterator[str]:
     counts, noticed = facts["counts"], sum(not row["triaged"] for row in facts["waiting"])
-    yield f"{counts['waiting']:,} wait" + (f", {noticed:,} of them for triage" if noticed else "")
+    yield f"{counts['waiting']:,} waiting" + (
+        f", {noticed:,} of them for triage" if noticed else ""
+    )
     if facts["waiting"]:
         yield from _list(facts["waiting"], "waiting", limit or _ROWS)
     for name in ("refused", "quarantined"):
         yield f"{counts[name]:,} {name}"
-        given = [(_marked(row), row["reason"]) for row in facts[name]]
+        given = [(_marked(row), _why(row)) for row in facts[name]]
         yield from lines(by_reason(given), names=_NAMES, most=limit or _ROWS)
     gone = [row["model"] for row in facts["admitted"] if row["gone"]]
     yield f"{counts['admitted']:,} admitted" + (f"; gone: {', '.join(gone)}" if gone else "")
@@ -167,7 +183,7 @@ def _list(rows: Sequence[_Row], name: str, limit: int | None) -> Iterator[str]:
 
 def _by_reason(rows: Sequence[_Row], limit: int | None) -> Iterator[str]:
     """Every name under its reason."""
-    for each in by_reason((_marked(row), row["reason"]) for row in rows):
+    for each in by_reason((_marked(row), _why(row)) for row in rows):
         yield f"{len(each.models):,} {each.text}"
         yield from (f"    {name}" for name in each.models[:limit])
         if limit is not None and len(each.models) > limit:

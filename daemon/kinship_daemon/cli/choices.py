@@ -12,9 +12,11 @@ from pydantic import BaseModel
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
 from kinship_daemon.cli.options import config_options, home_options
+from kinship_daemon.config import Config
 from kinship_daemon.errors import UsageError
-from kinship_daemon.home import find_home
+from kinship_daemon.home import find_home, state_directory
 from kinship_daemon.hub.bases import ALIASES
+from kinship_daemon.report import count
 from kinship_policies import registry
 from kinship_policies.presets import preset_text
 
@@ -36,17 +38,52 @@ def _show(config_file: Path | None, overrides: tuple[str, ...], **flags: str | N
 
 @config_command.command("check")
 @click.argument("file", type=click.Path(path_type=Path))
-def _check(file: Path) -> None:
-    """Check a file: keys, values, the policy and its settings, the method."""
+@click.option("--tasks", is_flag=True, help="Load the evaluation tasks, too; may download them.")
+def _check(file: Path, tasks: bool) -> None:
+    """Find all mistakes in a file: keys, values, base, policy, merge method, with --tasks tasks."""
+    config, mistakes = configuration.examine(file)
+    mistakes += _refused(config)
+    if tasks and not mistakes:
+        mistakes += _refused_tasks(config)
+    if len(mistakes) > 1:
+        for line in mistakes:
+            click.echo(line, err=True)
+        raise UsageError(f"{file}: {count(len(mistakes), 'mistake')}, see above")
+    if mistakes:
+        raise UsageError(f"{file}: {mistakes[0]}")
+    click.echo(f"{file}: good")
+
+
+def _refused(config: Config) -> Iterator[str]:
+    """What the parts of the daemon would refuse at a start."""
     # torch takes seconds to import.
-    from kinship_daemon.startup import evaluation_settings  # noqa: PLC0415
+    from kinship_daemon.startup import evaluation_settings, the_base  # noqa: PLC0415
     from kinship_daemon.weights.recipe import Recipe, check  # noqa: PLC0415
 
-    config = configuration.load(file)
-    registry.make(config.policy.use, config.policy.settings)
-    check(Recipe(config.merge.method, ("a", "b"), config.merge.parameters), ())
-    evaluation_settings(config)
-    click.echo(f"{file}: good")
+    merge = Recipe(config.merge.method, ("a", "b"), config.merge.parameters)
+    for attempt in (
+        lambda: the_base(config),
+        lambda: registry.make(config.policy.use, config.policy.settings),
+        lambda: check(merge, ()),
+        lambda: evaluation_settings(config),
+    ):
+        try:
+            attempt()
+        except UsageError as error:
+            yield str(error)
+
+
+def _refused_tasks(config: Config) -> Iterator[str]:
+    """What is wrong with the evaluation tasks, loaded as the daemon loads them."""
+    from kinship_daemon.evaluate.worker import Evaluator  # noqa: PLC0415 - imports torch
+    from kinship_daemon.startup import evaluation_settings  # noqa: PLC0415
+
+    log = state_directory() / "evaluate.log"
+    try:
+        with Evaluator(evaluation_settings(config), log=log) as evaluator:
+            evaluator.check()
+    except UsageError as error:
+        yield str(error)
 
 
 @config_command.command("schema")
@@ -107,7 +144,7 @@ def policies_command(context: click.Context) -> None:
         click.echo(f"{policy.name}  ({policy.provider}, {policy.path})")
         for line in _settings(policy.name):
             click.echo(f"    {line}")
-    click.echo("presets (--policy NAME, or a YAML file)")
+    click.echo("presets: a policy with its settings (`policies show NAME` prints one)")
     for name in registry.list_presets():
         click.echo(f"    {name}")
 

@@ -13,7 +13,7 @@ from kinship_daemon import family
 from kinship_daemon.cli.options import home_options, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.explain import explain
+from kinship_daemon.explain import explain, returns, set_aside_words
 from kinship_daemon.home import Home
 from kinship_daemon.report import count
 from kinship_storage.lineage import Lineage
@@ -32,6 +32,7 @@ def status_command(home: Path | None, base: str | None, as_json: bool) -> None:
     found, lineage = open_lineage(home, base)
     with lineage:
         facts = _status(found, lineage)
+        models = lineage.set_aside()
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -45,18 +46,28 @@ def status_command(home: Path | None, base: str | None, as_json: bool) -> None:
     click.echo(f"best        {facts['best']}")
     for repo in facts["published"]:
         click.echo(f"published   {repo}")
+    for line in facts["not_published"]:
+        click.echo(f"passed      {line['model']}, not published: {line['reason']}")
     states: tuple[Status, ...] = ("refused", "quarantined")
-    aside = {status: _pairs(facts["set_aside"], status) for status in states}
+    aside = {
+        status: [
+            (m.id, set_aside_words(m.reason, m.cause, returns(m)))
+            for m in models
+            if m.status == status
+        ]
+        for status in states
+    }
     for status, given in aside.items():
         _tell(status, given)
-    _tell("waiting", [(line["job"], line["reason"]) for line in facts["waiting"]])
-    _tell("failed", [(line["job"], line["reason"]) for line in facts["failed_jobs"]])
+    _tell("waiting", [_job_words(line) for line in facts["waiting"]])
+    _tell("failed", [_job_words(line) for line in facts["failed_jobs"]])
     if many := [status for status, given in aside.items() if len(given) > _FEW]:
         click.echo(f"names       kinship-daemon candidates --home {found.path} --status {many[0]}")
 
 
-def _pairs(aside: list[dict[str, str]], status: Status) -> list[tuple[str, str]]:
-    return [(line["model"], line["reason"]) for line in aside if line["status"] == status]
+def _job_words(line: Mapping[str, str]) -> tuple[str, str]:
+    due = f"; tried again at {line['due']}" if line["due"] else ""
+    return line["job"], f"{line['reason']} ({line['cause']}{due})"
 
 
 def _tell(what: str, given: Sequence[tuple[str, str | None]]) -> None:
@@ -85,6 +96,11 @@ def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
         "evolution": _evolution(lineage),
         "best": _best(lineage),
         "published": [publication.repo for publication in lineage.publications()],
+        "not_published": [
+            {"model": model.id, "reason": model.not_published}
+            for model in lineage.models("merge", "admitted")
+            if model.not_published is not None
+        ],
         "set_aside": list(_set_aside(lineage)),
         "waiting": [_job(job) for job in lineage.jobs("waiting")],
         "failed_jobs": [_job(job) for job in lineage.jobs("failed")],
@@ -105,7 +121,10 @@ def _evolution(lineage: Lineage) -> str:
     last = lineage.last_generation()
     if last is None:
         return "not begun"
-    return "going on" if last.stop is None else f"stopped ({last.stop_kind}): {last.stop}"
+    if last.stop is None:
+        return "going on"
+    kind = "" if str(last.stop_kind) in last.stop else f" ({last.stop_kind})"
+    return f"stopped{kind}: {last.stop}"
 
 
 def _set_aside(lineage: Lineage) -> Iterator[dict[str, str | None]]:

@@ -28,7 +28,11 @@ def config_options(command: _F) -> _F:
         click.option(
             "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key."
         ),
-        click.option("policy", "--policy", help="A preset's name or a policy's YAML file."),
+        click.option(
+            "policy",
+            "--policy",
+            help="A policy, preset, YAML file or package.module:Class.",
+        ),
         click.option(
             "home", "--home", type=click.Path(path_type=Path), help="The daemon's folder."
         ),

@@ -36,17 +36,23 @@ def retry_command(
     found = find_home_of(home, base)
     with Lineage.open(found.lineage, now=now) as lineage, lineage.transaction():
         if cause is not None:
-            put_off = (
+            put_off = [
                 j for s in ("waiting", "failed") for j in lineage.jobs(s) if j.cause == cause
-            )
+            ]
+            jobs = [job for job in put_off if job.model is None]  # a look at the hub, a decision
             names = {job.model for job in put_off if job.model is not None}
             names |= {model.id for model in lineage.set_aside(cause)}
             chosen = [model for name in sorted(names) if (model := lineage.model(name)) is not None]
         else:
+            jobs = []
             chosen = [_named(lineage, name) for name in models]
         opened = [model for model in chosen if _open(lineage, model)]
-    if opened:
-        click.echo(f"{count(len(opened), 'model')} to try again; a run on {found.path} does it")
+        for job in jobs:
+            lineage.retry_job(job.key)
+            click.echo(f"{job.kind}: was {job.status} ({job.cause}): {job.reason}")
+    told = [count(len(each), what) for each, what in ((opened, "model"), (jobs, "job")) if each]
+    if told:
+        click.echo(f"{' and '.join(told)} to try again; a run on {found.path} does it")
     else:
         click.echo("there is nothing to try again")
 
@@ -56,7 +62,8 @@ def _named(lineage: Lineage, name: str) -> Model:
     if model is None:
         known = [each.id for each in lineage.models()]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-        raise UsageError(f"no model {name!r} in {lineage.path}; nearest: {', '.join(near)}")
+        hint = f"nearest: {near[0]}" if near else "it holds no model yet"
+        raise UsageError(f"no model {name!r} in {lineage.path}; {hint}")
     return model
 
 

@@ -65,12 +65,13 @@ def _farewell(d: Context, report: Reporter) -> None:
     """What became of it, and where to look next."""
     export = d.lineage.export()
     report.block("family tree", family.tree(export))
+    evaluation = d.settings.fingerprint("validation")
     for publication in d.lineage.publications():
-        verdict = next(iter(d.lineage.gates_of(publication.model)), None)
-        gain = "" if verdict is None else f", {verdict.reason}"
+        verdict = d.lineage.gate(publication.model, evaluation)
+        words = "not judged under the present evaluation" if verdict is None else verdict.reason
         report.event(
             "published",
-            f"{publication.model} as {publication.repo}{gain}",
+            f"{publication.model} as {publication.repo}; {words}",
             model=publication.model,
             url=publication.url,
         )

@@ -6,7 +6,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -37,7 +36,7 @@ _WIDTH = 100
     "--policy",
     multiple=True,
     required=True,
-    help="A policy, preset, YAML file or mypkg.mod:Class; several to compare.",
+    help="A policy, preset, YAML file or package.module:Class; several to compare.",
 )
 @click.option(
     "place",
@@ -92,34 +91,15 @@ def simulate_command(
             click.echo(f"wrote {plot}", err=True)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A policy that was asked for; `label` is what the results call it."""
-
-    label: str
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def _chosen(arguments: Sequence[str]) -> list[_Choice]:
-    choices = [_choice(argument) for argument in arguments]
+def _chosen(arguments: Sequence[str]) -> list[registry.Choice]:
+    choices = [registry.choice(argument) for argument in arguments]
     labels = [choice.label for choice in choices]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"--policy {twice[0]} is there twice; name each once")
     return choices
 
 
-def _choice(argument: str) -> _Choice:
-    """A file or preset as `run --policy` takes it; else an installed policy or a class's path."""
-    file = argument.endswith((".yaml", ".yml"))
-    if not file and argument not in registry.list_presets():
-        registry.find(argument)
-        return _Choice(argument, argument)
-    preset = dict(registry.load_preset(argument))
-    return _Choice(Path(argument).stem if file else argument, preset.pop("use"), preset)
-
-
-def _made(choices: Sequence[_Choice], overrides: Sequence[str]) -> dict[str, Policy]:
+def _made(choices: Sequence[registry.Choice], overrides: Sequence[str]) -> dict[str, Policy]:
     """Policies by label, each with the settings of --set that it has."""
     known = {choice.label: _known(registry.find(choice.name)) for choice in choices}
     given = dict(_override(override) for override in overrides)
@@ -132,7 +112,7 @@ def _made(choices: Sequence[_Choice], overrides: Sequence[str]) -> dict[str, Pol
             )
     return {
         c.label: registry.make(
-            c.name, c.settings | {k: v for k, v in given.items() if k in known[c.label]}
+            c.name, {**c.settings, **{k: v for k, v in given.items() if k in known[c.label]}}
         )
         for c in choices
     }

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from scipy import stats
 from kinship_daemon.errors import KinshipError
 from kinship_storage.records import Score
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Verdict", "judge", "verdict_words"]
 
 # Elements that one batch of resamples may hold: about 16 MB of float64.
 _BATCH_ELEMENTS = 2_000_000
@@ -73,8 +74,28 @@ def judge(
     low, high = _interval(differences, confidence, resamples, seed)
     gain = _gain(*differences, axis=0).item()
     n = sum(len(values) for values in differences)
-    words = _words(gain, (low, high), f"{best} on {n} documents", min_gain, confidence)
+    words = verdict_words(
+        gain, (low, high), n, parent=best, min_gain=min_gain, confidence=confidence
+    )
     return Verdict(low > min_gain, gain, low, high, n, best, words)
+
+
+def verdict_words(
+    gain: float,
+    interval: tuple[float, float],
+    n: int,
+    *,
+    parent: str,
+    min_gain: float,
+    confidence: float,
+) -> str:
+    """A verdict as everyone is told it; `parent` is what to call the best parent there."""
+    passed = interval[0] > min_gain
+    needed = "" if passed else f"; its lower end must be above {min_gain:g}"
+    return (
+        f"{'passed' if passed else 'refused'}: {gain:+.4f} against {parent} on {n:,} documents "
+        f"({_percent(confidence)} % interval {interval[0]:+.4f} to {interval[1]:+.4f}{needed})"
+    )
 
 
 def _validation(name: str, scores: Sequence[Score]) -> Mapping[str, Score]:
@@ -145,13 +166,6 @@ def _interval(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def _words(
-    gain: float, ends: tuple[float, float], over: str, min_gain: float, confidence: float
-) -> str:
-    interval = f"{100 * confidence:.4g} % interval {ends[0]:+.4f} to {ends[1]:+.4f}"
-    facts = f"{gain:+.4f} over {over} ({interval})"
-    if ends[0] > min_gain:
-        return f"better: {facts}; the lower end is above {min_gain:g}"
-    if gain > min_gain:
-        return f"not certain: {facts}; the lower end is not above {min_gain:g}"
-    return f"not better: {facts}; the gain itself is not above {min_gain:g}"
+def _percent(share: float) -> str:
+    """All its digits: 0.9999 is 99.99 %, not 100 %."""
+    return format((Decimal(repr(share)) * 100).normalize(), "f")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from kinship_daemon.hub.licence import hub_fields
-from kinship_storage.records import File, Gate, Model, Score, Split
+from kinship_storage.records import File, Model, Score, Split
 
 __all__ = ["CardFacts", "model_card"]
 
@@ -30,7 +30,7 @@ class CardFacts:
         base_models: Repos for the front matter: parents that can be found on the hub, and in
             place of an unpublished parent its own ancestors that can.
         scores: The merge's and every parent's, by id.
-        gate: The verdict.
+        verdict: The gate's, in words.
         family: All its ancestors.
         called: What models are called where others can find them, by id: their repo, or the id of
             a merge that is not published.
@@ -52,7 +52,7 @@ class CardFacts:
     licence: str
     base_models: tuple[str, ...]
     scores: Mapping[str, Sequence[Score]]
-    gate: Gate | None
+    verdict: str | None
     family: tuple[Model, ...]
     called: Mapping[str, str]
     metric: str
@@ -147,15 +147,11 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _verdict(facts: CardFacts) -> str:
-    gate = facts.gate
-    if gate is None:
+    if facts.verdict is None:
         return "It was published without a gate."
-    outcome = "passed" if gate.passed else "did not pass"
-    confidence = float(gate.settings["confidence"])
     return (
-        f"The gate: on {gate.n} validation documents it gains {gate.gain:+.4f} over its best "
-        f"parent, {facts.name(gate.parent)}, with a {confidence:.0%} interval from {gate.low:+.4f} "
-        f"to {gate.high:+.4f} (paired bootstrap). It {outcome}."
+        "The gate holds a merge against its best parent on validation documents, by a paired "
+        f"bootstrap. It {facts.verdict}."
     )
 
 

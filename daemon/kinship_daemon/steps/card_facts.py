@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import get_args
 
 from kinship_daemon.context import Context
+from kinship_daemon.evaluate.gate import verdict_words
 from kinship_daemon.evaluate.settings import harness_versions
 from kinship_daemon.hub.card import CardFacts
 from kinship_daemon.hub.licence import most_restrictive
@@ -44,7 +45,7 @@ def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
         licence=terms.licence or "unknown",
         base_models=tuple(dict.fromkeys(_on_hub(context, model))),
         scores={each.id: _scores(context, each) for each in (model, *parents)},
-        gate=context.lineage.gate(model.id, context.settings.fingerprint("validation")),
+        verdict=_verdict(context, model),
         family=tuple(family),
         called={each.id: _called(context, each) for each in family},
         metric=context.config.kinship.metric,
@@ -56,6 +57,21 @@ def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
         version=version("kinship-daemon"),
         settings=_settings(context),
         hub_url=context.hub.name if "://" in context.hub.name else None,
+    )
+
+
+def _verdict(context: Context, model: Model) -> str | None:
+    """The gate's words, with the parent called as the card calls it."""
+    gate = context.lineage.gate(model.id, context.settings.fingerprint("validation"))
+    if gate is None:
+        return None
+    return verdict_words(
+        gate.gain,
+        (gate.low, gate.high),
+        gate.n,
+        parent=_called(context, context.lineage.require(gate.parent)),
+        min_gain=gate.settings["min_gain"],
+        confidence=gate.settings["confidence"],
     )
 
 

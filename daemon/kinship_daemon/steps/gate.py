@@ -51,10 +51,9 @@ def _commit(lineage: Lineage, _work: Work, verdict: Gate) -> None:
 
 
 def _tell(context: Context, _work: Work, verdict: Gate) -> None:
-    outcome = "passed" if verdict.passed else "not passed"
     context.report.event(
         "gate",
-        f"{verdict.model} {outcome}: {verdict.reason}",
+        f"{verdict.model} {verdict.reason}",
         model=verdict.model,
         passed=verdict.passed,
         gain=verdict.gain,
