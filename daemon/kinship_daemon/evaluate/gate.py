@@ -154,4 +154,4 @@ def _words(
         return f"better: {facts}; the lower end is above {min_gain:g}"
     if gain > min_gain:
         return f"not certain: {facts}; the lower end is not above {min_gain:g}"
-    return f"not better: {facts}; the gain itself is not above {min_gain:g}"
+    return f"refused: {gain:+.4f} against {over} ({interval})"
