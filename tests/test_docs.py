@@ -1,0 +1,172 @@
+"""Every JSON output has the fields that docs/json.md lists, and no others; options are known."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import command
+from kinship_daemon.cli import app
+from small_candidates import notice, waiting
+from small_lineage import fill, finetune, open_lineage
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "json.md").read_text()
+TEXT = "\n".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+ROW = re.compile(r"^\| `([^`]+)` \|", re.M)
+COMPARED = ["--policy", "topk-greedy", "--policy", "topk-kinship"]
+
+
+def documented(title):
+    """Fields listed under a command's heading, in the page's own notation."""
+    (section,) = re.findall(
+        rf"^## kinship-daemon {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S
+    )
+    return section
+
+
+def tables(text):
+    """Fields by the heading of their table's first column."""
+    found = {}
+    for head, rows in re.findall(
+        r"^\| (field[^|]*) \| meaning \|\n\| --- \| --- \|\n((?:\|.*\n)*)", text, re.M
+    ):
+        found.setdefault(head, []).extend(ROW.findall(rows))
+    return found
+
+
+def leaves(value, known, at=""):
+    """Paths of fields that hold no fields, `*` for names where the page has it; nulls too."""
+    if isinstance(value, list) and any(name.startswith(f"{at}[].") for name in known):
+        return set().union(*(leaves(item, known, f"{at}[]") for item in value))
+    if not isinstance(value, dict) or (at in known and not value):
+        return {at}
+    free = any(name == f"{at}.*" or name.startswith(f"{at}.*.") for name in known)
+    found = {at} if at in known else set()
+    for name, item in value.items():
+        found |= leaves(item, known, ".".join(filter(None, [at, "*" if free else name])))
+    return found
+
+
+def compare(title, value, known=None):
+    known = set(documented_fields(title) if known is None else known)
+    assert leaves(value, known) == known
+
+
+def documented_fields(title):
+    return [field for fields in tables(documented(title)).values() for field in fields]
+
+
+def printed(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A home whose lists all have something in them."""
+    home = tmp_path_factory.mktemp("family")
+    with open_lineage(home / "lineage.db") as lineage:
+        fill(lineage)
+        notice(lineage)
+        lineage.add_model(finetune("odd", status="seen", weights=None))
+        lineage.move_model("demo/odd", "quarantine", reason="no header", cause="world")
+        for name, end in (("a", lineage.wait), ("b", lineage.fail)):
+            key = lineage.submit("score", {"model": name}, "m1").key
+            lineage.start(key)
+            end(*((key, "no memory", None) if name == "a" else (key, "settings", "no such task")))
+    return home
+
+
+@pytest.fixture(scope="module")
+def demo_home(tmp_path_factory):
+    """The demo on few documents, so that it takes seconds; ten merges all the same."""
+    user = tmp_path_factory.mktemp("user")
+    few = ["--set", "evaluate.limit=40", "--set", "publish.namespace=null"]
+    done = command.run(
+        ["run", "--base", "demo", "--until-converged", "--home", user / "demo", *few], user
+    )
+    assert done.code == 0, done.err
+    return user / "demo"
+
+
+def test_status(family):
+    compare("status --json", printed("status", "--home", family, "--json"))
+
+
+def test_candidates(family):
+    with open_lineage(family / "lineage.db") as lineage:
+        lineage.add_candidate(waiting("odd"))
+    facts = printed("candidates", "--home", family, "--json")
+    listed = tables(documented("candidates --json"))
+    rows = [f"[].{name}" for name in listed["field of a row"]]
+    for name in ("refused", "quarantined", "admitted"):
+        compare("", facts.pop(name), [*rows, "[].reason"])
+    ordered = [f"waiting[].{name}" for name in listed["field of a row"]]
+    compare("", facts, [*listed["field"], *ordered])
+
+
+def test_lineage(demo_home):
+    compare("lineage --format json", printed("lineage", "--home", demo_home, "--format", "json"))
+
+
+def test_analyze(demo_home, tmp_path):
+    file = tmp_path / "found.json"
+    result = CliRunner().invoke(app, ["analyze", "--home", str(demo_home), "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    compare("analyze --json FILE", json.loads(file.read_text()))
+
+
+def test_replay(demo_home):
+    compare("replay --format json", printed("replay", "--home", demo_home, "--format", "json"))
+
+
+def test_kinship():
+    asked = ["kinship", "demo/add", "demo/max", "--base", "demo", "--format", "json"]
+    listed = tables(documented("kinship --format json"))
+    parts = [name for name in listed["field"] if "[]" in name]
+    plain = [name for name in listed["field"] if "[]" not in name]
+    compare("", printed(*asked), plain)
+    for by in ("kind", "layer", "tensor"):
+        own = [name for name in parts if name.startswith(f"{by}s[]")]
+        compare("", printed(*asked, "--by", by), [*plain, *own])
+    sampled = listed["field with --sample"]
+    compare("", printed(*asked, "--sample", "0.2"), [*plain, *sampled])
+
+
+def test_evaluate(tmp_path):
+    asked = ["demo/add", "--base", "demo", "--set", "evaluate.limit=20", "--format", "json"]
+    done = command.run(["evaluate", *asked], tmp_path)
+    assert done.code == 0, done.err
+    compare("evaluate --format json", json.loads(done.out))
+
+
+def test_simulate():
+    few = ["--landscape", "synthetic", "--seeds", "2", "--budget", "10", *COMPARED]
+    compare("simulate --format json", printed("simulate", *few, "--format", "json"))
+
+
+def test_every_command_that_writes_json_has_a_section():
+    written = set()
+    for name in app.list_commands(None):
+        for option in app.get_command(None, name).params:
+            if "--json" in option.opts or "json" in getattr(option.type, "choices", ()):
+                written.add(name)
+    assert written == set(re.findall(r"^## kinship-daemon ([a-z]+) ", PAGE, re.M))
+
+
+def test_every_option_shown_is_one_of_its_command():
+    """In every shell block of every page."""
+    asked = 0
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```$", TEXT, re.S | re.M)).replace("\\\n", " ")
+    for name, rest in re.findall(r"kinship-daemon ([a-z]+)([^\n#;&|]*)", shell):
+        chosen = app.get_command(None, name)
+        parts = [chosen, *getattr(chosen, "commands", {}).values()]
+        known = {option for part in parts for each in part.params for option in each.opts}
+        for option in re.findall(r"(?<=\s)--[a-z-]+", rest):
+            asked += 1
+            assert option in known, f"{name} {option}"
+    assert asked > 10
