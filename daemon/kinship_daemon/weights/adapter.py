@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE
 from kinship_daemon.weights.checkpoint import (
     FLOATS,
-    INDEX,
-    SINGLE,
     Checkpoint,
     first_three,
     read_json,
@@ -27,10 +26,7 @@ from kinship_daemon.weights.checkpoint import (
 from kinship_daemon.weights.header import TensorInfo, read_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
-__all__ = ["ADAPTER", "SETTINGS", "Adapter", "Content", "LowRank", "is_adapter"]
-
-ADAPTER = "adapter_model.safetensors"
-SETTINGS = "adapter_config.json"
+__all__ = ["Adapter", "Content", "LowRank", "is_adapter"]
 
 _PREFIX = "base_model.model."
 # The name of the adapter ("default") may stand before or instead of "weight".
@@ -116,7 +112,7 @@ class Adapter:
         Raises:
             ModelError: It is no plain LoRA, or does not fit; three differences are named.
         """
-        settings = read_json(path / SETTINGS)
+        settings = read_json(path / ADAPTER_CONFIG)
         if not (path / ADAPTER).is_file():
             raise ModelError(f"{path}: has no {ADAPTER}; adapters in pickle files are never read")
         checkpoint = Checkpoint(path, read_header(path / ADAPTER))
@@ -194,7 +190,7 @@ class Adapter:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and not a whole model."""
     whole = (folder / SINGLE).exists() or (folder / INDEX).exists()
-    return not whole and (folder / SETTINGS).is_file()
+    return not whole and (folder / ADAPTER_CONFIG).is_file()
 
 
 def _refuse_other_forms(path: Path, settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:
@@ -267,7 +263,7 @@ def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: tuple[int
     r = _setting(path, settings, "rank_pattern", "r", module)
     alpha = _setting(path, settings, "alpha_pattern", "lora_alpha", module)
     if rank != (r,):
-        raise ModelError(f"{path}: {module} has rank {[*rank]}, but {SETTINGS} says {r:g}")
+        raise ModelError(f"{path}: {module} has rank {[*rank]}, but {ADAPTER_CONFIG} says {r:g}")
     return alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
 
 
@@ -286,7 +282,7 @@ def _setting(path: Path, settings: Mapping[str, Any], pattern: str, key: str, mo
         matching = (p for p in patterns if _fits(p, module))
         value = float(patterns.get(next(matching, None), settings[key]))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
-        raise ModelError(f"{path}: {SETTINGS} has no usable {key} for {module}") from error
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} has no usable {key} for {module}") from error
     if not (math.isfinite(value) and (value > 0 or key != "r")):
-        raise ModelError(f"{path}: {SETTINGS} has the {key} {value:g} for {module}")
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} has the {key} {value:g} for {module}")
     return value

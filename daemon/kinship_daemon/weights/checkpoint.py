@@ -13,14 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import ADAPTER, INDEX, SINGLE
 from kinship_daemon.weights.fit import HEAD, alike_tied, compare, first_three, says_tied
 from kinship_daemon.weights.header import DTYPES, FLOATS, TensorInfo, read_header
 
 __all__ = [
     "DTYPES",
     "FLOATS",
-    "INDEX",
-    "SINGLE",
     "Checkpoint",
     "TensorInfo",
     "alike_tied",
@@ -36,8 +35,6 @@ __all__ = [
     "why_no_weights",
 ]
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 100_000_000
 _LONGEST_NAME = 200
@@ -231,7 +228,7 @@ def why_no_weights(path: PurePath, files: Iterable[str]) -> str:
     names = sorted(files)
     pickles = [name for name in names if name.endswith(_PICKLES) and name != "training_args.bin"]
     if any(name.endswith(".safetensors") for name in names):
-        if "adapter_model.safetensors" in names:
+        if ADAPTER in names:
             return f"{path}: holds only an adapter, which is no model without its base"
         return f"{path}: has safetensors files, but neither {SINGLE} nor {INDEX}"
     if pickles:

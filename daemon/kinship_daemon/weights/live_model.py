@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import GENERATION
 from kinship_daemon.weights.assembly import Makeable
 from kinship_daemon.weights.checkpoint import follows_from_config
 from kinship_daemon.weights.places import places
-from kinship_daemon.weights.sidecars import GENERATION, sidecars
+from kinship_daemon.weights.sidecars import sidecars
 
 __all__ = ["live_model", "load_into"]
 
