@@ -22,6 +22,7 @@ from kinship_daemon.weights.checkpoint import (
     Checkpoint,
     first_three,
     read_json,
+    why_empty,
 )
 from kinship_daemon.weights.header import TensorInfo, read_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
@@ -110,16 +111,21 @@ class Adapter:
         Read settings and header, and check both against the base.
 
         Raises:
-            ModelError: It is no plain LoRA, or does not fit; three differences are named.
+            ModelError: It is no plain LoRA, is empty, or does not fit; three differences are named.
         """
         settings = read_json(path / ADAPTER_CONFIG)
         if not (path / ADAPTER).is_file():
             raise ModelError(f"{path}: has no {ADAPTER}; adapters in pickle files are never read")
         checkpoint = Checkpoint(path, read_header(path / ADAPTER))
         _refuse_other_forms(path, settings, checkpoint)
+        _refuse_empty(checkpoint)
         adapter = cls(base, checkpoint, *_sorted(base, path, settings, checkpoint))
         if differences := adapter._misfits():
             raise ModelError(f"{path}: does not fit its base: {first_three(differences)}")
+        if not adapter.full and not any(adapter._changes(name) for name in adapter.factors):
+            raise ModelError(
+                f"{path}: changes nothing of its base: every lora_B is zero, as before training"
+            )
         return adapter
 
     @property
@@ -148,6 +154,9 @@ class Adapter:
         if not dense and own.dtype == base.dtype and torch.equal(own, base):
             return delta
         return torch.addmm(own.float(), delta.up, delta.down)
+
+    def _changes(self, name: str) -> bool:
+        return bool(self.checkpoint.tensor(self.factors[name].b).any())
 
     def _low_rank(self, factors: _Factors) -> LowRank:
         a = self.checkpoint.tensor(factors.a).float()
@@ -208,6 +217,15 @@ def _refuse_other_forms(path: Path, settings: Mapping[str, Any], checkpoint: Che
             f"{path}: began as {beginning!r}, which changes the base's weights; "
             "convert it to plain LoRA first"
         )
+
+
+def _refuse_empty(checkpoint: Checkpoint) -> None:
+    if not checkpoint.tensors:
+        raise ModelError(
+            f"{checkpoint.path}: its {ADAPTER} holds no tensors; it was not saved whole"
+        )
+    if empty := next((info for info in checkpoint.tensors.values() if not info.elements), None):
+        raise ModelError(f"{checkpoint.path}: {why_empty(empty)}")
 
 
 def _sorted(

@@ -15,7 +15,7 @@ from torch import Tensor
 from kinship_daemon.errors import ModelError
 from kinship_daemon.model_files import ADAPTER_CONFIG
 from kinship_daemon.weights.adapter import Adapter, Content, LowRank, is_adapter
-from kinship_daemon.weights.checkpoint import Checkpoint, alike_tied, compare
+from kinship_daemon.weights.checkpoint import Checkpoint, alike_tied, compare, refuse_other_head
 from kinship_daemon.weights.vocabulary import (
     Vocabulary,
     alignment,
@@ -82,7 +82,10 @@ def descend(base: Checkpoint, path: Path) -> Descendant:
     """
     if is_adapter(path):
         return _adapter(base, Adapter.open(base, path))
-    own = alike_tied(base, Checkpoint.open(path))
+    whole = Checkpoint.open(path)
+    own = alike_tied(base, whole)
+    if own is not whole:
+        refuse_other_head(whole)
     vocabulary = Vocabulary.of(own)
     growing = [name for name in base.tensors if is_vocabulary(name)] if vocabulary else []
     compare(base, own, resizable=growing)
