@@ -360,3 +360,31 @@ def test_a_merged_model_beside_its_adapter_is_a_whole_model(tmp_path, bases):
     shutil.copytree(bases["mistral"], tmp_path / "a", dirs_exist_ok=True)
     leaf = descend(Checkpoint.open(bases["mistral"]), tmp_path / "a")
     assert isinstance(leaf.content("model.norm.weight"), torch.Tensor)
+
+
+def _emptied(side):
+    return lambda name, tensor: (name, tensor[:0] if f"lora_{side}" in name else tensor)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _name, _tensor: None, "holds no tensors"),
+        (_emptied("A"), "has no elements"),
+        (_emptied("B"), "has no elements"),
+        (lambda n, t: (n, t * 0 if "lora_B" in n else t), "every lora_B is zero"),
+    ],
+    ids=["no tensors", "no A", "no B", "zero B"],
+)
+def test_an_adapter_that_holds_nothing_is_refused(tmp_path, bases, change, said):
+    adapter(bases["mistral"], tmp_path / "a")
+    rewrite(tmp_path / "a", change)
+    with pytest.raises(ModelError, match=said):
+        descend(Checkpoint.open(bases["mistral"]), tmp_path / "a")
+
+
+def test_an_adapter_with_one_zero_b_among_others_is_taken(tmp_path, bases):
+    adapter(bases["mistral"], tmp_path / "a")
+    zero = "layers.0.self_attn.v_proj.lora_B"
+    rewrite(tmp_path / "a", lambda n, t: (n, t * 0 if zero in n else t))
+    assert descend(Checkpoint.open(bases["mistral"]), tmp_path / "a").parameters

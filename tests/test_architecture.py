@@ -16,9 +16,9 @@ ROOTS = {
 ORDER = ["kinship_storage", "kinship_policies", "kinship_daemon"]
 # Inside the daemon: what a room may use of it. Not the loop, not the config, not the lineage.
 ROOMS = {
-    "weights": {"child_process", "durable", "errors", "ranges", "weights"},
+    "weights": {"child_process", "durable", "errors", "model_files", "ranges", "weights"},
     "evaluate": {"child_process", "errors", "evaluate", "weights"},
-    "hub": {"durable", "errors", "hub", "ranges"},
+    "hub": {"durable", "errors", "hub", "model_files", "ranges"},
 }
 
 

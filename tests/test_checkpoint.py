@@ -350,3 +350,21 @@ def test_the_identity_is_that_of_the_bytes(tmp_path):
     assert identity == weights_identity({"p": two, "q": one})
     assert identity != weights_identity({"p": two})
     assert identity.startswith("sha256:")
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (32, 0), (0,)])
+@pytest.mark.parametrize("lost", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_a_tensor_without_elements_is_refused(tmp_path, lost, shape):
+    folder = tiny.edit(tiny.base(tmp_path / "a"), {lost: torch.zeros(shape)})
+    with pytest.raises(ModelError, match=rf"its tensor {lost} .* has no elements"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("shard_size", [None, "40KB"])
+def test_a_git_lfs_pointer_is_told_as_what_it_is(tmp_path, shard_size):
+    folder = tiny.base(tmp_path / "a", shard_size=shard_size)
+    file = sorted(folder.glob("*.safetensors"))[-1]
+    oid = "a" * 64
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 4943\n")
+    with pytest.raises(ModelError, match=rf"{file.name}: only a Git LFS pointer.*git lfs pull"):
+        Checkpoint.open(folder)

@@ -1,5 +1,6 @@
 """The suite that third parties run: it passes what is sound and catches each fault by its name."""
 
+import math
 import random
 
 import pytest
@@ -234,3 +235,32 @@ def test_evolution_gains_by_merging_and_goes_on_when_someone_arrives():
     best = [population[population.best(1)[0]].score for population, _ in steps]
     assert best == sorted(best)
     assert best[-1] > best[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "parents", "parameters", "expected"),
+    [
+        ("extrapolation", ("a", "b"), {"lambda": 0.5}, (1.5, -0.5, 0)),
+        ("task_arithmetic", ("a", "b", "c"), {"lambda": 0.6}, (0.2, 0.2, 0.2)),
+        ("task_arithmetic", ("a", "b"), {"lambda": 0.5, "weight": [1.0, 3.0]}, (0.125, 0.375, 0)),
+        ("linear", ("a", "b"), {"weight": [1.0, -1.0]}, (1, -1, 0)),
+        ("linear", ("a", "b"), {"weight": [0.0, 0.0]}, (0, 0, 0)),
+    ],
+)
+def test_a_landscape_merges_by_the_methods_own_parameters(method, parents, parameters, expected):
+    units = {"a": (1.0, 0.0, 0.0), "b": (0.0, 1.0, 0.0), "c": (0.0, 0.0, 1.0)}
+    landscape = Landscape(units, optimum=(0.0, 0.0, 0.0))
+    child = landscape.merge(parents, 1, method, parameters)
+    member = next(m for m in landscape.population(1, None, ()).members if m.name == child)
+    assert member.length == pytest.approx(math.hypot(*expected))
+    cosines = landscape.population(1, None, ())
+    for name, part in zip("abc", expected, strict=True):
+        cosine = cosines.kin(child, name)
+        assert cosine is None or cosine * member.length == pytest.approx(part)
+
+
+def test_a_landscape_extrapolates_from_two_parents_alone():
+    units = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (1.0, 1.0)}
+    landscape = Landscape(units, optimum=(0.0, 0.0))
+    with pytest.raises(ConformanceError, match="one parent to another, not 3"):
+        landscape.merge(("a", "b", "c"), 1, "extrapolation", {"lambda": 0.5})

@@ -22,6 +22,7 @@ from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.weights import materialise, shard
 from kinship_daemon.weights.checkpoint import Checkpoint, compare
+from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.live_model import live_model, load_into
 from kinship_daemon.weights.materialise import (
     Assembly,
@@ -182,11 +183,25 @@ def test_tied_embeddings_stay_tied(tmp_path, tied):
 def test_a_second_copy_of_tied_embeddings_is_ignored(tmp_path, tied):
     base, leaves = tied
     doubled = shutil.copytree(leaves[0], tmp_path / "a")
-    tiny.edit(doubled, {"lm_head.weight": torch.zeros(tiny.VOCABULARY, 32).bfloat16()})
+    copy = tiny.tensors(doubled)["model.embed_tokens.weight"].clone()
+    tiny.edit(doubled, {"lm_head.weight": copy})
     compare(Checkpoint.open(base), Checkpoint.open(doubled))
     expected = live_model(merged(base, leaves), dtype=torch.bfloat16, device="cpu")
     model = live_model(merged(base, [doubled, leaves[1]]), dtype=torch.bfloat16, device="cpu")
     assert torch.equal(logits(model), logits(expected))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_head_that_differs_from_its_tied_embeddings_is_refused(tmp_path, tied, silent):
+    base, leaves = (shutil.copytree(f, tmp_path / f.name) for f in (tied[0], tied[1][0]))
+    head = tiny.tensors(leaves)["model.embed_tokens.weight"].clone()
+    head[3, 5] += 1
+    tiny.edit(leaves, {"lm_head.weight": head})
+    if silent:
+        for folder in (base, leaves):
+            tiny.config(folder, tie_word_embeddings=None)
+    with pytest.raises(ModelError, match=r"its lm_head\.weight differs from model\.embed_tok"):
+        descend(Checkpoint.open(base), leaves)
 
 
 def test_config_templates_and_generation_settings_are_the_donors(tmp_path, tiny_base):

@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from kinship_daemon import model_files
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import ModelError
 from kinship_daemon.hub.names import check_revision, slug
 from kinship_daemon.hub.records import RepoFile
+from kinship_daemon.model_files import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE
 
 __all__ = [
     "has_tokenizer",
@@ -26,39 +28,19 @@ __all__ = [
     "weight_files",
 ]
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_ADAPTER = "adapter_model.safetensors"
-_ADAPTER_CONFIG = "adapter_config.json"
 _SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.safetensors")
 _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
-# Any one of these groups is a tokenizer that transformers can load.
-_TOKENIZERS = (
-    {"tokenizer.json"},
-    {"tokenizer.model"},
-    {"vocab.json", "merges.txt"},
-    {"vocab.txt"},
-    {"spiece.model"},
-    {"sentencepiece.bpe.model"},
-)
-_SIDECARS = frozenset().union(
-    *_TOKENIZERS,
-    {"config.json", "generation_config.json", _ADAPTER_CONFIG},
-    {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"},
-    {"chat_template.jinja", "chat_template.json"},
-)
 _INDEX_BYTES = 100_000_000
 
 
 def has_tokenizer(files: Iterable[RepoFile]) -> bool:
-    names = {file.path for file in files}
-    return any(group <= names for group in _TOKENIZERS)
+    return model_files.has_tokenizer(file.path for file in files)
 
 
 def is_adapter(files: Iterable[RepoFile]) -> bool:
     """Whether an adapter is all there is: full weights count before it, as loaders have it."""
     names = {file.path for file in files}
-    return {_ADAPTER, _ADAPTER_CONFIG} <= names and not names & {_SINGLE, _INDEX}
+    return {ADAPTER, ADAPTER_CONFIG} <= names and not names & {SINGLE, INDEX}
 
 
 def pickles(files: Iterable[RepoFile]) -> list[str]:
@@ -69,9 +51,12 @@ def pickles(files: Iterable[RepoFile]) -> list[str]:
 def sidecars(files: Iterable[RepoFile]) -> list[RepoFile]:
     """Config, tokenizer, generation config, chat template, and the index of sharded weights."""
     files = list(files)
-    single = any(file.path == _SINGLE for file in files)
-    names = _SIDECARS if single else _SIDECARS | {_INDEX}
-    return [file for file in files if file.path in names]
+    single = any(file.path == SINGLE for file in files)
+    return [
+        file
+        for file in files
+        if model_files.is_sidecar(file.path) or (file.path == INDEX and not single)
+    ]
 
 
 def weight_files(files: Iterable[RepoFile], folder: Path | None = None) -> list[RepoFile]:
@@ -86,15 +71,15 @@ def weight_files(files: Iterable[RepoFile], folder: Path | None = None) -> list[
         ModelError: the index cannot be read, or names a shard that the repo does not have.
     """
     known = {file.path: file for file in files}
-    if _SINGLE in known:
-        return [known[_SINGLE]]
-    if _INDEX not in known:
-        return [known[_ADAPTER]] if is_adapter(known.values()) else []
+    if SINGLE in known:
+        return [known[SINGLE]]
+    if INDEX not in known:
+        return [known[ADAPTER]] if is_adapter(known.values()) else []
     if folder is None:
         return [file for name, file in known.items() if _SHARD.fullmatch(name)]
-    shards = _indexed(folder / _INDEX)
+    shards = _indexed(folder / INDEX)
     if missing := [name for name in shards if name not in known]:
-        raise ModelError(f"{_INDEX} names {missing[0]}, which the repo does not have")
+        raise ModelError(f"{INDEX} names {missing[0]}, which the repo does not have")
     return [known[name] for name in shards]
 
 
@@ -116,11 +101,11 @@ def _indexed(index: Path) -> list[str]:
             raise ValueError
         shards = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ModelError(f"{_INDEX} is not an index of shards") from None
+        raise ModelError(f"{INDEX} is not an index of shards") from None
     for name in sorted(shards):
         # A bare name: what the index says becomes a path.
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise ModelError(f"{_INDEX} names {name}, which is not a safetensors file beside it")
+            raise ModelError(f"{INDEX} names {name}, which is not a safetensors file beside it")
     return sorted(shards)
 
 

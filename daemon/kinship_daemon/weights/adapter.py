@@ -16,21 +16,18 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE
 from kinship_daemon.weights.checkpoint import (
     FLOATS,
-    INDEX,
-    SINGLE,
     Checkpoint,
     first_three,
     read_json,
+    why_empty,
 )
 from kinship_daemon.weights.header import TensorInfo, read_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
-__all__ = ["ADAPTER", "SETTINGS", "Adapter", "Content", "LowRank", "is_adapter"]
-
-ADAPTER = "adapter_model.safetensors"
-SETTINGS = "adapter_config.json"
+__all__ = ["Adapter", "Content", "LowRank", "is_adapter"]
 
 _PREFIX = "base_model.model."
 # The name of the adapter ("default") may stand before or instead of "weight".
@@ -114,16 +111,21 @@ class Adapter:
         Read settings and header, and check both against the base.
 
         Raises:
-            ModelError: It is no plain LoRA, or does not fit; three differences are named.
+            ModelError: It is no plain LoRA, is empty, or does not fit; three differences are named.
         """
-        settings = read_json(path / SETTINGS)
+        settings = read_json(path / ADAPTER_CONFIG)
         if not (path / ADAPTER).is_file():
             raise ModelError(f"{path}: has no {ADAPTER}; adapters in pickle files are never read")
         checkpoint = Checkpoint(path, read_header(path / ADAPTER))
         _refuse_other_forms(path, settings, checkpoint)
+        _refuse_empty(checkpoint)
         adapter = cls(base, checkpoint, *_sorted(base, path, settings, checkpoint))
         if differences := adapter._misfits():
             raise ModelError(f"{path}: does not fit its base: {first_three(differences)}")
+        if not adapter.full and not any(adapter._changes(name) for name in adapter.factors):
+            raise ModelError(
+                f"{path}: changes nothing of its base: every lora_B is zero, as before training"
+            )
         return adapter
 
     @property
@@ -152,6 +154,9 @@ class Adapter:
         if not dense and own.dtype == base.dtype and torch.equal(own, base):
             return delta
         return torch.addmm(own.float(), delta.up, delta.down)
+
+    def _changes(self, name: str) -> bool:
+        return bool(self.checkpoint.tensor(self.factors[name].b).any())
 
     def _low_rank(self, factors: _Factors) -> LowRank:
         a = self.checkpoint.tensor(factors.a).float()
@@ -194,7 +199,7 @@ class Adapter:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and not a whole model."""
     whole = (folder / SINGLE).exists() or (folder / INDEX).exists()
-    return not whole and (folder / SETTINGS).is_file()
+    return not whole and (folder / ADAPTER_CONFIG).is_file()
 
 
 def _refuse_other_forms(path: Path, settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:
@@ -212,6 +217,15 @@ def _refuse_other_forms(path: Path, settings: Mapping[str, Any], checkpoint: Che
             f"{path}: began as {beginning!r}, which changes the base's weights; "
             "convert it to plain LoRA first"
         )
+
+
+def _refuse_empty(checkpoint: Checkpoint) -> None:
+    if not checkpoint.tensors:
+        raise ModelError(
+            f"{checkpoint.path}: its {ADAPTER} holds no tensors; it was not saved whole"
+        )
+    if empty := next((info for info in checkpoint.tensors.values() if not info.elements), None):
+        raise ModelError(f"{checkpoint.path}: {why_empty(empty)}")
 
 
 def _sorted(
@@ -267,7 +281,7 @@ def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: tuple[int
     r = _setting(path, settings, "rank_pattern", "r", module)
     alpha = _setting(path, settings, "alpha_pattern", "lora_alpha", module)
     if rank != (r,):
-        raise ModelError(f"{path}: {module} has rank {[*rank]}, but {SETTINGS} says {r:g}")
+        raise ModelError(f"{path}: {module} has rank {[*rank]}, but {ADAPTER_CONFIG} says {r:g}")
     return alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
 
 
@@ -286,7 +300,7 @@ def _setting(path: Path, settings: Mapping[str, Any], pattern: str, key: str, mo
         matching = (p for p in patterns if _fits(p, module))
         value = float(patterns.get(next(matching, None), settings[key]))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
-        raise ModelError(f"{path}: {SETTINGS} has no usable {key} for {module}") from error
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} has no usable {key} for {module}") from error
     if not (math.isfinite(value) and (value > 0 or key != "r")):
-        raise ModelError(f"{path}: {SETTINGS} has the {key} {value:g} for {module}")
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} has the {key} {value:g} for {module}")
     return value

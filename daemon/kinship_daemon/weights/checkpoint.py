@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
@@ -13,14 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import ADAPTER, INDEX, SINGLE
 from kinship_daemon.weights.fit import HEAD, alike_tied, compare, first_three, says_tied
 from kinship_daemon.weights.header import DTYPES, FLOATS, TensorInfo, read_header
 
 __all__ = [
     "DTYPES",
     "FLOATS",
-    "INDEX",
-    "SINGLE",
     "Checkpoint",
     "TensorInfo",
     "alike_tied",
@@ -30,19 +30,21 @@ __all__ = [
     "gathered",
     "parse_json",
     "read_json",
+    "refuse_other_head",
     "shards",
     "weight_map",
     "weights_identity",
+    "why_empty",
     "why_no_weights",
 ]
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 100_000_000
 _LONGEST_NAME = 200
 # Buffers that old transformers saved and every one we support computes from config.json.
 _COMPUTED = re.compile(r"(^|\.)(\w*inv_freq|cos_cached|sin_cached|masked_bias|position_ids)$")
+# Of the input, which a head may be tied to.
+_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
 # The causal mask of GPT-2 and its kin; a bias that is learnt is a vector of floats.
 _MASK = re.compile(r"\.(attn|attention)\.bias$")
 
@@ -66,12 +68,18 @@ class Checkpoint:
         Check a folder's weight files.
 
         Raises:
-            ModelError: No safetensors (pickle files are named), or a truncated or corrupt file.
+            ModelError: No safetensors (pickle files are named), a truncated or corrupt file, or
+                a head that differs from the embeddings it is said to be tied to.
         """
         index = None if (path / SINGLE).exists() else _index(path)
         files = [SINGLE] if index is None else shards(path, index, lambda f: (path / f).is_file())
         headers = {file: read_header(path / file) for file in files}
-        return cls(path, gathered(path, headers, index, tied=says_tied(cls(path, {}))))
+        tied = says_tied(cls(path, {}))
+        if tied:
+            refuse_other_head(
+                cls(path, {name: each[name] for each in headers.values() for name in each})
+            )
+        return cls(path, gathered(path, headers, index, tied=tied))
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -123,7 +131,8 @@ def gathered(
         tied: What its config says of its embeddings.
 
     Raises:
-        ModelError: A tensor is in two files, or not where the index says; or there is none.
+        ModelError: A tensor is in two files, or not where the index says; one has no
+            elements; or there is none.
     """
     found: dict[str, TensorInfo] = {}
     for file, header in headers.items():
@@ -141,7 +150,14 @@ def gathered(
     }
     if not kept:
         raise ModelError(f"{path}: its weight files hold no tensors")
+    if empty := next((info for info in kept.values() if not info.elements), None):
+        raise ModelError(f"{path}: {why_empty(empty)}")
     return MappingProxyType(kept)
+
+
+def why_empty(info: TensorInfo) -> str:
+    """What is wrong with a tensor without elements, as training in shards may leave it."""
+    return f"its tensor {info.name} {list(info.shape)} has no elements; it was not saved whole"
 
 
 def shards(
@@ -168,6 +184,34 @@ def follows_from_config(name: str, *, is_float: bool, dimensions: int) -> bool:
     if _COMPUTED.search(name):
         return True
     return _MASK.search(name) is not None and (not is_float or dimensions == 4)
+
+
+def refuse_other_head(checkpoint: Checkpoint) -> None:
+    """
+    See that a second copy of tied embeddings is one: transformers loads another as it is, untied.
+
+    Raises:
+        ModelError: The head differs from the embeddings.
+    """
+    embeddings = next((name for name in checkpoint.tensors if _EMBEDDINGS.search(name)), None)
+    if embeddings is None or HEAD not in checkpoint.tensors:
+        return
+    files = (checkpoint.tensors[embeddings].file, checkpoint.tensors[HEAD].file)
+    stats = [(checkpoint.path / file).stat() for file in files]
+    stamp = tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in stats)
+    if not _equal(checkpoint.path, files, (embeddings, HEAD), stamp):
+        raise ModelError(
+            f"{checkpoint.path}: its {HEAD} differs from {embeddings}, which its config.json says "
+            "are tied; save it with tie_word_embeddings false or without the head"
+        )
+
+
+@lru_cache(maxsize=256)  # both are large, and a model is opened many times
+def _equal(path: Path, files: tuple[str, str], names: tuple[str, str], _stamp: object) -> bool:
+    opened: list[Any] = [safe_open(path / file, framework="pt") for file in files]
+    one, other = (file.get_tensor(name) for file, name in zip(opened, names, strict=True))
+    equal: bool = one.dtype == other.dtype and torch.equal(one, other)
+    return equal
 
 
 def weights_identity(sha256: Mapping[str, str]) -> str:
@@ -231,7 +275,7 @@ def why_no_weights(path: PurePath, files: Iterable[str]) -> str:
     names = sorted(files)
     pickles = [name for name in names if name.endswith(_PICKLES) and name != "training_args.bin"]
     if any(name.endswith(".safetensors") for name in names):
-        if "adapter_model.safetensors" in names:
+        if ADAPTER in names:
             return f"{path}: holds only an adapter, which is no model without its base"
         return f"{path}: has safetensors files, but neither {SINGLE} nor {INDEX}"
     if pickles:

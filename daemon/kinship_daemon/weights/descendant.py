@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import ModelError
-from kinship_daemon.weights.adapter import SETTINGS, Adapter, Content, LowRank, is_adapter
-from kinship_daemon.weights.checkpoint import Checkpoint, alike_tied, compare
+from kinship_daemon.model_files import ADAPTER_CONFIG
+from kinship_daemon.weights.adapter import Adapter, Content, LowRank, is_adapter
+from kinship_daemon.weights.checkpoint import Checkpoint, alike_tied, compare, refuse_other_head
 from kinship_daemon.weights.vocabulary import (
     Vocabulary,
     alignment,
@@ -81,7 +82,10 @@ def descend(base: Checkpoint, path: Path) -> Descendant:
     """
     if is_adapter(path):
         return _adapter(base, Adapter.open(base, path))
-    own = alike_tied(base, Checkpoint.open(path))
+    whole = Checkpoint.open(path)
+    own = alike_tied(base, whole)
+    if own is not whole:
+        refuse_other_head(whole)
     vocabulary = Vocabulary.of(own)
     growing = [name for name in base.tensors if is_vocabulary(name)] if vocabulary else []
     compare(base, own, resizable=growing)
@@ -93,7 +97,7 @@ def descend(base: Checkpoint, path: Path) -> Descendant:
 def _adapter(base: Checkpoint, adapter: Adapter) -> Descendant:
     own = adapter.checkpoint
     contents = {name: _adapted(adapter, name) for name in adapter.names}
-    files = tuple(sorted((SETTINGS, *own.files)))
+    files = tuple(sorted((ADAPTER_CONFIG, *own.files)))
     plain = Descendant(own.path, own.nbytes, own.parameters, contents, files)
     seen = _in_base_rows(base, plain, _vocabulary(base, adapter))
     if seen.aligned is None:

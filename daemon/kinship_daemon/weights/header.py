@@ -30,6 +30,8 @@ __all__ = [
 
 # The safetensors library refuses longer headers too.
 MAX_HEADER_BYTES = 100_000_000
+# How such a file begins: "version https://git-lfs.github.com/spec/v1".
+_LFS_POINTER = b"version "
 # The largest open mixture-of-experts models have some 60,000.
 _MAX_TENSORS = 100_000
 
@@ -106,8 +108,14 @@ def header_length(path: PurePath, prefix: bytes, size: int, *, most: int = MAX_H
         size: Its bytes.
 
     Raises:
-        ModelError: The file ends before, or the length is absurd (more than `most`).
+        ModelError: It is a Git LFS pointer, the file ends before, or the length is absurd (more
+            than `most`).
     """
+    if prefix == _LFS_POINTER:
+        raise ModelError(
+            f"{path}: only a Git LFS pointer, not the weights; "
+            "run `git lfs pull` there, or download the model again"
+        )
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or (length > size - 8 and length <= most):
         raise ModelError(f"{path}: truncated: {size} bytes end inside its header; fetch it again")

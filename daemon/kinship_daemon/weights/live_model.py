@@ -17,9 +17,11 @@ from transformers import (
 )
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import GENERATION
 from kinship_daemon.weights.assembly import Makeable
 from kinship_daemon.weights.checkpoint import follows_from_config
-from kinship_daemon.weights.sidecars import GENERATION, sidecars
+from kinship_daemon.weights.places import places
+from kinship_daemon.weights.sidecars import sidecars
 
 __all__ = ["live_model", "load_into"]
 
@@ -34,27 +36,35 @@ def load_into(model: PreTrainedModel, assembly: Makeable, *, device: torch.devic
         ModelError: The assembly's tensors are not those of the model.
     """
     sources = assembly.open()
-    places = model.state_dict()
+    free = dict(places(model))
     filled = set()
     for info in sources.tensors:
-        place = places.get(info.name)
+        place = free.get(info.name)
         if place is None or tuple(place.shape) != info.shape:
             raise ModelError(
                 f"{assembly.donor}: tensor {info.name} {list(info.shape)} has no place in "
                 f"{type(model).__name__}"
             )
-        flat, begin = place.view(-1), 0
+        rows, begin = _rows(place), 0
         for block in sources.blocks(info.name, place.dtype, torch.device(device)):
-            flat[begin : begin + len(block)].copy_(block)
-            begin += len(block)
+            end = begin + len(block) // max(rows.shape[1], 1)
+            rows[begin:end] = block.view(-1, rows.shape[1])
+            begin = end
         filled.add(place.data_ptr())
     # Tied weights are one storage under two names, of which the checkpoint has one.
-    for name, place in sorted(places.items()):
+    for name, place in sorted(free.items()):
         computed = follows_from_config(
             name, is_float=place.is_floating_point(), dimensions=place.dim()
         )
         if place.data_ptr() not in filled and not computed:
             raise ModelError(f"{assembly.donor}: its checkpoint lacks the tensor {name}")
+
+
+def _rows(place: torch.Tensor) -> torch.Tensor:
+    """A view (rows, columns) of a tensor, of one column where it has one dimension or none."""
+    if place.dim() == 2:
+        return place
+    return place.view(-1, place.shape[-1] if place.dim() > 2 else 1)
 
 
 def live_model(

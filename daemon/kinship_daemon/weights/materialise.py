@@ -11,8 +11,8 @@ import torch
 
 from kinship_daemon.durable import hash_file, whole_folder
 from kinship_daemon.errors import KinshipError
+from kinship_daemon.model_files import INDEX, SINGLE
 from kinship_daemon.weights.assembly import Assembly, Makeable, Opened, assemble, leaf_assembly
-from kinship_daemon.weights.checkpoint import INDEX, SINGLE
 from kinship_daemon.weights.shard import Made, Shard, plan, write_shard
 from kinship_daemon.weights.sidecars import sidecars, tokenizer_files, write_json
 

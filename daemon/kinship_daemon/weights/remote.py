@@ -9,10 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import INDEX, SINGLE
 from kinship_daemon.ranges import Ranges
 from kinship_daemon.weights.checkpoint import (
-    INDEX,
-    SINGLE,
     gathered,
     parse_json,
     shards,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kinship_daemon.durable import hash_file, sync
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import SINGLE
 from kinship_daemon.weights.assembly import Opened
-from kinship_daemon.weights.checkpoint import SINGLE
 from kinship_daemon.weights.header import encode_header
 
 __all__ = ["Made", "Shard", "plan", "write_shard"]

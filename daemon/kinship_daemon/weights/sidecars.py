@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import GENERATION, TOKENIZERS, is_tokenizer_file
 from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.assembly import Makeable, Opened
 from kinship_daemon.weights.checkpoint import read_json
-from kinship_daemon.weights.vocabulary import TOKENIZERS, Union, has_tokenizer
+from kinship_daemon.weights.vocabulary import Union, has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import AddedToken, PreTrainedTokenizerBase
 
 __all__ = [
-    "GENERATION",
     "Sidecars",
     "load_tokenizer",
     "sidecars",
@@ -32,16 +32,6 @@ __all__ = [
     "write_json",
 ]
 
-GENERATION = "generation_config.json"
-_TEMPLATES = ("chat_template.jinja", "chat_template.json")
-_CARRIED = (
-    *TOKENIZERS,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    *_TEMPLATES,
-)
 # Superseded by what a tokenizer that has grown writes of itself.
 _STALE = ("special_tokens_map.json", "added_tokens.json")
 
@@ -146,11 +136,9 @@ def tokenizer_files(folder: Path) -> tuple[str, ...]:
     """
     if not has_tokenizer(folder):
         raise ModelError(f"{folder}: has no tokenizer ({', '.join(TOKENIZERS)})")
-    templates = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.glob("additional_chat_templates/*.jinja")
-    )
-    return (*(file for file in _CARRIED if (folder / file).is_file()), *templates)
+    found = (path for path in (*folder.glob("*"), *folder.glob("*/*.jinja")) if path.is_file())
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return tuple(sorted(filter(is_tokenizer_file, names)))
 
 
 def _config(config: Mapping[str, Any], rows: int | None) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kinship_daemon import model_files
 from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import TOKENIZERS
 from kinship_daemon.weights.checkpoint import Checkpoint, read_json
 
 __all__ = [
-    "TOKENIZERS",
     "Union",
     "Vocabulary",
     "alignment",
@@ -31,7 +32,6 @@ __all__ = [
     "unite",
 ]
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _ADDED = "added_tokens.json"
 _SETTINGS = "tokenizer_config.json"
 # Ids beyond any real vocabulary's would ask for as many rows.
@@ -45,7 +45,9 @@ def is_vocabulary(name: str) -> bool:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in TOKENIZERS)
+    if not folder.is_dir():
+        return False
+    return model_files.has_tokenizer(path.name for path in folder.iterdir() if path.is_file())
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Landscape:
     ) -> str:
         """Adds the child and returns its name."""
         name = f"g{generation}-{len(self._members)}"
-        shares = _shares(len(parents), parameters or {})
+        shares = _shares(len(parents), method, parameters or {})
         columns = zip(*(self._deltas[parent] for parent in parents), strict=True)
         delta = tuple(sum(x * s for x, s in zip(c, shares, strict=True)) for c in columns)
         self.add(name, delta, generation, parents, method or "mean", parameters)
@@ -130,14 +130,19 @@ def _cosines(deltas: list[Vector]) -> tuple[tuple[float | None, ...], ...]:
     return tuple(tuple(None if math.isnan(x) else x for x in row) for row in rows)
 
 
-def _shares(parents: int, parameters: Mapping[str, Any]) -> list[float]:
+def _shares(parents: int, method: str | None, parameters: Mapping[str, Any]) -> list[float]:
     """Each parent's part in a child."""
-    if "lambda" in parameters:
-        return [1 + _mean(parameters["lambda"]), -_mean(parameters["lambda"])]
+    scale = _mean(parameters.get("lambda", 1.0))
+    if method == "extrapolation":
+        if parents != 2:
+            raise ConformanceError(f"extrapolation goes from one parent to another, not {parents}")
+        return [1 + scale, -scale]
     if "t" in parameters:
         return [1 - _mean(parameters["t"]), _mean(parameters["t"])]
     weights = [_mean(weight) for weight in parameters.get("weight", [1.0] * parents)]
-    return [weight / sum(weights) for weight in weights]
+    # Weights that cancel out have no mean: as they stand, they give a difference.
+    total = sum(weights) or 1.0
+    return [scale * weight / total for weight in weights]
 
 
 def _mean(setting: Any) -> float:

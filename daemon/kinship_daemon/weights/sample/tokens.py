@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import KinshipError
+from kinship_daemon.model_files import TOKENIZERS, has_tokenizer
 from kinship_daemon.weights.checkpoint import parse_json
 from kinship_daemon.weights.remote import Remote
-from kinship_daemon.weights.vocabulary import TOKENIZERS, Vocabulary, alignment, is_vocabulary
+from kinship_daemon.weights.vocabulary import Vocabulary, alignment, is_vocabulary
 
 __all__ = ["Tokens", "UnknownTokens", "aligned_rows"]
 
@@ -60,7 +61,7 @@ class Tokens:
         found = next((file for file in _READABLE if file in self.sizes), None)
         if found is not None:
             wanted = [found, _ADDED, _SETTINGS]
-        elif any(file in self.sizes for file in TOKENIZERS):
+        elif has_tokenizer(self.sizes):
             wanted = [*TOKENIZERS, _ADDED, _SETTINGS, _SPECIAL, "config.json"]
         else:
             wanted = []

@@ -1,0 +1,66 @@
+"""The names of a model's files: known once, for what is fetched, hashed, read and published."""
+
+from collections.abc import Iterable
+
+__all__ = [
+    "ADAPTER",
+    "ADAPTER_CONFIG",
+    "CONFIG",
+    "GENERATION",
+    "INDEX",
+    "SINGLE",
+    "TOKENIZERS",
+    "has_tokenizer",
+    "is_sidecar",
+    "is_tokenizer_file",
+]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+
+# Each is a vocabulary by itself; the first is preferred. BPE's vocab.json needs its merges too.
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_MERGES = "merges.txt"
+_BESIDE_TOKENIZER = frozenset(
+    {
+        _MERGES,
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    }
+)
+_TEMPLATES = "additional_chat_templates/"
+
+
+def has_tokenizer(names: Iterable[str]) -> bool:
+    """Whether a tokenizer that transformers can load is among files of these names."""
+    found = set(names)
+    complete = (name for name in TOKENIZERS if name != "vocab.json" or _MERGES in found)
+    return any(name in found for name in complete)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file, named from the model's folder, makes its tokenizer or chat templates."""
+    folder, slash, file = name.partition("/")
+    if slash:
+        plain = "/" not in file and not file.startswith(".")
+        return folder + slash == _TEMPLATES and plain and file.endswith(".jinja")
+    return name in TOKENIZERS or name in _BESIDE_TOKENIZER
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file goes along with a model's weights or its adapter."""
+    return name in {CONFIG, GENERATION, ADAPTER_CONFIG} or is_tokenizer_file(name)
