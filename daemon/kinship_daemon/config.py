@@ -33,6 +33,8 @@ class Watch(Section):
     """A look goes back this far before the newest change seen: a hub's listing may lag."""
     relist_hours: float = Field(24.0, gt=0, le=8_760)
     """Hours between two listings of everyone: who was tagged late, and who is gone."""
+    connections: int = Field(8, ge=1, le=64)
+    """Connections to the hub at a time, at most; so many candidates are looked into at once."""
     webhook_port: int | None = Field(None, ge=0, le=65535)
     """Listen here for the Hub's webhooks, which hurry the next look; KINSHIP_WEBHOOK_SECRET."""
     webhook_host: str = "127.0.0.1"

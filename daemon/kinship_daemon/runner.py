@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -121,8 +122,9 @@ class Runner:
                 continue
             rest = self._resting(step, now)
             if rest is not None:
-                if next(step.plan(self._context), None) is not None:
-                    waiting.append(rest.error)
+                with _planned(step, self._context) as plan:
+                    if next(plan, None) is not None:
+                        waiting.append(rest.error)
                 continue
             if self._work_through(step, now, waiting):
                 return Turn(step.kind, tuple(waiting))
@@ -151,10 +153,16 @@ class Runner:
 
     def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
         """Every piece of a kind's work that can be done. Returns whether any was."""
+        with _planned(step, self._context) as plan:
+            return self._work_down(step, plan, now, waiting)
+
+    def _work_down(
+        self, step: Step[Any], plan: Iterable[Work], now: datetime, waiting: list[KinshipError]
+    ) -> bool:
         worked, silent = False, 0
         missed: Transient | None = None
         seen: set[str] = set()
-        for work in step.plan(self._context):
+        for work in plan:
             if self._context.stop.is_set():
                 raise Stopped
             key = job_key(step.kind, work.inputs)
@@ -352,6 +360,17 @@ class Runner:
     def _later(self, tries: int) -> timedelta:
         doubled: timedelta = self._pause() * 2 ** min(tries - 1, 30)
         return min(doubled, _LONGEST_WAIT)
+
+
+@contextmanager
+def _planned(step: Step[Any], context: Context) -> Iterator[Iterator[Work]]:
+    """A step's plan, which ends here, with all that it began, and not when it is collected."""
+    plan = step.plan(context)
+    try:
+        yield plan
+    finally:
+        if isinstance(plan, Generator):
+            plan.close()
 
 
 def _asked_for(error: KinshipError) -> timedelta | None:

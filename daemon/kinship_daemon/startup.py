@@ -186,7 +186,8 @@ def _hub(config: Config, home: Home, lineage: Lineage, stop: threading.Event) ->
     if where == "demo":
         demo.install(home.demo_hub)
         where = str(home.demo_hub)
-    return open_hub(where, sha256=cached_hash(lineage), stop=stop)
+    connections = config.watch.connections
+    return open_hub(where, sha256=cached_hash(lineage), stop=stop, connections=connections)
 
 
 def _known_base(lineage: Lineage) -> Model | None:

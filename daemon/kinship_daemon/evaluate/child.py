@@ -16,18 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from kinship_daemon.child_process import settle
 from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError, Transient, UsageError
-from kinship_daemon.evaluate.settings import Settings
-from kinship_storage.records import Split
+from kinship_daemon.evaluate.settings import Asked, Settings
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["Asked", "Question", "error_of", "serve"]
-
-# A task and the number of one of its documents.
-Question = tuple[str, int]
-# What a worker is asked of a model: a split's scores, one question, or the first of every task.
-Asked = Split | Question | None
+__all__ = ["error_of", "serve"]
 
 # What an error is called in the pipe; a subclass goes as its nearest parent, hence the order.
 _ERRORS: dict[str, type[KinshipError]] = {

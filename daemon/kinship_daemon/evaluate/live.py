@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError
-from kinship_daemon.evaluate.child import Question
+from kinship_daemon.evaluate.settings import Question
 from kinship_daemon.weights.checkpoint import read_json
 from kinship_daemon.weights.live_model import live_model, load_into
 from kinship_daemon.weights.materialise import Assembly

@@ -23,8 +23,10 @@ from kinship_daemon.errors import UsageError
 from kinship_storage.records import Split
 
 __all__ = [
+    "Asked",
     "Documents",
     "Evaluate",
+    "Question",
     "Section",
     "Settings",
     "Task",
@@ -35,6 +37,10 @@ __all__ = [
 
 _MOST_THREADS = 8
 
+# A task and the number of one of its documents.
+Question = tuple[str, int]
+# What a worker is asked of a model: a split's scores, one question, or the first of every task.
+Asked = Split | Question | None
 # Digest of a task's documents, by split and task.
 Documents = Mapping[Split, Mapping[str, str]]
 

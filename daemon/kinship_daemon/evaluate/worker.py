@@ -27,8 +27,8 @@ from kinship_daemon.errors import (
     Transient,
     WorkerDied,
 )
-from kinship_daemon.evaluate.child import Asked, Question, error_of, serve
-from kinship_daemon.evaluate.settings import Documents, Settings
+from kinship_daemon.evaluate.child import error_of, serve
+from kinship_daemon.evaluate.settings import Asked, Documents, Question, Settings
 from kinship_storage.records import Score, Split
 
 if TYPE_CHECKING:

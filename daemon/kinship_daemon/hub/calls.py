@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,10 +14,20 @@ from typing import Any, TypeVar
 from kinship_daemon.errors import Stopped, Transient, Unavailable
 from kinship_daemon.hub.quota import PATIENCE_SECONDS, Quota
 
-__all__ = ["CALL_SECONDS", "Calls", "allowance", "note_answer", "note_request"]
+__all__ = [
+    "AT_ONCE",
+    "CALL_SECONDS",
+    "Calls",
+    "allowance",
+    "connection",
+    "leave_when",
+    "note_answer",
+    "note_request",
+]
 
 T = TypeVar("T")
 
+AT_ONCE = 8  # connections, unless another number is set
 CALL_SECONDS = 180.0  # a small call with all its retries
 _BACKOFF_SECONDS = (0.5, 1.0)  # so three tries
 _TICK_SECONDS = 0.1  # how soon a stop is seen
@@ -30,6 +40,7 @@ class _Call:
     """What the threads of one call share with whoever waits for them."""
 
     quota: Quota
+    slots: threading.Semaphore
     items: queue.Queue[tuple[str, Any]] = field(default_factory=lambda: queue.Queue(_AHEAD))
     abandoned: threading.Event = field(default_factory=threading.Event)
 
@@ -66,6 +77,10 @@ class _Call:
 _CURRENT: ContextVar[_Call | None] = ContextVar("_CURRENT", default=None)
 
 
+# Set in a thread that makes calls and is to leave before the daemon stops.
+_LEAVING: ContextVar[threading.Event | None] = ContextVar("_LEAVING", default=None)
+
+
 class _AbandonedError(Exception):
     """Nobody waits for this any more."""
 
@@ -79,21 +94,26 @@ class Calls:
     thread sends nothing more.
     """
 
-    def __init__(self, quota: Quota, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, quota: Quota, stop: threading.Event | None = None, at_once: int = AT_ONCE
+    ) -> None:
         self.quota = quota
+        self.at_once = at_once
+        self._slots = threading.Semaphore(at_once)
         self._stop = stop
 
     def check(self) -> None:
         """Raises Stopped once a stop is asked for."""
-        if self._stop is not None and self._stop.is_set():
+        if any(event is not None and event.is_set() for event in (self._stop, _LEAVING.get())):
             raise Stopped
 
     def wait(self, seconds: float) -> None:
         """Sleep; raises Stopped as soon as a stop is asked for."""
-        if self._stop is None:
-            time.sleep(seconds)
-        elif self._stop.wait(seconds):
-            raise Stopped
+        end = time.monotonic() + seconds
+        self.check()
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _TICK_SECONDS))
+            self.check()
 
     def stream(
         self, what: str, sources: Sequence[Callable[[], Iterable[T]]], seconds: float
@@ -108,7 +128,7 @@ class Calls:
         Raises:
             Stopped: asked for meanwhile. Transient: it took too long.
         """
-        call = _Call(self.quota)
+        call = _Call(self.quota, self._slots)
         end = time.monotonic() + seconds
         try:
             self.check()
@@ -170,6 +190,26 @@ class Calls:
 def allowance(count: int) -> float:
     """Seconds that the transfer of so many bytes may take."""
     return CALL_SECONDS + count / _SLOWEST
+
+
+def leave_when(event: threading.Event) -> None:
+    """Let this thread's calls end with Stopped once an event is set, as at a stop."""
+    _LEAVING.set(event)
+
+
+@contextmanager
+def connection() -> Iterator[None]:
+    """One of the connections that a server may have; for the threads of a call."""
+    call = _CURRENT.get()
+    if call is None:
+        yield
+        return
+    while not call.slots.acquire(timeout=_TICK_SECONDS):
+        call.check()
+    try:
+        yield
+    finally:
+        call.slots.release()
 
 
 def note_request(url: str) -> None:

@@ -30,7 +30,7 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.hub.answers import Request
-from kinship_daemon.hub.calls import Calls, allowance
+from kinship_daemon.hub.calls import AT_ONCE, Calls, allowance
 from kinship_daemon.hub.description import described
 from kinship_daemon.hub.download import fetch
 from kinship_daemon.hub.listing import every_descendant, recent_descendants
@@ -63,6 +63,7 @@ class ApiHub:
         sha256: Callable[[Path], str] = hash_file,
         timeout_seconds: float = 30.0,
         stop: threading.Event | None = None,
+        connections: int = AT_ONCE,
     ) -> None:
         """
         A client; nothing is sent yet.
@@ -73,6 +74,7 @@ class ApiHub:
             sha256: Of a file, hex; give one that remembers.
             timeout_seconds: How long the server may be silent.
             stop: Ends every call with Stopped, also one that waits or hangs.
+            connections: At a time, at most.
 
         Raises:
             UsageError: the endpoint or the token cannot be one.
@@ -81,7 +83,8 @@ class ApiHub:
         self._token = check_token(token)
         self.is_anonymous = self._token is None
         self._sha256 = sha256
-        self._calls = Calls(Quota(self._endpoint), stop)
+        self.at_once = connections
+        self._calls = Calls(Quota(self._endpoint), stop, connections)
         self._wire = Wire(self._endpoint, self._token, timeout_seconds, self._calls, get_session)
         self._connections = Connections(self._endpoint, self._wire.headers(), timeout_seconds)
         _settle()

@@ -35,6 +35,7 @@ class FolderHub:
 
     copies = False
     is_anonymous = False
+    at_once = 1  # what remembers hashes is for one thread
 
     def __init__(self, root: Path, *, sha256: Callable[[Path], str] = hash_file) -> None:
         """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import UsageError
+from kinship_daemon.hub.calls import AT_ONCE
 from kinship_daemon.hub.folder import FolderHub
 from kinship_daemon.hub.names import user_path
 from kinship_daemon.hub.records import Hub
@@ -21,6 +22,7 @@ def open_hub(
     token: str | None = None,
     sha256: Callable[[Path], str] = hash_file,
     stop: threading.Event | None = None,
+    connections: int = AT_ONCE,
 ) -> Hub:
     """
     A hub by URL or folder.
@@ -31,6 +33,7 @@ def open_hub(
         sha256: Of a file, hex; a folder hub hashes its repos at every look, so give one that
             remembers.
         stop: Ends every call over the network with Stopped.
+        connections: To a URL at a time, at most.
 
     Raises:
         UsageError: neither a URL nor an existing folder.
@@ -39,7 +42,8 @@ def open_hub(
         # Slow to import, and not needed for a folder.
         from kinship_daemon.hub.client import ApiHub, machine_token  # noqa: PLC0415
 
-        return ApiHub(where, token=token or machine_token(where), sha256=sha256, stop=stop)
+        token = token or machine_token(where)
+        return ApiHub(where, token=token, sha256=sha256, stop=stop, connections=connections)
     folder = user_path(where)
     if not folder.is_dir():
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -13,12 +14,10 @@ import httpx
 from kinship_daemon.errors import Unavailable
 from kinship_daemon.hub.answers import Request, check_unchanged
 from kinship_daemon.hub.byte_ranges import ByteRange
-from kinship_daemon.hub.calls import note_answer, note_request
+from kinship_daemon.hub.calls import connection, note_answer, note_request
 from kinship_daemon.hub.records import RangesRefused, Repo, RepoFile
 
-__all__ = ["AT_ONCE", "Connections", "check_piece", "receive", "redirect"]
-
-AT_ONCE = 8
+__all__ = ["Connections", "check_piece", "receive", "redirect"]
 
 
 class Connections:
@@ -35,6 +34,7 @@ class Connections:
         self._own = dict(headers)
         self._timeout = httpx.Timeout(timeout_seconds).as_dict()
         self._client: httpx.Client | None = None
+        self._lock = threading.Lock()
 
     @contextmanager
     def get(self, url: httpx.URL, wanted: ByteRange, *, signed: bool) -> Iterator[httpx.Response]:
@@ -46,19 +46,24 @@ class Connections:
         if not signed:
             headers |= self._own
         request = httpx.Request("GET", url, headers=headers, extensions={"timeout": self._timeout})
-        note_request(str(url))
-        response = self._connected().send(request, stream=True, auth=None, follow_redirects=False)
-        try:
-            note_answer(str(url), response.status_code, response.headers)
-            yield response
-        finally:
-            response.close()
+        with connection():
+            note_request(str(url))
+            response = self._connected().send(
+                request, stream=True, auth=None, follow_redirects=False
+            )
+            try:
+                note_answer(str(url), response.status_code, response.headers)
+                yield response
+            finally:
+                response.close()
 
     def _connected(self) -> httpx.Client:
-        if self._client is None:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * AT_ONCE)
-            self._client = httpx.Client(limits=limits)
-        return self._client
+        with self._lock:
+            if self._client is None:
+                # Calls have a bound of their own; as many are kept as may be in use.
+                limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+                self._client = httpx.Client(limits=limits)
+            return self._client
 
 
 def check_piece(

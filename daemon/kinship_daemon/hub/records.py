@@ -102,10 +102,12 @@ class Hub(Protocol):
     Attributes:
         copies: Whether `fetch` makes a copy, or shows where the files are.
         is_anonymous: Whether it may hide repos from us because it does not know us.
+        at_once: How many repos may be looked at at the same time, in threads.
     """
 
     copies: bool
     is_anonymous: bool
+    at_once: int
 
     @property
     def name(self) -> str:

@@ -19,7 +19,6 @@ from kinship_daemon.hub.calls import Calls, allowance
 from kinship_daemon.hub.names import check_repo_id, check_revision
 from kinship_daemon.hub.quota import origin
 from kinship_daemon.hub.range_requests import (
-    AT_ONCE,
     Connections,
     check_piece,
     receive,
@@ -130,7 +129,7 @@ class RepoRanges:
         jobs, fault = deque(ranges), None
         work = partial(self._work, address, file, request, jobs)
         seconds = allowance(sum(end - start for start, end in ranges))
-        crew = [work] * min(len(ranges), AT_ONCE)
+        crew = [work] * min(len(ranges), self.calls.at_once)
         with closing(self.calls.stream(request.url, crew, seconds)) as pieces:
             for piece in pieces:
                 self.bytes_read += piece.received

@@ -15,7 +15,13 @@ import httpx2
 
 from kinship_daemon.errors import KinshipError, Transient
 from kinship_daemon.hub.answers import Request, check_unchanged, message_of
-from kinship_daemon.hub.calls import Calls, allowance, note_answer, note_request
+from kinship_daemon.hub.calls import (
+    Calls,
+    allowance,
+    connection,
+    note_answer,
+    note_request,
+)
 from kinship_daemon.hub.quota import origin
 from kinship_daemon.hub.records import Repo, RepoFile
 
@@ -106,6 +112,7 @@ class Wire:
         headers = self.headers()
         with (
             _speaking(request),
+            connection(),
             self._session().stream(
                 method, url, headers=headers, timeout=self._timeout, json=body
             ) as response,

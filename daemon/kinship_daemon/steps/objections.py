@@ -14,11 +14,20 @@ from kinship_daemon.steps.watch import rules
 from kinship_daemon.weights.checkpoint import read_json, weights_identity
 from kinship_storage.records import Model
 
-__all__ = ["objection", "same_weights", "twin_objection"]
+__all__ = ["objection", "rule_objection", "same_weights", "told_identity", "twin_objection"]
 
 
 def objection(context: Context, model: Model, repo: Repo) -> Refusal | None:
     """What a rule, a licence, or the hub's own hashes have against fetching a candidate."""
+    # The hub has told every hash: nothing needs to be fetched to know it.
+    hashes = {file.path: file.sha256 for file in weight_files(repo.files)}
+    return rule_objection(context, repo) or twin_objection(
+        context, same_weights(context, model, hashes)
+    )
+
+
+def rule_objection(context: Context, repo: Repo) -> Refusal | None:
+    """What a rule or a licence has against it. Reads nothing of the lineage: for any thread."""
     found = refusal(repo, context.base.id, rules(context), architectures=_architectures(context))
     if found is None and context.config.triage.only_publishable:
         licences = {context.base.id: context.base.license, repo.id: declared(repo.card)}
@@ -26,11 +35,17 @@ def objection(context: Context, model: Model, repo: Repo) -> Refusal | None:
         if blocked is not None:
             setting = "triage.only_publishable"
             found = Refusal(f"{blocked} ({setting})", "settings", setting)
-    if found is None:
-        # The hub has told every hash: nothing needs to be fetched to know it.
-        hashes = {file.path: file.sha256 for file in weight_files(repo.files)}
-        found = twin_objection(context, same_weights(context, model, hashes))
     return found
+
+
+def told_identity(repo: Repo) -> str | None:
+    """Of its weights, from the hashes that the hub tells; None where one is unknown."""
+    return _identity({file.path: file.sha256 for file in weight_files(repo.files)})
+
+
+def _identity(hashes: Mapping[str, str | None]) -> str | None:
+    known = {path: sha256 for path, sha256 in hashes.items() if sha256 is not None}
+    return weights_identity(known) if known and len(known) == len(hashes) else None
 
 
 def twin_objection(context: Context, twin: Model | None) -> Refusal | None:
@@ -46,10 +61,8 @@ def twin_objection(context: Context, twin: Model | None) -> Refusal | None:
 
 def same_weights(context: Context, model: Model, hashes: Mapping[str, str | None]) -> Model | None:
     """Another model in use with the same weight files; None also where hashes are unknown."""
-    known = {path: sha256 for path, sha256 in hashes.items() if sha256 is not None}
-    if not known or len(known) < len(hashes):
-        return None
-    for other in context.lineage.by_weights(weights_identity(known)):
+    identity = _identity(hashes)
+    for other in () if identity is None else context.lineage.by_weights(identity):
         if other.id != model.id and other.status == "admitted":
             return other
     return None

@@ -9,7 +9,7 @@ lineage. `commit` happens in the daemon, in one transaction with the job's `done
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from kinship_daemon.context import Context
@@ -31,10 +31,13 @@ class Work:
     Attributes:
         inputs: JSON; what the result depends on. Weights are named by identity, never by a path.
         model: Id of the model that it is about, who is set aside if it turns out to be at fault.
+        ahead: Gives what was begun in other threads before its turn, raising what `run` may raise;
+            None where nothing was.
     """
 
     inputs: Mapping[str, Any]
     model: str | None = None
+    ahead: Callable[[], Any] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError, Transient
 from kinship_daemon.hub.files import is_adapter, weight_files
 from kinship_daemon.hub.licence import declared
+from kinship_daemon.hub.look_ahead import LookAhead
 from kinship_daemon.hub.records import RangesRefused, Repo, UnknownRepo
 from kinship_daemon.hub.triage import Refusal
 from kinship_daemon.ranking import popularity
 from kinship_daemon.sampling import in_folder, on_hub
 from kinship_daemon.steps.novelty import novelty
-from kinship_daemon.steps.objections import objection
+from kinship_daemon.steps.objections import objection, rule_objection, told_identity
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.watch import GONE
 from kinship_daemon.weights.remote import check_fits
+from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
 
 __all__ = ["STEP"]
@@ -51,6 +55,30 @@ class Seen:
     read: int = 0
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """
+    What was read of a candidate's weights.
+
+    Attributes:
+        vector: Its compact sample; None where none was taken.
+        read: Bytes read for it.
+        problem: Why it could not be sampled.
+    """
+
+    vector: bytes | None
+    read: int
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What the hub says of a candidate; its sample, unless there was a reason to read none."""
+
+    repo: Repo
+    sample: _Sample | None = None
+
+
 def _plan(context: Context) -> Iterator[Work]:
     """Everyone noticed, the most popular first, within the day's budget."""
     waiting = sorted(
@@ -59,11 +87,20 @@ def _plan(context: Context) -> Iterator[Work]:
     )
     limit = context.config.limits.candidates_per_day
     left = max(0, limit - round(context.spent(BUDGET)))
-    turns = waiting[:left]
-    with context.progress("triage", len(turns), "candidates") as advance:
-        for candidate in turns:
-            model = context.lineage.require(candidate.model)
-            yield Work({"repo": model.repo, "revision": model.revision}, model.id)
+    turns = [_work(context, candidate.model) for candidate in waiting[:left]]
+    ready = [work for work in turns if _may_start(context, work)]
+    numbers = {work.model: number for number, work in enumerate(ready)}
+    admitted = {model.weights for model in context.lineage.models(status="admitted")}
+    with (
+        closing(
+            LookAhead([_look(context, w, admitted) for w in ready], context.hub.at_once)
+        ) as looks,
+        context.progress("triage", len(turns), "candidates") as advance,
+    ):
+        for work in turns:
+            number = numbers.get(work.model)
+            ahead = None if number is None else partial(looks.result, number)
+            yield replace(work, ahead=ahead)
             advance(1)
     if turns and len(waiting) > left:
         rest = f"{len(waiting) - left} stay queued for the next day (UTC)"
@@ -71,25 +108,44 @@ def _plan(context: Context) -> Iterator[Work]:
         context.report.event("warning", message)
 
 
+def _work(context: Context, name: str) -> Work:
+    model = context.lineage.require(name)
+    return Work({"repo": model.repo, "revision": model.revision}, model.id)
+
+
+def _may_start(context: Context, work: Work) -> bool:
+    """Whether nothing speaks against a look now; who waits for the world is left in peace."""
+    job = context.lineage.job(job_key(STEP.kind, work.inputs))
+    if job is None or job.due is None:
+        return job is None or job.status != "failed"
+    return datetime.fromisoformat(job.due) <= context.now()
+
+
 def _run(context: Context, work: Work) -> Seen:
     model = context.lineage.require(str(work.model))
-    assert model.repo is not None
+    _ = context.sampler  # made here, once: the looks are in threads
     try:
-        repo = context.hub.repo(model.repo, model.revision)
+        look = (work.ahead or _look(context, work, ()))()
+        repo, sample = look.repo, look.sample
         nbytes = sum(file.size for file in weight_files(repo.files))
         licence, refusal = declared(repo.card), objection(context, model, repo)
         if refusal is not None or is_adapter(repo.files):
             # An adapter's blocks say nothing without all of it; it is small, and checked when
             # fetched.
             return Seen(context.today, refusal, license=licence, nbytes=nbytes)
-        vector, read = _sample(context, repo)
+        sample = sample or _sample(context, repo)
     except UnknownRepo:
         return Seen(context.today, GONE)
     except ModelError as error:
         return Seen(context.today, fault=error)
+    if sample.problem is not None:
+        context.report.event("warning", sample.problem, model=model.id)
+    vector = sample.vector
     far, uncertain = (None, None) if vector is None else novelty(context, vector)
     plan = None if context.sampler is None else context.sampler.plan.identity
-    return Seen(context.today, None, None, licence, nbytes, plan, vector, far, uncertain, read)
+    return Seen(
+        context.today, None, None, licence, nbytes, plan, vector, far, uncertain, sample.read
+    )
 
 
 def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
@@ -130,9 +186,28 @@ def _tell(context: Context, work: Work, seen: Seen) -> None:
 STEP = Step("triage", "hub", _plan, _run, _commit, _tell, holds_up=False, repeats=True)
 
 
-def _sample(context: Context, repo: Repo) -> tuple[bytes | None, int]:
+def _look(context: Context, work: Work, admitted: Collection[str | None]) -> Callable[[], _Look]:
     """
-    A candidate's compact vector and the bytes read for it; its headers are checked in any case.
+    A look at one candidate, for any thread: it asks the hub alone, and nothing of the lineage.
+
+    Args:
+        admitted: Weights of which a copy need not be sampled.
+    """
+    repo_id, revision = work.inputs["repo"], work.inputs["revision"]
+
+    def look() -> _Look:
+        repo = context.hub.repo(repo_id, revision)
+        refused = rule_objection(context, repo) is not None or is_adapter(repo.files)
+        if refused or told_identity(repo) in admitted:
+            return _Look(repo)
+        return _Look(repo, _sample(context, repo))
+
+    return look
+
+
+def _sample(context: Context, repo: Repo) -> _Sample:
+    """
+    A candidate's compact vector; its headers are checked in any case.
 
     No hash says whether a range arrived as it was sent. A wrong bit in a block moves the estimate
     by a trifle; one in a header makes a good model look broken. So that has to be seen twice.
@@ -153,13 +228,14 @@ def _sample(context: Context, repo: Repo) -> tuple[bytes | None, int]:
         raise Transient(f"{repo.id} never reads the same: {found}; {error}") from None
 
 
-def _sampled(context: Context, repo: Repo) -> tuple[bytes | None, int]:
+def _sampled(context: Context, repo: Repo) -> _Sample:
     with closing(context.hub.ranges(repo)) as ranges:
         try:
             tokens = on_hub(repo, ranges)
             if context.sampler is not None:
-                return context.sampler.on_hub(tokens), ranges.bytes_read
+                return _Sample(context.sampler.on_hub(tokens), ranges.bytes_read)
             check_fits(in_folder(context.base_folder).source, tokens.source)
         except RangesRefused as error:
-            context.report.event("warning", f"{repo.id} is not sampled: {error}", model=repo.id)
-        return None, ranges.bytes_read
+            problem = f"{repo.id} is not sampled: {error}"
+            return _Sample(None, ranges.bytes_read, problem)
+        return _Sample(None, ranges.bytes_read)

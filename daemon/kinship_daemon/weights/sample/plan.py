@@ -81,8 +81,10 @@ class Plan:
 
     def without_vocabulary(self) -> Plan:
         """The same plan for a model whose tokens cannot be told: its other tensors alone."""
-        if not self.vocabulary:
-            return self
+        return self._without_vocabulary if self.vocabulary else self
+
+    @cached_property
+    def _without_vocabulary(self) -> Plan:
         kept = {name: info for name, info in self.tensors.items() if not is_vocabulary(name)}
         strata = tuple(stratum for stratum in self.strata if stratum.tensor in kept)
         return replace(

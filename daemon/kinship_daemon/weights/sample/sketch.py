@@ -12,7 +12,7 @@ from each other, so that a jackknife over groups knows the noise of folding and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -25,7 +25,6 @@ from kinship_daemon.weights.kinship import Metric
 from kinship_daemon.weights.sample import chance
 from kinship_daemon.weights.sample.jackknife import Estimate, Moments, Units, jackknife
 from kinship_daemon.weights.sample.plan import Plan
-from kinship_daemon.weights.sample.strata import Stratum
 from kinship_daemon.weights.sample.take import Sample
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
@@ -36,6 +35,8 @@ _GROUPS, _OWN, _CELLS = 64, 8, 128
 _MARK = b"KSK1"
 # Vectors worked on at a time, 8 MB in float32.
 _TOGETHER = 256
+# Elements folded at a time, 8 MB in float64.
+_ELEMENTS = 1 << 20
 # Well inside the range of float16, so that small sums keep their digits.
 _LARGEST = 16384.0
 
@@ -56,14 +57,16 @@ def sketch(sample: Sample) -> bytes:
     """A sample's compact vector; only vectors of one plan can be compared."""
     ones = torch.zeros(_GROUPS, dtype=torch.float64)
     cells = torch.zeros(_GROUPS * _CELLS, dtype=torch.float64)
+    weights = torch.tensor([s.blocks / s.drawn for s in sample.plan.strata], dtype=torch.float64)
     at = 0
-    for stratum, groups, fold in _folds(sample.plan):
-        values = sample.deltas[at : at + stratum.elements].double()
-        at += stratum.elements
-        weight = stratum.blocks / stratum.drawn
-        ones.index_add_(0, groups, values * weight)
-        signs = 1.0 - 2.0 * (fold & 1)
-        cells.index_add_(0, groups * _CELLS + (fold >> 1), values * signs * weight**0.5)
+    for strata, lengths, folds in _folds(sample.plan):
+        places = folds.long()
+        values = sample.deltas[at : at + len(places)].double()
+        at += len(places)
+        weight = weights[strata].repeat_interleave(lengths)
+        ones.index_add_(0, places // (2 * _CELLS), values * weight)
+        signs = 1.0 - 2.0 * (places & 1)
+        cells.index_add_(0, places >> 1, values * signs * weight.sqrt())
     return _packed(sample.plan, ones, cells)
 
 
@@ -150,16 +153,27 @@ def _units() -> Units:
     return Units(stratum=vocabulary.long(), drawn=drawn, weight=ones, missed=ones)
 
 
-def _folds(plan: Plan) -> Iterator[tuple[Stratum, Tensor, Tensor]]:
-    """Each stratum with its elements' groups, and (cell, sign) as one number below 2 * cells."""
-    dealt = _dealt(plan)
-    for number, stratum in enumerate(plan.strata):
+@lru_cache(maxsize=4)
+def _folds(plan: Plan) -> tuple[tuple[slice, Tensor, Tensor], ...]:
+    """
+    Runs of strata, with the elements of each, and for every element its group, cell and sign.
+
+    The three are one number, (group * cells + cell) * 2 + sign, in int16: they are the same for
+    all descendants, and a plan of a 7B model has 14 million elements.
+    """
+    found: list[tuple[slice, Tensor, Tensor]] = []
+    begin, lengths, folds = 0, list[int](), list[Tensor]()
+    for number, (stratum, groups) in enumerate(zip(plan.strata, _dealt(plan), strict=True)):
         # By the place in the tensor, so that the view without vocabulary folds as all of it does.
-        lengths = torch.tensor(stratum.lengths)
-        groups = dealt[number].repeat_interleave(lengths)
         stream = chance.key(f"{plan.identity} fold {stratum.tensor} {stratum.spans[0][0]}")
         places = chance.mixed(stream, 0, stratum.elements) & np.uint64(2 * _CELLS - 1)
-        yield stratum, groups, torch.from_numpy(places.astype(np.int64))
+        own = groups.repeat_interleave(torch.tensor(stratum.lengths)) * (2 * _CELLS)
+        folds.append((own + torch.from_numpy(places.astype(np.int64))).short())
+        lengths.append(stratum.elements)
+        if sum(lengths) >= _ELEMENTS or number == len(plan.strata) - 1:
+            found.append((slice(begin, number + 1), torch.tensor(lengths), torch.cat(folds)))
+            begin, lengths, folds = number + 1, [], []
+    return tuple(found)
 
 
 @lru_cache(maxsize=4)
