@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import command
 from kinship_daemon.cli import app
 from small_candidates import notice, waiting
-from small_lineage import fill, finetune, open_lineage
+from small_lineage import fill, finetune, merge, open_lineage
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "json.md").read_text()
@@ -74,6 +74,8 @@ def family(tmp_path_factory):
         notice(lineage)
         lineage.add_model(finetune("odd", status="seen", weights=None))
         lineage.move_model("demo/odd", "quarantine", reason="no header", cause="world")
+        lineage.add_model(merge("m2", ("demo/add", "m1"), generation=2, status="admitted"))
+        lineage.update_model("m2", not_published="licence unknown")
         for name, end in (("a", lineage.wait), ("b", lineage.fail)):
             key = lineage.submit("score", {"model": name}, "m1").key
             lineage.start(key)
@@ -104,7 +106,7 @@ def test_candidates(family):
     listed = tables(documented("candidates --json"))
     rows = [f"[].{name}" for name in listed["field of a row"]]
     for name in ("refused", "quarantined", "admitted"):
-        compare("", facts.pop(name), [*rows, "[].reason"])
+        compare("", facts.pop(name), [*rows, "[].reason", "[].cause", "[].opens_again"])
     ordered = [f"waiting[].{name}" for name in listed["field of a row"]]
     compare("", facts, [*listed["field"], *ordered])
 

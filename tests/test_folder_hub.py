@@ -202,7 +202,7 @@ def test_publish_stays_inside_the_root(root, hub, merge, name):
 
 
 def test_a_folder_opens_as_a_hub_and_what_is_missing_says_so(root, tmp_path):
-    assert open_hub(str(root)).about() == f"folder {root} with 5 repos"
+    assert open_hub(str(root)).about() == f"folder {root} (repos: 5)"
     with pytest.raises(UsageError, match="expected a URL such as"):
         open_hub(str(tmp_path / "nowhere"))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from scipy import stats
 
+from kinship_daemon.report import count
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 
@@ -77,7 +78,7 @@ class Stage:
             standard error, `saturation` after it.
         kinship: Mean kinship of the parents merged in it; None where there is none.
         top_kinship: Mean over its decisions of the kinship of the policy's top.
-        gain: Mean gain of its merges.
+        gain: Mean gain of its merges over the means of their parents.
     """
 
     name: str
@@ -142,7 +143,7 @@ def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
         top_kinships=tops,
         too_few=None
         if enough
-        else f"{len(merges)} scored merges are too few to conclude; it takes {FEWEST}",
+        else f"{count(len(merges), 'scored merge')}: too few to conclude; it takes {FEWEST}",
     )
     return Analysis(**{**vars(found), "stages": tuple(_stages(found, metric))})
 

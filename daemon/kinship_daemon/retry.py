@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from kinship_daemon.config import Config
 from kinship_daemon.evaluate.settings import Settings
-from kinship_daemon.report import Reporter
+from kinship_daemon.report import Reporter, count
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Split
 from kinship_storage.transitions import ModelEvent
@@ -84,4 +84,4 @@ def _is_newest(lineage: Lineage, model: Model) -> bool:
 
 
 def _models(models: list[Model]) -> str:
-    return "1 model is" if len(models) == 1 else f"{len(models)} models are"
+    return f"{count(len(models), 'model')} {'is' if len(models) == 1 else 'are'}"

@@ -24,7 +24,7 @@ from kinship_daemon.hub.front_matter import front_matter
 from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub, Repo
-from kinship_daemon.report import Reporter
+from kinship_daemon.report import Reporter, count
 from kinship_daemon.retry import try_again
 from kinship_daemon.steps.living import living
 from kinship_daemon.webhook import webhook_secret
@@ -159,7 +159,7 @@ def _say_new_scores(settings: Settings, lineage: Lineage, report: Reporter) -> N
     old = lineage.mean_scores("selection", before.get("selection", ""))
     lacking = old.keys() - lineage.mean_scores("selection", current["selection"]).keys()
     if lacking:
-        models = "1 model" if len(lacking) == 1 else f"{len(lacking)} models"
+        models = count(len(lacking), "model")
         report.event("warning", f"the evaluation settings changed; {models} to be scored again")
 
 

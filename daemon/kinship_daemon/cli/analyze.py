@@ -12,6 +12,7 @@ import click
 
 from kinship_daemon.cli.options import home_options, open_lineage
 from kinship_daemon.durable import whole_file
+from kinship_daemon.report import count
 
 __all__ = ["analyze_command"]
 
@@ -47,7 +48,9 @@ def analyze_command(
 
 
 def _show(found: Any) -> None:
-    click.echo(f"{len(found.merges)} merges with scores of their own and of their parents")
+    scored = count(len(found.merges), "merge")
+    click.echo(f"{scored} with scores of their own and of their parents")
+    click.echo("gain is over the mean of the parents")
     if found.too_few:
         click.echo(found.too_few)
     for each in found.correlations:
@@ -61,7 +64,8 @@ def _show(found: Any) -> None:
         first, last = stage.generations[0], stage.generations[-1]
         span = f"generation {first}" if first == last else f"generations {first} to {last}"
         click.echo(
-            f"{stage.name:<10}  {span}: {stage.merges} merges, mean gain {_cell(stage.gain)}, "
+            f"{stage.name:<10}  {span}: {count(stage.merges, 'merge')}, "
+            f"mean gain {_cell(stage.gain)}, "
             f"mean kinship of parents {_cell(stage.kinship)}, of the top {_cell(stage.top_kinship)}"
         )
     if found.stages:

@@ -127,12 +127,9 @@ def _set_aside(candidates: Sequence[Candidate], aside: Mapping[str, Model]) -> l
     rows = []
     for each in candidates:
         model = aside.get(each.model)
-        told = (
-            {"reason": None}
-            if model is None
-            else {"reason": model.reason, "cause": model.cause, "opens_again": returns(model)}
-        )
-        rows.append({**vars(each), **told})
+        told = (None,) * 3 if model is None else (model.reason, model.cause, returns(model))
+        why = dict(zip(("reason", "cause", "opens_again"), told, strict=True))
+        rows.append({**vars(each), **why})
     return rows
 
 

@@ -9,7 +9,7 @@ import click
 
 from kinship_daemon.device import resolve_device
 from kinship_daemon.models import Found
-from kinship_daemon.report import reporter
+from kinship_daemon.report import count, reporter
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
@@ -29,7 +29,9 @@ def ledger_of(base: Found, models: Sequence[Found], device: str) -> tuple[gram.L
     total = foundation.nbytes + sum(c.nbytes for c in checkpoints.values())
     report = reporter(log_json=False, stream=sys.stderr)
     chosen = resolve_device(device)
-    with report.progress(f"kinship of {len(checkpoints)} models", total, "bytes") as advance:
+    with report.progress(
+        f"kinship of {count(len(checkpoints), 'model')}", total, "bytes"
+    ) as advance:
         blank = gram.unmeasured(foundation, base.name)
         ledger = gram.extend(blank, foundation, {}, checkpoints, device=chosen, progress=advance)
     return ledger, total

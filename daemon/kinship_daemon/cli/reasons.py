@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from kinship_daemon.report import count
+
 __all__ = ["Reason", "by_reason", "lines"]
 
 # What differs from model to model in one reason: names of repos and tensors, sizes, shapes.
@@ -55,8 +57,8 @@ def lines(reasons: Sequence[Reason], *, names: int | None, most: int | None) -> 
         more = "" if len(shown) == len(each.models) else ", …"
         yield f"{len(each.models):>6,}  {each.text}: {', '.join(shown)}{more}"
     if most is not None and (rest := reasons[most:]):
-        count = sum(len(each.models) for each in rest)
-        yield f"{count:>6,}  for {len(rest)} other reasons"
+        models = sum(len(each.models) for each in rest)
+        yield f"{models:>6,}  for {count(len(rest), 'other reason')}"
 
 
 def _common(between: Sequence[str], texts: Collection[str]) -> str:

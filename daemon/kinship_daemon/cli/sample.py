@@ -21,7 +21,7 @@ from kinship_daemon.hub.names import slug, user_path
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
 from kinship_daemon.models import cache_folder, hub_for
-from kinship_daemon.report import Advance, Reporter, amount, reporter
+from kinship_daemon.report import Advance, Reporter, amount, count, reporter
 from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, descend
@@ -107,7 +107,7 @@ def sampled_kinship(
         found = [_model(reading, name, foundation) for name in models]
         kept = _kept_sample(foundation, scheme)
         total = scheme.nbytes * (len(models) + (kept is None))
-        with report.progress(f"sample of {len(models)} models", total, "bytes") as advance:
+        with report.progress(f"sample of {count(len(models), 'model')}", total, "bytes") as advance:
             own = kept or _new_sample(foundation, scheme, advance, report)
             taken = [_take(scheme, own, foundation, each, advance) for each in found]
         read, whole = reading.bytes_read, reading.bytes_all

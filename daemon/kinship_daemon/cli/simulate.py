@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from kinship_daemon.errors import UsageError
 from kinship_daemon.landscapes import open_landscape
-from kinship_daemon.report import reporter
+from kinship_daemon.report import count, reporter
 from kinship_policies import registry
 from kinship_policies.policy import Policy
 from kinship_policies.refusals import nearest
@@ -281,4 +281,4 @@ def _troubles(labels: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
             times = f"{len(failed)} of {len(mine)} runs"
             yield f"{label} failed in {times}; seed {first.seed}: {first.error}"
         if unknown := sum(run.unknown for run in mine):
-            yield f"{label} proposed {unknown} merges that the landscape does not know"
+            yield f"{label} proposed {count(unknown, 'merge')} unknown to the landscape"

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from kinship_daemon.analysis import Analysis, Correlation
 from kinship_daemon.draw.picture import KINSHIP, rendered, styled
+from kinship_daemon.report import count
 
 __all__ = ["draw_analysis"]
 
@@ -26,7 +27,9 @@ def draw_analysis(found: Analysis, form: str) -> bytes:
                 axes = figure.add_subplot(grid[row, column])
                 _scatter(axes, found, metric, of)
         _course(figure.add_subplot(grid[2, :]), found)
-        figure.suptitle(f"Kinship and gain of {len(found.merges)} merges", fontweight="bold")
+        figure.suptitle(
+            f"Kinship and gain of {count(len(found.merges), 'merge')}", fontweight="bold"
+        )
         return rendered(figure, form)
 
 

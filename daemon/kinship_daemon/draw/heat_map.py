@@ -15,6 +15,7 @@ from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 
 from kinship_daemon.draw.picture import KINSHIP, elided, rendered, styled
+from kinship_daemon.report import count
 
 __all__ = ["cluster", "heat_map"]
 
@@ -59,7 +60,7 @@ def heat_map(
         bar.xaxis.set_ticks_position("top")
         bar.xaxis.set_label_position("top")
         bar.tick_params(labelsize=7)
-        _title(body, f"{metric} kinship of {len(names)} models, deltas from {base}")
+        _title(body, f"{metric} kinship of {count(len(names), 'model')}, deltas from {base}")
         return rendered(figure, form)
 
 
@@ -155,7 +156,7 @@ def _name(axes: Axes, names: Sequence[str]) -> None:
     if len(names) > _MOST_NAMES:
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel(f"{len(names)} models, ordered by clustering")
+        axes.set_xlabel(f"{count(len(names), 'model')}, ordered by clustering")
         return
     points = 72 * _BODY[1] / max(len(names), 1)
     size = min(8.0, 0.8 * points)

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kinship_daemon.draw.picture import KINSHIP, elided, rendered, styled
+from kinship_daemon.report import count
 
 __all__ = ["MOST_LINES", "layer_lines"]
 
@@ -92,7 +93,13 @@ def _summary(
     )
     mean = np.array([c.mean() if len(c) else np.nan for c in columns])
     _line(
-        axes, places, mean, depths, label=f"mean of {len(values)} pairs", color=_MEAN, linewidth=2
+        axes,
+        places,
+        mean,
+        depths,
+        label=f"mean of {count(len(values), 'pair')}",
+        color=_MEAN,
+        linewidth=2,
     )
     order = _nearest_first(values)
     for pair, colour in ((order[0], _COLOURS[1]), (order[-1], _COLOURS[0])):

@@ -57,7 +57,7 @@ class FolderHub:
         return str(self._root)
 
     def about(self) -> str:
-        return f"folder {self._root} with {len(list(self._ids()))} repos"
+        return f"folder {self._root} (repos: {len(list(self._ids()))})"
 
     def descendants(self, base: str, since: datetime | None = None) -> Iterator[Listing]:
         found = []

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kinship_daemon.errors import UsageError
+from kinship_daemon.report import count
 from kinship_daemon.weights.recipe import Recipe
 from kinship_policies.simulate.landscape import Model
 from kinship_policies.simulate.recorded import Record, Recorded, Relations
@@ -35,7 +36,7 @@ def read_lineage(path: Path) -> Recorded:
         known = lineage.kinships("pcc")
     if not founders:
         raise UsageError(f"lineage {path}: no admitted fine-tune has a selection score; let it run")
-    title = f"{path}: {len(founders)} founders, {len(records)} merges on record"
+    title = f"{path}: {count(len(founders), 'founder')}, {count(len(records), 'merge')} on record"
     return Recorded(title, founders, records, Relations, known)
 
 

@@ -165,7 +165,7 @@ def _within_budget(
     if facts.budget is None or len(children) <= facts.budget:
         return children
     total = context.config.limits.merges_total
-    message = f"of {len(children)} merges proposed, limits.merges_total {total} leaves"
+    message = f"of {count(len(children), 'merge')} proposed, limits.merges_total {total} leaves"
     remarks.append(f"{message} {facts.budget}")
     return children[: facts.budget]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError
+from kinship_daemon.report import count
 from kinship_daemon.steps.leaves import leaves, source
 from kinship_daemon.steps.step import Step, Work, say_nothing
 from kinship_daemon.weights import gram
@@ -111,7 +112,7 @@ def _pass(
     with context.files.holding(*(model.id for model in known.values())):
         old = context.descendants(known)
         total = base.nbytes + sum(each.nbytes for each in (*old.values(), *young.values()))
-        label = f"kinship of {len(old) + len(young)} models"
+        label = f"kinship of {count(len(old) + len(young), 'model')}"
         with context.progress(label, total, "bytes") as advance:
             ledger = context.ledger.keep(tuple(old))
             return gram.extend(ledger, base, old, young, device=context.device, progress=advance)
