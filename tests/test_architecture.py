@@ -16,9 +16,17 @@ ROOTS = {
 ORDER = ["kinship_storage", "kinship_policies", "kinship_daemon"]
 # Inside the daemon: what a room may use of it. Not the loop, not the config, not the lineage.
 ROOMS = {
-    "weights": {"child_process", "durable", "errors", "model_files", "ranges", "weights"},
-    "evaluate": {"child_process", "errors", "evaluate", "weights"},
-    "hub": {"durable", "errors", "hub", "model_files", "ranges"},
+    "weights": {
+        "child_process",
+        "durable",
+        "errors",
+        "extensions",
+        "model_files",
+        "ranges",
+        "weights",
+    },
+    "evaluate": {"child_process", "errors", "evaluate", "extensions", "weights"},
+    "hub": {"durable", "errors", "extensions", "hub", "model_files", "ranges"},
 }
 
 

@@ -16,7 +16,7 @@ from hub_daemon import Clock
 from kinship_daemon import config, startup
 from kinship_daemon.errors import BudgetReached, KinshipError, ModelError, Transient, WorkerDied
 from kinship_daemon.evaluate import settings
-from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.evaluate.worker import WorkerEvaluator
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.steps import card_facts, facts
@@ -222,13 +222,13 @@ def test_a_worker_that_dies_is_the_worlds_fault_and_the_model_comes_back_by_itse
 
 def test_whom_the_base_fails_like_is_not_to_blame(home, monkeypatch):
     """A worker that dies over everyone: the daemon ends, and nobody stays aside for it."""
-    real = Evaluator.evaluate
+    real = WorkerEvaluator.evaluate
 
     def dies(self, assembly, split, progress=None):
         raise WorkerDied("the evaluation worker died")
 
     with opened(home) as d:
-        monkeypatch.setattr(Evaluator, "evaluate", dies)
+        monkeypatch.setattr(WorkerEvaluator, "evaluate", dies)
         with pytest.raises(
             KinshipError, match=r"not the models', for the base fails as well.*died"
         ):
@@ -240,7 +240,7 @@ def test_whom_the_base_fails_like_is_not_to_blame(home, monkeypatch):
             if assembly.identity == d.base.weights
             else dies(self, assembly, split)
         )
-        monkeypatch.setattr(Evaluator, "evaluate", theirs)
+        monkeypatch.setattr(WorkerEvaluator, "evaluate", theirs)
         with pytest.raises(Transient, match="no fine-tune of demo/base could be admitted"):
             evolve(d)
         aside = {status for name, status in statuses(d).items() if name.startswith("demo/")}
@@ -258,8 +258,8 @@ def test_what_failed_under_other_settings_is_tried_again_and_again_under_these(h
             raise ModelError("the harness failed", cause="settings", setting="evaluate")
         return real(self, assembly, split, progress)
 
-    real = Evaluator.evaluate
-    monkeypatch.setattr(Evaluator, "evaluate", failing_for_merges)
+    real = WorkerEvaluator.evaluate
+    monkeypatch.setattr(WorkerEvaluator, "evaluate", failing_for_merges)
     fates = []
     for batch_size in ("16", "8", "16"):
         with opened(home, **{**failing, "evaluate.batch_size": batch_size}) as d:

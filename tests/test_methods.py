@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import reference
+from kinship_daemon import extensions
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.methods import registry
 from kinship_daemon.weights.methods.linear import linear
@@ -396,7 +397,7 @@ def test_an_unknown_method_names_those_installed_and_the_nearest():
 def installed(monkeypatch):
     """Pretends that these entry points are all there are."""
     registry.method.cache_clear()
-    yield lambda points: monkeypatch.setattr(registry, "entry_points", lambda **_: points)
+    yield lambda points: monkeypatch.setattr(extensions, "entry_points", lambda **_: points)
     registry.method.cache_clear()
 
 

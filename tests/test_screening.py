@@ -11,7 +11,7 @@ import tiny
 import turns
 from kinship_daemon import config, demo, startup
 from kinship_daemon.errors import WorkerDied
-from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.evaluate.worker import WorkerEvaluator
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.steps.scores import mean_score, scores
 from test_evolution import SMALL
@@ -90,7 +90,7 @@ def test_nobody_is_screened_twice(screened, monkeypatch):
         raise AssertionError("evaluated again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Evaluator, "evaluate", never)
+        patched.setattr(WorkerEvaluator, "evaluate", never)
         turns.take(screened, "screen")
         before = {job.key: job.attempts for job in screened.lineage.jobs(kind="screen")}
         assert len(before) == 7
@@ -116,14 +116,14 @@ def test_the_others_are_evaluated_in_the_order_of_their_screen_scores(screened):
 
 
 def test_a_base_that_cannot_be_screened_lets_everyone_pass(hub, tmp_path, monkeypatch):
-    real = Evaluator.evaluate
+    real = WorkerEvaluator.evaluate
 
     def mortal(self, assembly, split, progress=None):
         if assembly.base == hub / demo.BASE and not assembly.leaves:
             raise WorkerDied(f"{demo.BASE}: the evaluation worker died")
         return real(self, assembly, split, progress)
 
-    monkeypatch.setattr(Evaluator, "evaluate", mortal)
+    monkeypatch.setattr(WorkerEvaluator, "evaluate", mortal)
     with opened(hub, tmp_path / "home") as d:
         turns.poll(d)
         turns.take(d, "screen")

@@ -14,7 +14,7 @@ import lmtasks
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.harness import Harness
 from kinship_daemon.evaluate.settings import Settings, Task
-from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.evaluate.worker import WorkerEvaluator
 from kinship_daemon.weights.materialise import leaf_assembly
 
 DOCUMENTS = [{"prompt": f"{letter}{letter}=", "answer": letter} for letter in "abcdefghijkl"]
@@ -72,7 +72,7 @@ def test_one_worker_scores_model_after_model_as_the_harness_does(
     config = settings(tmp_path / "tasks", "quick")
     models = [leaf_assembly(path, f"sha256:{path.name}") for path in (tiny_base, tiny_finetunes[0])]
     seen = []
-    with Evaluator(config, log=tmp_path / "logs" / "evaluate.log") as evaluator:
+    with WorkerEvaluator(config, log=tmp_path / "logs" / "evaluate.log") as evaluator:
         assert not children()  # nothing is started before it is needed
         found = evaluator.check()
         (worker,) = children()
@@ -106,7 +106,7 @@ def test_a_model_that_takes_too_long_is_stopped_and_the_next_one_is_not_hurt(tin
     slow = {"process_results": lmtasks.Function("wait")}
     lmtasks.task(tmp_path / "tasks", "slow", DOCUMENTS * 50, **slow)
     config = settings(tmp_path / "tasks", "slow", time_limit_minutes=5 / 60)
-    with Evaluator(config, log=tmp_path / "log") as evaluator:
+    with WorkerEvaluator(config, log=tmp_path / "log") as evaluator:
         evaluator.check()
         before = time.monotonic()
         with pytest.raises(ModelError, match=r"sha256:slow.*evaluate.time_limit_minutes \(0.0833"):
@@ -123,7 +123,7 @@ def test_a_crash_is_the_models_when_it_was_being_asked_and_nobodys_when_idle(tin
     folder = tmp_path / "tasks"
     lmtasks.task(folder, "fatal", DOCUMENTS, process_results=lmtasks.Function("crash"))
     asked = leaf_assembly(tiny_base, "sha256:base")
-    with Evaluator(settings(folder, "fatal"), log=tmp_path / "log") as evaluator:
+    with WorkerEvaluator(settings(folder, "fatal"), log=tmp_path / "log") as evaluator:
         (folder / "crash").touch()
         with pytest.raises(
             ModelError, match=r"sha256:base.*died \(SIGSEGV\).*tmp.*/log is: about to crash"
@@ -142,7 +142,7 @@ def test_mistakes_in_the_settings_come_out_as_such(tmp_path):
     config = settings(tmp_path / "tasks", "quick")
     wrong = config.but(selection=(Task(task="quick", metric="acc"),))
     with (
-        Evaluator(wrong, log=tmp_path / "log") as evaluator,
+        WorkerEvaluator(wrong, log=tmp_path / "log") as evaluator,
         pytest.raises(UsageError, match="no metric 'acc'; these would work: loglikelihood"),
     ):
         evaluator.check()
@@ -153,7 +153,7 @@ def test_a_log_that_cannot_be_written_is_said_before_anything_starts(tmp_path):
     (tmp_path / "file").touch()
     log = tmp_path / "file" / "log"
     with (
-        Evaluator(settings(tmp_path / "tasks", "quick"), log=log) as evaluator,
+        WorkerEvaluator(settings(tmp_path / "tasks", "quick"), log=log) as evaluator,
         pytest.raises(KinshipError, match="file/log cannot be written"),
     ):
         evaluator.check()
@@ -166,7 +166,7 @@ import pickle
 import sys
 from pathlib import Path
 
-from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.evaluate.worker import WorkerEvaluator
 
 
 def tell(done, total):
@@ -177,7 +177,7 @@ def tell(done, total):
 if __name__ == "__main__":
     room = Path(sys.argv[1])
     settings, assembly = pickle.loads((room / "job").read_bytes())
-    Evaluator(settings, log=room / "log").evaluate(assembly, "selection", tell)
+    WorkerEvaluator(settings, log=room / "log").evaluate(assembly, "selection", tell)
 """
 
 

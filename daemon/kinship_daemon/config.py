@@ -145,6 +145,13 @@ class Limits(Section):
     """A policy that takes longer over one decision is stopped; the daemon watches on."""
 
 
+class Notify(Section):
+    use: Mapping[str, Mapping[str, Any]] = {}
+    """Notifiers by name, each with its settings: `{webhook: {url: "https://..."}}`."""
+    events: tuple[str, ...] = ("publish", "quarantine", "converged", "warning")
+    """Kinds of events that notifiers are told of."""
+
+
 class Config(Section):
     base: str = "mistral-7b"
     """An alias (`kinship-daemon bases`), org/name[@revision], a local folder, or `demo`."""
@@ -164,6 +171,7 @@ class Config(Section):
     gate: Gate = Gate()
     publish: Publish = Publish()
     limits: Limits = Limits()
+    notify: Notify = Notify()
 
 
 def reference() -> str:

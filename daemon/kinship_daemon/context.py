@@ -13,8 +13,8 @@ from pathlib import Path
 from kinship_daemon.config import Config
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import Stopped
+from kinship_daemon.evaluate.evaluator import Evaluator, open_evaluator
 from kinship_daemon.evaluate.settings import Settings
-from kinship_daemon.evaluate.worker import Evaluator
 from kinship_daemon.file_cache import FileCache
 from kinship_daemon.home import Home
 from kinship_daemon.hub.records import Hub
@@ -62,7 +62,8 @@ class Evaluators:
         # It learns what the documents are: that is no other setting.
         if self._live is None or settings not in (self._asked, self._live.settings):
             self.close()
-            self._live, self._asked = Evaluator(settings, log=self._log, stop=self._stop), settings
+            self._live = open_evaluator(settings, log=self._log, stop=self._stop)
+            self._asked = settings
         return self._live
 
     def close(self) -> None:

@@ -130,7 +130,7 @@ def check_token(config: Config) -> None:
     Raises:
         UsageError: publish.namespace is set and there is none.
     """
-    if config.publish.namespace is None or "://" not in config.hub:
+    if config.publish.namespace is None or not config.hub.startswith(("http://", "https://")):
         return
     from kinship_daemon.hub.client import machine_token, token_advice  # noqa: PLC0415 - slow to import
 

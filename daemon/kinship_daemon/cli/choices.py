@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -75,12 +76,12 @@ def _refused(config: Config) -> Iterator[str]:
 
 def _refused_tasks(config: Config) -> Iterator[str]:
     """What is wrong with the evaluation tasks, loaded as the daemon loads them."""
-    from kinship_daemon.evaluate.worker import Evaluator  # noqa: PLC0415 - imports torch
+    from kinship_daemon.evaluate.evaluator import open_evaluator  # noqa: PLC0415 - slow to import
     from kinship_daemon.startup import evaluation_settings  # noqa: PLC0415
 
     log = state_directory() / "evaluate.log"
     try:
-        with Evaluator(evaluation_settings(config), log=log) as evaluator:
+        with closing(open_evaluator(evaluation_settings(config), log=log)) as evaluator:
             evaluator.check()
     except UsageError as error:
         yield str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon.cli.options import config_options
-from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.evaluate.evaluator import open_evaluator
 from kinship_daemon.home import state_directory
 from kinship_daemon.models import find_base, find_models
 from kinship_daemon.report import absolute, reporter
@@ -50,7 +51,7 @@ def evaluate_command(
     assembly = leaf_assembly(found.folder, model, base)
     report = reporter(log_json=False, stream=sys.stderr)
     log = state_directory() / "evaluate.log"
-    with Evaluator(settings, log=log) as evaluator:
+    with closing(open_evaluator(settings, log=log)) as evaluator:
         evaluator.check()
         with report.progress(f"{split} of {model}", None, "documents") as advance:
             scores = evaluator.evaluate(assembly, split, absolute(advance))

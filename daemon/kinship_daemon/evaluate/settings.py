@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "Asked",
     "Documents",
     "Evaluate",
+    "Progress",
     "Question",
     "Section",
     "Settings",
@@ -41,6 +42,8 @@ _MOST_THREADS = 8
 Question = tuple[str, int]
 # What a worker is asked of a model: a split's scores, one question, or the first of every task.
 Asked = Split | Question | None
+# Gets documents done and in all.
+Progress = Callable[[int, int], None]
 # Digest of a task's documents, by split and task.
 Documents = Mapping[Split, Mapping[str, str]]
 
@@ -91,6 +94,8 @@ class Evaluate(Section):
     """What the policy sees. A task named in both lists is split, half its documents to each."""
     validation: Tasks = Field(PAPER_TASKS, min_length=1)
     """What the gate sees. It never shares a document with selection."""
+    backend: str = "lm-eval"
+    """Who asks the tasks' questions; part of a score's identity."""
     limit: int | None = Field(None, ge=1)
     """At most this many documents per task and list; all by default."""
     batch_size: int = Field(16, ge=1)
@@ -207,6 +212,8 @@ class Settings(Evaluate):
             "folders": [_folder_digest(path) for path in self.include_path],
             "harness": harness_versions(),
         }
+        if self.backend != Evaluate.model_fields["backend"].default:
+            facts["backend"] = self.backend
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -11,7 +11,7 @@ attributes), and ends.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,13 +28,13 @@ from kinship_daemon.errors import (
     WorkerDied,
 )
 from kinship_daemon.evaluate.child import error_of, serve
-from kinship_daemon.evaluate.settings import Asked, Documents, Question, Settings
+from kinship_daemon.evaluate.settings import Asked, Documents, Progress, Question, Settings
 from kinship_storage.records import Score, Split
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["Evaluator"]
+__all__ = ["WorkerEvaluator"]
 
 # Importing lm-eval takes 5 to 20 seconds; the rest is for downloading the tasks' data.
 _START_SECONDS = 1800.0
@@ -51,10 +51,8 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # bars would bury the log's last words
 }
 
-Progress = Callable[[int, int], None]
 
-
-class Evaluator:
+class WorkerEvaluator:
     """
     Scores models one after another in a worker process that is started at first use.
 
@@ -90,46 +88,19 @@ class Evaluator:
         self.close()
 
     def check(self) -> Documents:
-        """
-        Load the tasks and their data, so that mistakes show before the first model is fetched.
-
-        Returns:
-            What the documents are, which the scores' fingerprint is to hold.
-
-        Raises:
-            DocumentsChanged: They are others than the settings say.
-            UsageError: A task or metric that does not exist or cannot be used.
-            Transient: A task's data cannot be reached now, or the worker does not start.
-            KinshipError: The tasks cannot be loaded.
-        """
+        """As `Evaluator.check`."""
         with self._stopped_on_error():
             self._worker()
             return self.settings.documents
 
     def probe(self, assembly: "Assembly", question: Question | None = None) -> None:
-        """
-        Ask a model one question, or the first one of every task: can it be evaluated at all?
-
-        Raises:
-            ModelError, KinshipError: As `evaluate`.
-        """
+        """As `Evaluator.probe`."""
         self._ask(assembly, question)
 
     def evaluate(
         self, assembly: "Assembly", split: Split, progress: Progress | None = None
     ) -> tuple[Score, ...]:
-        """
-        Scores of one model on the split's tasks, in the settings' order.
-
-        Args:
-            progress: Gets documents done and in all, a few times a second. What it raises ends the
-                evaluation and comes out here.
-
-        Raises:
-            ModelError: The model gives NaN, or has not what the tasks need.
-            EvaluationFailed: The harness failed or crashed over it, or it took too long.
-            KinshipError: As `check`.
-        """
+        """As `Evaluator.evaluate`."""
         return self._ask(assembly, split, progress)
 
     def _ask(

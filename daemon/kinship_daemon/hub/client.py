@@ -12,7 +12,7 @@ from http import HTTPStatus
 from importlib.metadata import version
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -43,7 +43,7 @@ from kinship_daemon.hub.repo_ranges import RepoRanges
 from kinship_daemon.hub.rights import writing_right
 from kinship_daemon.hub.wire import Wire, bounded_session
 
-__all__ = ["ApiHub", "machine_token", "token_advice"]
+__all__ = ["ApiHub", "machine_token", "open_api", "token_advice"]
 
 T = TypeVar("T")
 
@@ -188,6 +188,11 @@ class ApiHub:
     def _check_token(self, what: str) -> None:
         if self._token is None:
             raise UsageError(f"{what} needs a token that may write: {token_advice(self._endpoint)}")
+
+
+def open_api(where: str, *, token: str | None = None, **arguments: Any) -> ApiHub:
+    """A server by its URL, with the machine's own token if that is for it."""
+    return ApiHub(where, token=token or machine_token(where), **arguments)
 
 
 def machine_token(endpoint: str) -> str | None:

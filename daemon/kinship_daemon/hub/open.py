@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from kinship_daemon import extensions
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import UsageError
 from kinship_daemon.hub.calls import AT_ONCE
@@ -13,7 +14,10 @@ from kinship_daemon.hub.folder import FolderHub
 from kinship_daemon.hub.names import user_path
 from kinship_daemon.hub.records import Hub
 
-__all__ = ["open_hub"]
+__all__ = ["GROUP", "open_hub"]
+
+# Factories of hubs by URL scheme.
+GROUP = "kinship_daemon.hubs"
 
 
 def open_hub(
@@ -36,14 +40,14 @@ def open_hub(
         connections: To a URL at a time, at most.
 
     Raises:
-        UsageError: neither a URL nor an existing folder.
+        UsageError: neither a URL of a known kind nor an existing folder.
     """
-    if "://" in where:
-        # Slow to import, and not needed for a folder.
-        from kinship_daemon.hub.client import ApiHub, machine_token  # noqa: PLC0415
-
-        token = token or machine_token(where)
-        return ApiHub(where, token=token, sha256=sha256, stop=stop, connections=connections)
+    scheme, separator, _ = where.partition("://")
+    if separator:
+        # A kind of hub is imported when it is asked for: huggingface_hub takes a second.
+        make = extensions.find(GROUP, "kind of hub", scheme)
+        hub: Hub = make(where, token=token, sha256=sha256, stop=stop, connections=connections)
+        return hub
     folder = user_path(where)
     if not folder.is_dir():
         raise UsageError(

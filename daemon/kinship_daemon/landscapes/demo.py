@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -27,7 +27,7 @@ from kinship_daemon import config as configuration
 from kinship_daemon import demo
 from kinship_daemon.durable import hash_file, whole_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.evaluate.worker import Evaluator
+from kinship_daemon.evaluate.evaluator import Evaluator, open_evaluator
 from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.assembly import Assembly, assemble, leaf_assembly
@@ -74,7 +74,7 @@ def open_demo(settings: Mapping[str, Any]) -> Iterator[Demo]:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KinshipError(f"the cache {cache} cannot be written: {error.strerror}") from None
-    with Evaluator(evaluation, log=cache / "evaluate.log") as evaluator:
+    with closing(open_evaluator(evaluation, log=cache / "evaluate.log")) as evaluator:
         fingerprints = {s: evaluation.fingerprint(s) for s in ("selection", "validation")}
         yield Demo(founders, _Scores(evaluator, cache, fingerprints))
 

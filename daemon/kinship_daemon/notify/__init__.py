@@ -1,0 +1,1 @@
+"""Events that leave the house: told to whoever the config names."""

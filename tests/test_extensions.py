@@ -1,0 +1,156 @@
+"""Packages that are on the path plug in hubs, evaluation backends and notifiers by name."""
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from kinship_daemon import demo
+from kinship_daemon.config import load
+from kinship_daemon.errors import UsageError
+from kinship_daemon.evaluate.evaluator import open_evaluator
+from kinship_daemon.evaluate.settings import Evaluate, Settings
+from kinship_daemon.hub.folder import FolderHub
+from kinship_daemon.hub.open import open_hub
+from kinship_daemon.notify.notifier import notifier, notifying
+from kinship_daemon.report import LineReporter
+
+SOURCE = """
+from pathlib import Path
+
+from kinship_daemon.hub.folder import FolderHub
+
+told = []
+
+
+def open_shelf(where, *, token, sha256, stop, connections):
+    return FolderHub(Path(where.removeprefix("shelf://")), sha256=sha256)
+
+
+class Oracle:
+    def __init__(self, settings, *, log, stop):
+        self.settings = settings
+
+
+def remember(*, prefix):
+    def tell(kind, message, facts):
+        told.append((prefix + kind, message, dict(facts)))
+        if "fail" in message:
+            raise RuntimeError("out of ink")
+
+    return tell
+"""
+
+
+@pytest.fixture
+def plugged_in(tmp_path, monkeypatch):
+    """A package as pip leaves it behind."""
+    (tmp_path / "shelf.py").write_text(SOURCE)
+    info = tmp_path / "shelf-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 0.1\n")
+    entries = {"hubs": "shelf = shelf:open_shelf", "evaluators": "oracle = shelf:Oracle"}
+    entries["notifiers"] = "remember = shelf:remember\nbroken = shelf:nothing"
+    text = "".join(f"[kinship_daemon.{group}]\n{entry}\n" for group, entry in entries.items())
+    (info / "entry_points.txt").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("shelf", None)
+
+
+def settings(**changes) -> Settings:
+    return Settings.of(Evaluate(**changes), 0)
+
+
+@pytest.mark.usefixtures("plugged_in")
+def test_a_kind_of_hub_is_found_by_its_scheme():
+    hub = open_hub(f"shelf://{demo.HUB}")
+    assert isinstance(hub, FolderHub)
+    assert hub.repo("demo/add").id == "demo/add"
+
+
+def test_an_unknown_kind_of_hub_names_those_installed():
+    with pytest.raises(UsageError, match=r"no kind of hub 'htps'; installed: http, https; did you"):
+        open_hub("htps://huggingface.co")
+
+
+@pytest.mark.usefixtures("plugged_in")
+def test_a_backend_is_found_by_name_and_is_part_of_a_scores_identity(tmp_path):
+    evaluator = open_evaluator(settings(backend="oracle"), log=tmp_path / "log")
+    assert type(evaluator).__name__ == "Oracle"
+    assert evaluator.settings.backend == "oracle"
+    prints = {settings(backend=name).fingerprint("selection") for name in ("oracle", "lm-eval")}
+    assert len(prints) == 2
+
+
+def test_an_unknown_backend_names_those_installed(tmp_path):
+    with pytest.raises(UsageError, match="no evaluation backend 'vlm'; installed: lm-eval"):
+        open_evaluator(settings(backend="vlm"), log=tmp_path / "log")
+
+
+@pytest.mark.usefixtures("plugged_in")
+def test_notifiers_are_told_of_the_events_they_are_for_and_may_fail(capsys):
+    made = {"remember": notifier("remember", {"prefix": "my "})}
+    with notifying(LineReporter(sys.stdout), made, ["publish", "warning"]) as report:
+        report.event("publish", "m1 will fail", model="m1")
+        report.event("score", "m1 0.5", model="m1")
+        report.event("publish", "m2", model="m2")
+    told = sys.modules["shelf"].told
+    assert told[0] == ("my publish", "m1 will fail", {"model": "m1"})
+    assert ("my publish", "m2", {"model": "m2"}) in told
+    assert all(kind != "my score" for kind, _, _ in told)
+    printed = capsys.readouterr().out
+    assert "warning: notifier remember: RuntimeError: out of ink" in printed
+    assert "score: m1 0.5" in printed
+
+
+@pytest.mark.usefixtures("plugged_in")
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("remember", {"prefxi": "x"}, r"notify.use.remember: .*prefxi"),
+        ("broken", {}, r"notifier 'broken' .* cannot be used"),
+        ("webhok", {}, r"no notifier 'webhok'; installed: .*did you mean 'webhook'\?"),
+        ("webhook", {"url": "ftp://x"}, "url must be an http or https URL"),
+    ],
+)
+def test_a_notifier_that_cannot_be_made_is_one_line(name, given, message):
+    with pytest.raises(UsageError, match=message):
+        notifier(name, given)
+
+
+def test_a_notifier_that_hangs_holds_nobody_up():
+    never = threading.Event()
+    with notifying(LineReporter(sys.stdout), {"x": lambda *_: never.wait()}, ["publish"]) as report:
+        report.event("publish", "m1")
+    assert not never.is_set()  # reached, though it hangs
+
+
+def test_the_webhook_posts_what_chats_show(tmp_path):
+    bodies = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self):
+            bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/hook"
+    file = tmp_path / "config.yml"
+    file.write_text(f"notify: {{use: {{webhook: {{url: '{url}'}}}}}}\n")
+    config = load(file)
+    made = {name: notifier(name, given) for name, given in config.notify.use.items()}
+    with notifying(LineReporter(sys.stdout), made, config.notify.events) as report:
+        report.event("publish", "m1 as us/m1", model="m1", url=Path("/x"))
+    server.shutdown()
+    server.server_close()
+    facts = {"model": "m1", "url": "/x"}
+    assert bodies == [{"text": "publish: m1 as us/m1", "event": "publish", "facts": facts}]
