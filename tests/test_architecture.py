@@ -16,9 +16,10 @@ ROOTS = {
 ORDER = ["kinship_storage", "kinship_policies", "kinship_daemon"]
 # Inside the daemon: what a room may use of it. Not the loop, not the config, not the lineage.
 ROOMS = {
-    "weights": {"child_process", "durable", "errors", "ranges", "weights"},
-    "evaluate": {"child_process", "errors", "evaluate", "weights"},
-    "hub": {"durable", "errors", "hub", "ranges"},
+    "foreign": {"foreign"},
+    "weights": {"child_process", "durable", "errors", "foreign", "ranges", "weights"},
+    "evaluate": {"child_process", "errors", "evaluate", "foreign", "weights"},
+    "hub": {"durable", "errors", "foreign", "hub", "ranges"},
 }
 
 

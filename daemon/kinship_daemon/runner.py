@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from kinship_daemon.bugs import note_bug
 from kinship_daemon.context import Context
 from kinship_daemon.errors import (
     BudgetReached,
@@ -24,7 +25,9 @@ from kinship_daemon.errors import (
     Stopped,
     Transient,
     Unavailable,
+    disk_words,
 )
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.retry import reopen
 from kinship_daemon.steps.leaves import dependents
@@ -227,6 +230,12 @@ class Runner:
                 raise
             self._put_off(step, work, job.key, error)
             raise Transient(f"{error}; asked again at the next look") from error
+        except Exception as error:
+            fault = self._contained(step, work, error)
+            if fault is None:
+                raise
+            self._blame(step, work, job.key, fault)
+            return True
         with lineage.finish(job.key):
             step.commit(lineage, work, result)
         self._tries.pop(job.key, None)
@@ -235,6 +244,28 @@ class Runner:
         self._hub_answered |= step.needs == "hub"
         step.tell(context, work, result)
         return True
+
+    def _contained(self, step: Step[Any], work: Work, error: Exception) -> ModelError | None:
+        """
+        What no step should raise, met over one model, as a fault that keeps that model back.
+
+        It may be a mistake of ours or of a library over a file that nobody foresaw. Nobody knows
+        whether the bytes are bad, so the model is tried again, less and less often. None for what
+        concerns all: the base, the disk, the database.
+        """
+        model = work.model
+        if model is None or not step.blames or model == self._context.base.id:
+            return None
+        if isinstance(error, OSError) and disk_words(error) is not None:
+            return None
+        if type(error).__module__ == "sqlite3":
+            return None
+        if isinstance(error, MemoryError):
+            return ModelError(f"{step.kind} of it takes more memory than there is", cause="world")
+        log = self._context.home.bug_log
+        note_bug(log, self._context.now(), f"{step.kind} of {model}", error)
+        words = f"a bug met in {step.kind} ({shown(repr(error))}); see {log}"
+        return ModelError(words, cause="world")
 
     def _note_done(self, step: Step[Any], work: Work, key: str) -> None:
         """Work that is planned again as soon as it is done would never end: a bug is loud."""

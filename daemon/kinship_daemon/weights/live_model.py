@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.weights.assembly import Makeable
 from kinship_daemon.weights.checkpoint import follows_from_config
 from kinship_daemon.weights.sidecars import GENERATION, sidecars
@@ -117,4 +118,4 @@ def _generation_config(donor: Path, folder: Path) -> GenerationConfig | None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return shown(" ".join(str(error).split()))

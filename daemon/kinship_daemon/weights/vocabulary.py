@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.weights.checkpoint import Checkpoint, read_json
 
 __all__ = [
@@ -231,7 +232,8 @@ def _read(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Mapping[str, in
         found.setdefault(token, row)
     for token, row in found.items():
         if type(row) is not int or not 0 <= row < _MOST_TOKENS:
-            raise ModelError(f"{folder}: its token {token!r} has the id {row!r}, which is no id")
+            odd = f"its token '{shown(token, 80)}' has the id {shown(row, 80)}"
+            raise ModelError(f"{folder}: {odd}, which is no id")
     return found
 
 
@@ -265,7 +267,7 @@ def _fast(path: Path) -> dict[str, int]:
             vocab = {piece: row for row, (piece, _) in enumerate(vocab)}
         added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: its tokens cannot be read: {error!r}") from error
+        raise ModelError(f"{path}: its tokens cannot be read: {shown(repr(error))}") from error
     return vocab | added
 
 
@@ -277,7 +279,9 @@ def _declared(folder: Path) -> dict[str, int]:
     try:
         return {token["content"]: int(row) for row, token in decoder.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / _SETTINGS}: odd added_tokens_decoder: {error!r}") from error
+        raise ModelError(
+            f"{folder / _SETTINGS}: odd added_tokens_decoder: {shown(repr(error))}"
+        ) from error
 
 
 def _sentencepiece(folder: Path) -> dict[str, int]:
@@ -290,5 +294,5 @@ def _sentencepiece(folder: Path) -> dict[str, int]:
         found: dict[str, int] = tokenizer.get_vocab()
     except Exception as error:  # a stranger's files: transformers raises all kinds
         text = " ".join(f"{error}".split())
-        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {text:.200}") from error
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {shown(text)}") from error
     return found
