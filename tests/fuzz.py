@@ -30,7 +30,7 @@ PATH = PurePosixPath("model.safetensors")
 HEX = "0123456789abcdef" * 4
 
 CARDS = [
-    b"---\nbase_model: [demo/base]\nlicense: mit\ntags: [merge, 4bit]\ndate: 2024-01-01\n---\n# x\n",
+    b"---\nbase_model: [demo/base]\nlicense: mit\ntags: [merge, 4bit]\ndate: 2024-01-01\n---\nx\n",
     b"---\na: &a [x, 1, 1.5, 1:30:20, 0x1f, null, ~, yes]\nb: [*a, *a]\nc: {<<: {d: *a}}\n---\n",
     b"---\n? !!set {a, b}\n: !!int '7'\nx: !!bool y\ny: !!binary aGk=\nz: |\n  text\n---\n",
 ]

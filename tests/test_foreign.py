@@ -63,7 +63,7 @@ def test_sound_json_is_read_as_pythons_own_parser_reads_it(value):
         (r'"\ud800"', "surrogate"),
         ("[" + "1," * 2000 + "1]", "items"),
         ('"' + "x" * 6000 + '"', "5000 characters"),
-        (" " * 30_000, "longer"),
+        (" " * 30_000, "too long"),
         ("{,}", "not JSON"),
     ],
 )
@@ -95,6 +95,9 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
         "a: *b",
         "x: !!int ''",
         "x: !!bool y",
+        "x: !!timestamp y",
+        "x: 2024-13-45",
+        "x: !!s" + "9" * 5000 + " y",
         "x: !!python/object:os.system y",
         "x: !!set {a}",
         "x: !!binary aGk=",
@@ -115,11 +118,10 @@ def test_yaml_that_is_hostile_is_refused_at_once(text):
 
 
 def test_yaml_with_anchors_and_dates_is_read():
-    assert parse_yaml("a: &a [1, x]\nb: *a\nc: 2024-13-45\nd: !!timestamp y", SMALL) == {
+    assert parse_yaml("a: &a [1, x]\nb: *a\nc: 2024-12-31", SMALL) == {
         "a": [1, "x"],
         "b": [1, "x"],
-        "c": "2024-13-45",
-        "d": "y",
+        "c": "2024-12-31",
     }
 
 
@@ -138,7 +140,8 @@ def test_patterns_match_as_pefts_and_the_first_counts():
 
 
 @pytest.mark.parametrize(
-    "pattern", ["((((a*)*)*)*)*b", "(a|aa)+$", "(.*)(.*)(.*)(.*)x", "(a?){200}b"]
+    "pattern",
+    ["((((a*)*)*)*)*b", "(a|aa)+$", "(.*)(.*)(.*)(.*)x", "(a?){200}b", "(([a-z0-9_.]+)+)!"],
 )
 def test_a_pattern_that_takes_others_days_is_answered_at_once(pattern):
     start = time.perf_counter()

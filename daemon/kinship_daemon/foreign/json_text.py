@@ -25,7 +25,7 @@ def parse_json(text: bytes | str, limits: Limits, *, strict: bool = False) -> An
             a json.JSONDecodeError or UnicodeDecodeError.
     """
     if len(text) > limits.nbytes:
-        raise Malformed(f"longer than {limits.nbytes} bytes")
+        raise Malformed(f"too long: more than {limits.nbytes} bytes")
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
         _check_count(decoded, limits)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kinship_daemon.foreign.shown import shown
+
 __all__ = ["Limits", "Malformed", "check"]
 
 
 class Malformed(ValueError):
     """A foreign text cannot be used. The message is a few plain words, safe to show."""
+
+    def __init__(self, message: str) -> None:
+        # Parsers quote what they do not know.
+        super().__init__(shown(message))
 
 
 @dataclass(frozen=True)
@@ -65,4 +71,4 @@ def _check_text(text: str, limits: Limits) -> None:
             # Half a surrogate pair is valid JSON, and can be neither printed nor stored.
             text.encode()
         except UnicodeEncodeError:
-            raise Malformed("holds half a character (a lone surrogate)") from None
+            raise Malformed("holds half a character (surrogates not allowed)") from None

@@ -31,11 +31,14 @@ class _Loader(_Safe):  # type: ignore[misc]
         value: int | float = getattr(self, f"construct_yaml_{kind}")(node)
         return value
 
+    def date(self, node: yaml.ScalarNode) -> str:
+        self.construct_yaml_timestamp(node)  # 2024-13-45 is none
+        return str(node.value)
+
 
 for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.number)
-# A date is what its author wrote: 2024-13-45 too, which is none.
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.date)
 
 
 def parse_yaml(text: str, limits: Limits) -> Any:
@@ -46,7 +49,7 @@ def parse_yaml(text: str, limits: Limits) -> Any:
         Malformed: It is no YAML, or breaks the limits.
     """
     if len(text) > limits.nbytes:
-        raise Malformed(f"longer than {limits.nbytes} characters")
+        raise Malformed(f"too long: more than {limits.nbytes} characters")
     try:
         _check_events(text, limits)
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader with limits

@@ -274,9 +274,11 @@ class _Setting:
             self._values = dict(own)
             self._patterns = Patterns(self._values)
         except Malformed as error:
-            raise ModelError(f"{path}: {SETTINGS} has a {pattern} in which {error}") from None
+            raise ModelError(f"{path}: {SETTINGS} has no usable {key}: {error}") from None
         except (TypeError, ValueError):
-            raise ModelError(f"{path}: {SETTINGS} has a {pattern} that maps nothing") from None
+            raise ModelError(
+                f"{path}: {SETTINGS} has no usable {key}: {pattern} maps nothing"
+            ) from None
         self._common: Any = settings.get(key)
 
     def of(self, module: str) -> float:

@@ -199,8 +199,8 @@ def _grow(folder: Path, union: Union, folders: tuple[Path, ...]) -> None:
         got, expected = tokenizer.convert_tokens_to_ids(token), union.first_id + place
         if got != expected:
             raise ModelError(
-                f"{folder.name}: its tokenizer gives the new token '{shown(token, 80)}' the id {got} "
-                f"and not {expected}; these vocabularies cannot be joined"
+                f"{folder.name}: its tokenizer gives the new token '{shown(token, 80)}' "
+                f"the id {got} and not {expected}; these vocabularies cannot be joined"
             )
     for name in _STALE:
         (folder / name).unlink(missing_ok=True)
