@@ -290,8 +290,8 @@ def test_quantised_tensors_are_refused(tmp_path, bases, part, dtype):
         ({"r": None}, "no usable r for"),
         ({"lora_alpha": "many"}, "no usable lora_alpha"),
         ({"alpha_pattern": {"(": 3}}, "no usable lora_alpha"),
-        ({"alpha_pattern": {"(([a-z0-9_.]+)+)!": 3}}, "no usable lora_alpha"),  # takes for ever
-        ({"lora_alpha": 10**400}, "no usable lora_alpha"),
+        ({"alpha_pattern": {r"(.)\1": 3}}, "no usable lora_alpha"),  # might take for ever
+        ({"lora_alpha": 10**400}, "a number of 401 digits"),
     ],
 )
 def test_other_forms_and_odd_settings_are_refused(tmp_path, bases, changes, said):

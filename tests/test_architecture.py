@@ -16,17 +16,13 @@ ROOTS = {
 ORDER = ["kinship_storage", "kinship_policies", "kinship_daemon"]
 # Inside the daemon: what a room may use of it. Not the loop, not the config, not the lineage.
 ROOMS = {
+    "foreign": {"foreign"},
     "weights": {
-        "child_process",
-        "durable",
-        "errors",
-        "extensions",
-        "model_files",
-        "ranges",
+        *("child_process", "durable", "errors", "extensions", "foreign", "model_files", "ranges"),
         "weights",
     },
-    "evaluate": {"child_process", "errors", "evaluate", "extensions", "weights"},
-    "hub": {"durable", "errors", "extensions", "hub", "model_files", "ranges"},
+    "evaluate": {"child_process", "errors", "evaluate", "extensions", "foreign", "weights"},
+    "hub": {"durable", "errors", "extensions", "foreign", "hub", "model_files", "ranges"},
 }
 
 

@@ -330,7 +330,7 @@ def test_a_tensors_name_is_printable(tmp_path):
     header = b'{"\\ud800": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
     content = len(header).to_bytes(8, "little") + header + b"\0"
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match="is no name of a tensor"):
+    with pytest.raises(ModelError, match=r"is no name of a tensor|surrogates not allowed"):
         Checkpoint.open(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """One turn of the loop: what goes wrong becomes a state with a way out, and nothing spins."""
 
+import errno
 import os
 from datetime import UTC, datetime, timedelta
 
@@ -7,6 +8,7 @@ import pytest
 
 from hub_daemon import Clock
 from kinship_daemon import config, startup
+from kinship_daemon.bugs import bugs_noted
 from kinship_daemon.errors import (
     BudgetReached,
     KinshipError,
@@ -81,6 +83,25 @@ def test_a_models_own_fault_sets_it_aside_and_the_others_go_on(context):
     model = context.lineage.require("org/b")
     assert (model.cause, model.reason, model.retry_at) == ("model", "NaN in it", None)
     assert context.lineage.count_jobs() == {"done": 2, "failed": 1}
+
+
+@pytest.mark.parametrize("bug", [TypeError("unhashable\n\x1b[2J"), RecursionError(), OSError("?")])
+def test_a_bug_over_one_model_keeps_back_that_model_alone_and_is_noted_in_full(context, bug):
+    Runner(context, [step(failing(None, bug))]).loop(NOON)
+    assert statuses(context) == ["admitted", "quarantined", "admitted"]
+    model = context.lineage.require("org/b")
+    assert model.cause == "world"
+    assert model.retry_at is not None
+    assert type(bug).__name__ in model.reason
+    assert model.reason.isprintable()
+    assert bugs_noted(context.home.bug_log) == 1
+    assert "Traceback" in context.home.bug_log.read_text()
+
+
+def test_too_little_memory_for_one_model_is_no_bug(context):
+    Runner(context, [step(failing(MemoryError()))]).loop(NOON)
+    assert context.lineage.require("org/a").cause == "world"
+    assert bugs_noted(context.home.bug_log) == 0
 
 
 def test_a_settings_fault_says_which(context):
@@ -194,10 +215,17 @@ def test_a_stop_leaves_a_job_that_is_taken_again(context):
     assert statuses(context) == ["admitted"] * 3
 
 
-@pytest.mark.parametrize("error", [KinshipError("the disk is full"), ZeroDivisionError("a bug")])
-def test_what_waiting_would_not_mend_ends_the_daemon(context, error):
+@pytest.mark.parametrize(
+    ("error", "blames"),
+    [
+        (KinshipError("the disk is full"), True),
+        (OSError(errno.ENOSPC, "no space"), True),
+        (ZeroDivisionError("a bug over no model's bytes"), False),
+    ],
+)
+def test_what_waiting_would_not_mend_ends_the_daemon(context, error, blames):
     with pytest.raises(type(error)):
-        Runner(context, [step(failing(error))]).loop(NOON)
+        Runner(context, [step(failing(error), blames=blames)]).loop(NOON)
 
 
 def test_a_hub_that_refuses_us_after_it_was_fine_is_asked_again(context):

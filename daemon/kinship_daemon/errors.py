@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from kinship_daemon.foreign.shown import one_line
 from kinship_storage.errors import KinshipError, UsageError
 from kinship_storage.transitions import Cause
 
@@ -52,7 +53,8 @@ class ModelError(KinshipError):
         setting: str | None = None,
         model: str | None = None,
     ) -> None:
-        super().__init__(message)
+        # It is made of a stranger's words, and kept in the lineage.
+        super().__init__(one_line(message))
         self.cause = cause
         self.setting = setting
         self.model = model
@@ -103,7 +105,7 @@ class Transient(KinshipError):
     """
 
     def __init__(self, message: str, retry_seconds: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.retry_seconds = retry_seconds
 
 

@@ -57,6 +57,11 @@ class Home:
     def evaluation_log(self) -> Path:
         return self.path / "logs" / "evaluate.log"
 
+    @property
+    def bug_log(self) -> Path:
+        """Mistakes of ours that single models met, in full."""
+        return self.path / "logs" / "bugs.log"
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """

@@ -24,6 +24,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from kinship_daemon.foreign.shown import clean, one_line
+
 __all__ = [
     "Advance",
     "JsonReporter",
@@ -111,7 +113,7 @@ class RichReporter:
 
     def event(self, kind: str, message: str, **_facts: Any) -> None:
         colour = _COLOURS.get(kind, "cyan")
-        self._console.print(f"[{colour}]{kind:>10}[/] {escape(message)}", highlight=False)
+        self._console.print(f"[{colour}]{kind:>10}[/] {escape(one_line(message))}", highlight=False)
 
     @contextmanager
     def progress(self, label: str, total: int | None, unit: str) -> Iterator[Advance]:
@@ -123,7 +125,7 @@ class RichReporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(escape(label), total=total, unit=unit, kind="")
+            task = bar.add_task(escape(one_line(label)), total=total, unit=unit, kind="")
 
             def advance(done: int, total: int | None = None) -> None:
                 bar.update(task, advance=done, total=total)
@@ -135,12 +137,13 @@ class RichReporter:
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i < 2 else "right")
         for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*(escape(one_line(cell)) for cell in row))
         self._console.print(table)
 
     def block(self, title: str, text: str) -> None:
         self._console.print(f"\n[bold]{escape(title)}[/]")
-        self._console.print(escape(text), highlight=False)
+        lines = "\n".join(map(one_line, text.split("\n")))
+        self._console.print(escape(lines), highlight=False)
 
 
 class _Lines(ABC):
@@ -188,10 +191,11 @@ class LineReporter(_Lines):
 
     def event(self, kind: str, message: str, **_facts: Any) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        print(f"{now} {kind}: {message}", file=self._stream, flush=True)
+        print(f"{now} {kind}: {one_line(message)}", file=self._stream, flush=True)
 
     def block(self, title: str, text: str) -> None:
-        print(f"{title}:\n{text}", file=self._stream, flush=True)
+        lines = "\n".join(map(one_line, text.split("\n")))
+        print(f"{title}:\n{lines}", file=self._stream, flush=True)
 
 
 class JsonReporter(_Lines):
@@ -202,5 +206,5 @@ class JsonReporter(_Lines):
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"time": now, "event": kind, "message": message, **facts}
+        line = clean({"time": now, "event": kind, "message": message, **facts})
         print(json.dumps(line, default=str), file=self._stream, flush=True)

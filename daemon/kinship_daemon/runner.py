@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from kinship_daemon.bugs import note_bug
 from kinship_daemon.context import Context
 from kinship_daemon.errors import (
     BudgetReached,
@@ -26,7 +27,9 @@ from kinship_daemon.errors import (
     Stopped,
     Transient,
     Unavailable,
+    disk_words,
 )
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.retry import reopen
 from kinship_daemon.steps.evaluation import check_with_base
@@ -207,51 +210,89 @@ class Runner:
         Raises:
             Transient, BudgetReached: It is to be taken again later; the job says when.
         """
-        context, lineage = self._context, self._context.lineage
+        lineage = self._context.lineage
         job = lineage.submit(step.kind, work.inputs, work.model)
-        if job.status == "done" and not step.repeats:
-            return False
-        if job.status == "done":
+        if job.status == "done" and step.repeats:
             job = lineage.lose(job.key)
         if job.status == "failed":
             return step.blames and self._set_aside_again(work, job)
-        if job.status == "waiting" and (due := _due(job)) is not None and due > now:
-            self._dues.append(due)
-            if step.holds_up and (missed := self._missed.get(job.key)) is not None:
-                waiting.append(missed)
+        if job.status == "done" or self._is_early(step, job, now, waiting):
             return False
         lineage.start(job.key)
         self.doing = step.kind if work.model is None else f"{step.kind} of {work.model}"
+        for result in self._run(step, work, job.key):
+            if step.needs == "device":
+                self._failed.clear()
+            with lineage.finish(job.key):
+                step.commit(lineage, work, result)
+            self._tries.pop(job.key, None)
+            self._missed.pop(job.key, None)
+            self._note_done(step, work, job.key)
+            self._hub_answered |= step.needs == "hub"
+            step.tell(self._context, work, result)
+        return True
+
+    def _is_early(
+        self, step: Step[Any], job: Job, now: datetime, waiting: list[KinshipError]
+    ) -> bool:
+        due = _due(job)
+        if job.status != "waiting" or due is None or due <= now:
+            return False
+        self._dues.append(due)
+        if step.holds_up and (missed := self._missed.get(job.key)) is not None:
+            waiting.append(missed)
+        return True
+
+    def _run(self, step: Step[Any], work: Work, key: str) -> tuple[Any, ...]:
+        """The result, in a tuple that is empty where a model was found to be at fault."""
+        lineage = self._context.lineage
         try:
-            result = step.run(context, work)
+            return (step.run(self._context, work),)
         except (ModelError, UnknownRepo) as error:
             if isinstance(error, EvaluationFailed):
-                self._doubt(work, job.key, error)
-            self._blame(step, work, job.key, error)
-            return True
+                self._doubt(work, key, error)
+            self._blame(step, work, key, error)
         except (Transient, BudgetReached) as error:
-            self._put_off(step, work, job.key, error)
+            self._put_off(step, work, key, error)
             raise
         except Stopped:
-            lineage.interrupt(job.key)
+            lineage.interrupt(key)
             raise
         except KinshipError as error:
             # A hub that refuses us after it answered, as in an outage of its accounts, will pass.
             if isinstance(error, LineageError) or not (step.needs == "hub" and self._hub_answered):
-                lineage.interrupt(job.key)
+                lineage.interrupt(key)
                 raise
-            self._put_off(step, work, job.key, error)
+            self._put_off(step, work, key, error)
             raise Transient(f"{error}; asked again at the next look") from error
-        if step.needs == "device":
-            self._failed.clear()
-        with lineage.finish(job.key):
-            step.commit(lineage, work, result)
-        self._tries.pop(job.key, None)
-        self._missed.pop(job.key, None)
-        self._note_done(step, work, job.key)
-        self._hub_answered |= step.needs == "hub"
-        step.tell(context, work, result)
-        return True
+        except Exception as error:
+            fault = self._contained(step, work, error)
+            if fault is None:
+                raise
+            self._blame(step, work, key, fault)
+        return ()
+
+    def _contained(self, step: Step[Any], work: Work, error: Exception) -> ModelError | None:
+        """
+        What no step should raise, met over one model, as a fault that keeps that model back.
+
+        It may be a mistake of ours or of a library over a file that nobody foresaw. Nobody knows
+        whether the bytes are bad, so the model is tried again, less and less often. None for what
+        concerns all: the base, the disk, the database.
+        """
+        model = work.model
+        if model is None or not step.blames or model == self._context.base.id:
+            return None
+        if isinstance(error, OSError) and disk_words(error) is not None:
+            return None
+        if type(error).__module__ == "sqlite3":
+            return None
+        if isinstance(error, MemoryError):
+            return ModelError(f"{step.kind} of it takes more memory than there is", cause="world")
+        log = self._context.home.bug_log
+        note_bug(log, self._context.now(), f"{step.kind} of {model}", error)
+        words = f"a bug met in {step.kind} ({shown(repr(error))}); see {log}"
+        return ModelError(words, cause="world")
 
     def _note_done(self, step: Step[Any], work: Work, key: str) -> None:
         """Work that is planned again as soon as it is done would never end: a bug is loud."""

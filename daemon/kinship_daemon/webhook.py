@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hmac
 import io
-import json
 import os
 import socket
 import socketserver
@@ -25,6 +24,8 @@ from typing import Any, Self
 
 from kinship_daemon.config import Config
 from kinship_daemon.errors import UsageError
+from kinship_daemon.foreign.json_text import parse_json
+from kinship_daemon.foreign.limits import Limits, Malformed
 
 __all__ = ["PATH", "SECRET", "Webhook", "webhook_secret"]
 
@@ -32,6 +33,7 @@ PATH = "/webhook"
 SECRET = "KINSHIP_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
 
 _MAX_BYTES = 1_000_000  # the Hub's messages have a few thousand
+_LIMITS = Limits(nbytes=_MAX_BYTES)
 _REQUEST_SECONDS = 5.0  # from the first byte to the last, however slowly they come
 _AT_ONCE = 8
 
@@ -293,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _is_json(body: bytes) -> bool:
     try:
-        json.loads(body)
-    except (ValueError, RecursionError):
+        parse_json(body, _LIMITS)
+    except Malformed:
         return False
     return True

@@ -13,6 +13,7 @@ from importlib.metadata import version
 import click
 
 from kinship_daemon.errors import KinshipError, disk_words
+from kinship_daemon.foreign.shown import one_line
 
 __all__ = ["app", "main"]
 
@@ -37,6 +38,9 @@ _COMMANDS = {
     "methods": ("choices", "Installed merge methods."),
     "demo": ("choices", "The embedded demo."),
 }
+
+
+_LONGEST_ERROR = 10_000  # characters; a config may have many mistakes
 
 
 class _Lazy(click.Group):
@@ -104,5 +108,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"kinship-daemon: {' '.join(message.split())}", file=sys.stderr)
+    print(f"kinship-daemon: {one_line(' '.join(message.split()), _LONGEST_ERROR)}", file=sys.stderr)
     sys.exit(code)

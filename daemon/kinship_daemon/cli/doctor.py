@@ -14,13 +14,14 @@ import torch
 
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
+from kinship_daemon.bugs import bugs_noted
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
-from kinship_daemon.report import amount
+from kinship_daemon.report import amount, count
 from kinship_daemon.startup import check_token, home_of, the_base
 from kinship_daemon.webhook import PATH, webhook_secret
 from kinship_policies import registry
@@ -66,6 +67,7 @@ def _look(config: Config) -> Iterator[_Line]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield True, "memory", f"{memory / 1e9:.1f} GB, {os.cpu_count()} cores"
     yield _home(config)
+    yield _bugs(config)
     yield _policy(config)
     yield from _webhook(config)
     yield from _hub(config)
@@ -92,6 +94,14 @@ def _home(config: Config) -> _Line:
     holder = f", held by a daemon (pid {home.holder()})" if home.holder() else ""
     room = f"{free:.1f} GB free, limits.disk_gb {config.limits.disk_gb:g}"
     return True, "home", f"{home.path}: {room}{holder}"
+
+
+def _bugs(config: Config) -> _Line:
+    log = home_of(config).bug_log
+    number = bugs_noted(log)
+    if number == 0:
+        return True, "bugs", "none was met"
+    return None, "bugs", f"{count(number, 'bug')} met by single models; please report {log}"
 
 
 def _policy(config: Config) -> _Line:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +9,18 @@ from http import HTTPStatus
 from typing import Any
 
 from kinship_daemon.errors import KinshipError, Transient, Unavailable
+from kinship_daemon.foreign.json_text import parse_json
+from kinship_daemon.foreign.limits import Limits, Malformed
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.quota import asked_wait, origin
 from kinship_daemon.hub.records import RepoFile, UnknownRepo
 
 __all__ = ["Request", "check_unchanged", "message_of"]
 
 _AGAIN = {408, 425, 429}
+# A repo of 300,000 files is described in less.
+_LIMITS = Limits(nbytes=100_000_000, depth=64, items=5_000_000)
+_REFUSAL = Limits(nbytes=1_000_000, depth=16, items=10_000)
 _DISABLED = "Access to this resource is disabled."
 
 
@@ -65,10 +70,10 @@ class Request:
             Transient: It is none, such as the page of a proxy, or nobody could read it.
         """
         try:
-            return json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise self.no_json() from None
-        except (ValueError, RecursionError):
+            return parse_json(data, _LIMITS)
+        except Malformed as error:
+            if error.__cause__ is not None:
+                raise self.no_json() from None
             # A number of ten thousand digits, a thousand brackets.
             kind = Unavailable if self.repo_id else Transient
             raise kind(f"{self.url} answers with JSON that cannot be read") from None
@@ -86,7 +91,7 @@ class Request:
     def line(self, words: object) -> str:
         """Someone else's words as one short line, without our token or anyone's signature."""
         text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", " ".join(str(words).split()))
-        return (text.replace(self.token, "***") if self.token else text)[:200]
+        return shown(text.replace(self.token, "***") if self.token else text)
 
     def _by_code(self, code: str, said: str) -> KinshipError | None:
         if code == "GatedRepo":
@@ -168,7 +173,8 @@ def _is_tag_of(tag: str, file: RepoFile) -> bool:
 def message_of(body: bytes) -> str:
     """The error in a JSON answer, if there is one."""
     try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
+        said = parse_json(body, _REFUSAL)
+    except Malformed:
         return ""
-    return str(said["error"]) if isinstance(said, dict) and "error" in said else ""
+    error = said.get("error") if isinstance(said, dict) else None
+    return error if isinstance(error, str) else ""

@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kinship_daemon.errors import KinshipError, Unavailable, UsageError
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.names import check_revision
 from kinship_daemon.hub.records import Repo, RepoFile
 
 __all__ = ["described", "utc"]
 
 _MOST_BYTES = 1 << 50
+_LONGEST_PATH = 1000
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -74,9 +76,10 @@ def _file(repo_id: str, sibling: Any) -> RepoFile:
     path, lfs = sibling["rfilename"], sibling.get("lfs")
     if not isinstance(path, str):
         raise TypeError
-    if _CONTROL.search(path) or any(part in {"", ".", ".."} for part in path.split("/")):
+    odd = len(path) > _LONGEST_PATH or _CONTROL.search(path)
+    if odd or any(part in {"", ".", ".."} for part in path.split("/")):
         raise Unavailable(
-            f"{repo_id} has a file named {path[:100]!r}, which is not a path in a repo"
+            f"{repo_id} has a file named '{shown(path)}', which is not a path in a repo"
         )
     size = lfs["size"] if lfs else sibling.get("size")
     if size is None:
@@ -86,7 +89,9 @@ def _file(repo_id: str, sibling: Any) -> RepoFile:
             "use another --hub"
         )
     if type(size) is not int or not 0 <= size < _MOST_BYTES:
-        raise Unavailable(f"{repo_id} {path[:100]}: its size is said to be {str(size)[:40]} bytes")
+        raise Unavailable(
+            f"{repo_id} {shown(path)}: its size is said to be {shown(size, 40)} bytes"
+        )
     return RepoFile(
         path=path,
         size=size,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -12,6 +11,9 @@ from pathlib import Path
 from kinship_daemon import model_files
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign.json_text import parse_json
+from kinship_daemon.foreign.limits import Limits
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.names import check_revision, slug
 from kinship_daemon.hub.records import RepoFile
 from kinship_daemon.model_files import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE
@@ -30,7 +32,8 @@ __all__ = [
 
 _SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.safetensors")
 _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
-_INDEX_BYTES = 100_000_000
+# The largest open models have some 60,000 tensors.
+_INDEX_LIMITS = Limits(nbytes=20_000_000, items=400_000)
 
 
 def has_tokenizer(files: Iterable[RepoFile]) -> bool:
@@ -97,10 +100,13 @@ def wanted(files: Iterable[RepoFile]) -> list[RepoFile]:
 
 def _indexed(index: Path) -> list[str]:
     try:
-        if index.stat().st_size > _INDEX_BYTES:
+        if index.stat().st_size > _INDEX_LIMITS.nbytes:
             raise ValueError
-        shards = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        shards = {
+            shown(name)
+            for name in parse_json(index.read_bytes(), _INDEX_LIMITS)["weight_map"].values()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{INDEX} is not an index of shards") from None
     for name in sorted(shards):
         # A bare name: what the index says becomes a path.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,8 @@ from typing import Any
 
 from kinship_daemon.durable import hash_file, sync
 from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.foreign.json_text import parse_json
+from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.hub.files import local_files
 from kinship_daemon.hub.front_matter import declared_bases, front_matter, tags
 from kinship_daemon.hub.names import check_repo_id
@@ -23,6 +24,7 @@ __all__ = ["FolderHub"]
 
 _README_BYTES = 1_000_000
 _CONFIG_BYTES = 10_000_000
+_CONFIG = Limits(nbytes=_CONFIG_BYTES)
 _FEW_HEX = 7  # the least that abbreviates a revision, as git has it
 
 
@@ -69,8 +71,8 @@ class FolderHub:
                 continue
             try:
                 repo = self.repo(repo_id)
-            except UnknownRepo:
-                continue  # removed while we looked
+            except (UnknownRepo, OSError):
+                continue  # removed while we looked, or not ours to read
             if since is None or max(repo.modified, _appeared(self._root / repo_id)) >= since:
                 found.append(Listing(repo_id, repo.revision, repo.modified, tags(repo.card)))
         yield from sorted(found, key=lambda listing: (listing.modified, listing.id))
@@ -238,7 +240,7 @@ def _appeared(folder: Path) -> datetime:
 def _mapping(data: bytes) -> Mapping[str, Any]:
     """JSON if it is a mapping; whether a config is sound is the checkpoint's business."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = parse_json(data, _CONFIG)
+    except Malformed:
         return {}
     return value if isinstance(value, dict) else {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-import yaml
+from kinship_daemon.foreign.limits import Limits, Malformed
+from kinship_daemon.foreign.shown import shown
+from kinship_daemon.foreign.yaml_text import parse_yaml
 
 __all__ = ["Relation", "declared_bases", "front_matter", "relation", "tags"]
 
 Relation = Literal["finetune", "adapter", "merge", "quantized"]
 
-_LONGEST = 200_000  # characters; PyYAML takes seconds for as many
+_LIMITS = Limits(nbytes=200_000, depth=30, items=50_000, string=50_000)
 _QUANTISED = ("gguf", "gptq", "awq", "exl2", "bnb", "bitsandbytes", "mlx", "ggml", "quantized")
 
 
@@ -29,25 +31,16 @@ def front_matter(text: str) -> tuple[dict[str, Any], str | None]:
     if end is None:
         return {}, "README.md opens a front matter that has no end"
     block = "\n".join(lines[1:end])
-    data, problem = _yaml(block) if len(block) <= _LONGEST else (None, "too long")
+    try:
+        # The line break: what is wrong is named by the README's own lines.
+        data, problem = parse_yaml(f"\n{block}", _LIMITS), None
+    except Malformed as error:
+        data, problem = None, shown(str(error))
     if problem is None and not isinstance(data, dict | None):
         problem = "it is not a mapping"
     if problem is not None:
         return {}, f"README.md's front matter cannot be read: {problem}"
     return {str(key): value for key, value in (data or {}).items()}, None
-
-
-def _yaml(text: str) -> tuple[Any, str | None]:
-    """The data, or (None, what is wrong)."""
-    try:
-        return yaml.safe_load(text), None
-    except yaml.MarkedYAMLError as error:
-        # The mark counts from 0, and the text begins on the README's second line.
-        line = f", line {error.problem_mark.line + 2}" if error.problem_mark else ""
-        return None, f"not YAML ({error.problem}{line})"
-    except (yaml.YAMLError, ValueError, RecursionError):
-        # ValueError: a date such as 2024-13-45. RecursionError: a thousand brackets.
-        return None, "not YAML"
 
 
 def declared_bases(card: Mapping[str, Any]) -> tuple[str, ...]:
@@ -72,7 +65,7 @@ def relation(card: Mapping[str, Any], paths: Iterable[str] = ()) -> Relation:
         if declared == known:
             return known  # type: ignore[no-any-return]
     names = {path.rpartition("/")[2] for path in paths}
-    labels = set(tags(card)) | {str(card.get("library_name", "")).lower()}
+    labels = set(tags(card)) | {library.lower() for library in _strings(card.get("library_name"))}
     if "adapter_config.json" in names or "peft" in labels:
         return "adapter"
     if any(name.endswith(".gguf") for name in names) or labels & set(_QUANTISED):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from kinship_daemon.foreign.shown import shown
+
 __all__ = ["Terms", "declared", "hub_fields", "most_restrictive", "normalise"]
 
 
@@ -64,6 +66,7 @@ _SPELLINGS = {
     "tongyi-qianwen-research": "qwen-research",
 }
 _UNKNOWN = "unknown"
+_LONGEST = 100  # characters of a name that a stranger gives
 _NOTHING = {"", "none", "null", "other", "unknown", "n/a"}
 
 
@@ -88,7 +91,7 @@ def declared(card: Mapping[str, Any]) -> str | None:
         value = value[0]
     if value == "other":
         value = card.get("license_name")
-    return normalise(value) if isinstance(value, str) else None
+    return normalise(shown(value, _LONGEST)) if isinstance(value, str) else None
 
 
 def normalise(text: str | None) -> str | None:

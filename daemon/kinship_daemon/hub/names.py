@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kinship_daemon.errors import UsageError
+from kinship_daemon.foreign.shown import shown
 
 __all__ = [
     "check_endpoint",
@@ -36,7 +37,8 @@ def check_repo_id(text: str, *, bare: bool = False) -> str:
     sound = len(parts) in ({1, 2} if bare else {2}) and all(_PART.fullmatch(part) for part in parts)
     if not sound or ".." in text or "--" in text or text.endswith(".git"):
         raise UsageError(
-            f"{text!r} is not a repo id; expected org/name of letters, digits, '-', '_' and '.'"
+            f"'{shown(text)}' is not a repo id; "
+            "expected org/name of letters, digits, '-', '_' and '.'"
         )
     return text
 
@@ -49,7 +51,7 @@ def check_revision(text: str) -> str:
         UsageError: it cannot.
     """
     if not _REVISION.fullmatch(text) or ".." in text or "//" in text:
-        raise UsageError(f"{text!r} is not a revision; expected a commit, branch or tag")
+        raise UsageError(f"'{shown(text)}' is not a revision; expected a commit, branch or tag")
     return text
 
 
@@ -66,7 +68,9 @@ def check_endpoint(text: str) -> str:
     except ValueError:  # brackets without an address in them, a port of nine digits
         sound = False
     if not sound or parts.query or parts.fragment:
-        raise UsageError(f"{text!r} is not a hub; expected a URL such as https://huggingface.co")
+        raise UsageError(
+            f"'{shown(text)}' is not a hub; expected a URL such as https://huggingface.co"
+        )
     if parts.username or parts.password:
         raise UsageError(f"a hub's URL carries no password ({parts.hostname}); use HF_TOKEN")
     return text.rstrip("/")

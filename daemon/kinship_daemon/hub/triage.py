@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kinship_daemon.errors import Cause
+from kinship_daemon.foreign.shown import one_line, shown
 from kinship_daemon.hub.files import has_tokenizer, is_adapter, pickles, weight_files
 from kinship_daemon.hub.front_matter import relation, tags
 from kinship_daemon.hub.records import Listing, Repo
@@ -27,6 +28,9 @@ class Refusal:
     reason: str
     cause: Cause = "model"
     setting: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason))
 
 
 # As words of a name or tag: Org/Model-GPTQ, 4bit, but not the "awq" inside another word.
@@ -111,7 +115,9 @@ def remarks(repo: Repo) -> tuple[str, ...]:
     if "auto_map" in repo.config:
         found.append("brings code of its own (auto_map), which is never run")
     if names := pickles(repo.files):
-        found.append(f"pickle files are left alone ({', '.join(names[:3])})")
+        found.append(
+            f"pickle files are left alone ({', '.join(shown(name) for name in names[:3])})"
+        )
     return tuple(found)
 
 
@@ -157,7 +163,11 @@ def _by_files(repo: Repo, rules: Rules) -> Refusal | None:
     weights = weight_files(repo.files)
     if not weights:
         pickled = pickles(repo.files)
-        only = f"only pickle weights ({', '.join(pickled[:3])})" if pickled else "no weights"
+        only = (
+            f"only pickle weights ({', '.join(shown(name) for name in pickled[:3])})"
+            if pickled
+            else "no weights"
+        )
         return Refusal(f"{only}; model.safetensors is needed, or shards with their index")
     # An adapter has its base's config and tokenizer.
     if not is_adapter(repo.files):
@@ -174,8 +184,10 @@ def _by_files(repo: Repo, rules: Rules) -> Refusal | None:
 
 def _by_architecture(repo: Repo, architectures: Sequence[str]) -> Refusal | None:
     theirs = repo.config.get("architectures")
-    if not architectures or not isinstance(theirs, list) or not theirs:
+    if not architectures or not theirs:
         return None
+    if not isinstance(theirs, list) or not all(isinstance(name, str) for name in theirs):
+        return Refusal(f"config.json's architectures are no names ({shown(theirs)})")
     if set(theirs) & set(architectures):
         return None
-    return Refusal(f"another architecture ({theirs[0]}, the base has {architectures[0]})")
+    return Refusal(f"another architecture ({shown(theirs[0])}, the base has {architectures[0]})")

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign.limits import Malformed
+from kinship_daemon.foreign.patterns import Patterns
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE
 from kinship_daemon.weights.checkpoint import (
     FLOATS,
@@ -50,13 +53,6 @@ _OTHER_FORMS = {
 }
 # Others (pissa, olora, corda, loftq, ...) begin by changing the base's weights.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
-
-
-# A stranger's pattern with more than these may take ages to find that it does not match.
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-_CHOICES = re.compile(r"[*+?{(]")
-_MOST_CHOICES = 4
-_LONGEST_PATTERN = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,16 +201,16 @@ def is_adapter(folder: Path) -> bool:
 def _refuse_other_forms(path: Path, settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise ModelError(f"{path}: a {kind} adapter; only plain LoRA can be merged")
+        raise ModelError(f"{path}: a {shown(kind)} adapter; only plain LoRA can be merged")
     forms = [form for key, form in _OTHER_FORMS.items() if settings.get(key)]
     if any("lora_magnitude_vector" in name for name in checkpoint.tensors):
         forms = ["DoRA"]
     if forms:
         raise ModelError(f"{path}: uses {forms[0]}; only plain LoRA can be merged")
     beginning = settings.get("init_lora_weights")
-    if beginning not in _BEGINNINGS:
+    if not (beginning is None or isinstance(beginning, str | bool)) or beginning not in _BEGINNINGS:
         raise ModelError(
-            f"{path}: began as {beginning!r}, which changes the base's weights; "
+            f"{path}: began as '{shown(beginning)}', which changes the base's weights; "
             "convert it to plain LoRA first"
         )
 
@@ -247,13 +243,20 @@ def _sorted(
         pair[found["side"]] = name
     _drop_tied_copy(base, settings, full)
     factors = {}
+    ranks = _Setting(path, settings, "rank_pattern", "r")
+    alphas = _Setting(path, settings, "alpha_pattern", "lora_alpha")
     for (module, embedding), pair in sorted(sides.items()):
         if len(pair) != 2:
             lacks = "B" if "A" in pair else "A"
             raise ModelError(f"{path}: has no lora_{lacks} for {module}")
         across = embedding or bool(settings.get("fan_in_fan_out"))
         rank = checkpoint.tensors[pair["A"]].shape[:1]
-        scale = _scale(path, settings, module, rank)
+        r, alpha = ranks.of(module), alphas.of(module)
+        if rank != (r,):
+            raise ModelError(
+                f"{path}: {module} has rank {[*rank]}, but {ADAPTER_CONFIG} says {r:g}"
+            )
+        scale = alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
         factors[f"{module}.weight"] = _Factors(pair["A"], pair["B"], scale, across)
     return factors, full
 
@@ -277,30 +280,35 @@ def _drop_tied_copy(base: Checkpoint, settings: Mapping[str, Any], full: dict[st
         full.pop(head, None)
 
 
-def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: tuple[int, ...]) -> float:
-    r = _setting(path, settings, "rank_pattern", "r", module)
-    alpha = _setting(path, settings, "alpha_pattern", "lora_alpha", module)
-    if rank != (r,):
-        raise ModelError(f"{path}: {module} has rank {[*rank]}, but {ADAPTER_CONFIG} says {r:g}")
-    return alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
+class _Setting:
+    """A number that some modules have of their own: rank or alpha."""
 
+    def __init__(self, path: Path, settings: Mapping[str, Any], pattern: str, key: str) -> None:
+        self._path, self._key = path, key
+        own = settings.get(pattern) or {}
+        try:
+            self._values = dict(own)
+            self._patterns = Patterns(self._values)
+        except Malformed as error:
+            raise ModelError(f"{path}: {ADAPTER_CONFIG} has no usable {key}: {error}") from None
+        except (TypeError, ValueError):
+            raise ModelError(
+                f"{path}: {ADAPTER_CONFIG} has no usable {key}: {pattern} maps nothing"
+            ) from None
+        self._common: Any = settings.get(key)
 
-def _fits(pattern: str, module: str) -> bool:
-    """Whether the end of a name matches; ValueError for a pattern that is too intricate."""
-    many = len(_CHOICES.findall(pattern)) > _MOST_CHOICES or len(pattern) > _LONGEST_PATTERN
-    if many or _REPEATED_GROUP.search(pattern):
-        raise ValueError(f"the pattern {pattern[:80]!r} is too intricate")
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
-
-
-def _setting(path: Path, settings: Mapping[str, Any], pattern: str, key: str, module: str) -> float:
-    """A module's setting: the first pattern that matches the end of its name, else the common."""
-    patterns = settings.get(pattern) or {}
-    try:
-        matching = (p for p in patterns if _fits(p, module))
-        value = float(patterns.get(next(matching, None), settings[key]))
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
-        raise ModelError(f"{path}: {ADAPTER_CONFIG} has no usable {key} for {module}") from error
-    if not (math.isfinite(value) and (value > 0 or key != "r")):
-        raise ModelError(f"{path}: {ADAPTER_CONFIG} has the {key} {value:g} for {module}")
-    return value
+    def of(self, module: str) -> float:
+        """The value of the first pattern that matches the end of its name, else the common one."""
+        path, key = self._path, self._key
+        try:
+            matching = self._patterns.first(module)
+            value = float(self._common if matching is None else self._values[matching])
+        except Malformed as error:
+            raise ModelError(f"{path}: {ADAPTER_CONFIG}: {error}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ModelError(
+                f"{path}: {ADAPTER_CONFIG} has no usable {key} for {module}"
+            ) from error
+        if not (math.isfinite(value) and (value > 0 or key != "r")):
+            raise ModelError(f"{path}: {ADAPTER_CONFIG} has the {key} {value:g} for {module}")
+        return value

@@ -1,7 +1,6 @@
 """A model's named tensors, memory mapped from one safetensors file or from shards with an index."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign import json_text
+from kinship_daemon.foreign.limits import Limits, Malformed
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import ADAPTER, INDEX, SINGLE
 from kinship_daemon.weights.fit import HEAD, alike_tied, compare, first_three, says_tied
 from kinship_daemon.weights.header import DTYPES, FLOATS, TensorInfo, read_header
@@ -39,7 +41,8 @@ __all__ = [
 ]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_MAX_JSON_BYTES = 100_000_000
+# The longest are tokenizers, with some 600,000 pairs of tokens.
+_JSON = Limits(nbytes=100_000_000, items=5_000_000)
 _LONGEST_NAME = 200
 # Buffers that old transformers saved and every one we support computes from config.json.
 _COMPUTED = re.compile(r"(^|\.)(\w*inv_freq|cos_cached|sin_cached|masked_bias|position_ids)$")
@@ -142,7 +145,9 @@ def gathered(
             found[name] = info
     for name, file in sorted((weight_map or {}).items()):
         if name not in found or found[name].file != file:
-            raise ModelError(f"{path / INDEX}: says that {file} holds {name}, but it does not")
+            raise ModelError(
+                f"{path / INDEX}: says that {shown(file)} holds {shown(name)}, but it does not"
+            )
     kept = {
         name: found[name]
         for name in sorted(found)
@@ -169,11 +174,11 @@ def shards(
     Raises:
         ModelError: One leads out of the model's folder, is no safetensors file, or is not there.
     """
-    files = sorted({str(file) for file in weight_map.values()})
+    files = sorted({file if isinstance(file, str) else shown(file) for file in weight_map.values()})
     for file in files:
         plain = not {"/", "\\", "\0"}.intersection(file) and not file.startswith(".")
         if not plain or not file.endswith(".safetensors") or len(file) > _LONGEST_NAME:
-            raise ModelError(f"{path / INDEX}: names {file[:80]!r}, no file of this folder")
+            raise ModelError(f"{path / INDEX}: names '{shown(file, 80)}', no file of this folder")
         if not exists(file):
             raise ModelError(f"{path}: its shard {file} is missing; fetch it again")
     return files
@@ -228,8 +233,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: It is missing, larger than any such file, or no JSON object.
     """
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModelError(f"{path}: over {_MAX_JSON_BYTES} bytes, which no such file needs")
+        if path.stat().st_size > _JSON.nbytes:
+            raise ModelError(f"{path}: over {_JSON.nbytes} bytes, which no such file needs")
         return parse_json(path, path.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{path.parent}: has no {path.name}") from None
@@ -245,12 +250,8 @@ def parse_json(path: PurePath, content: bytes) -> dict[str, Any]:
         ModelError: They are no JSON object.
     """
     try:
-        text = content.decode("utf-8")
-        value = json.loads(text)
-        if "\\u" in text:
-            # Half a surrogate pair is valid JSON, and can be neither printed nor stored.
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+        value = json_text.parse_json(content, _JSON)
+    except Malformed as error:
         raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: is not a JSON object")
@@ -279,8 +280,8 @@ def why_no_weights(path: PurePath, files: Iterable[str]) -> str:
             return f"{path}: holds only an adapter, which is no model without its base"
         return f"{path}: has safetensors files, but neither {SINGLE} nor {INDEX}"
     if pickles:
-        shown = ", ".join(pickles[:3]) + (", ..." if len(pickles) > 3 else "")
-        return f"{path}: only pickle weights ({shown}), which are never read; needs safetensors"
+        listed = ", ".join(map(shown, pickles[:3])) + (", ..." if len(pickles) > 3 else "")
+        return f"{path}: only pickle weights ({listed}), which are never read; needs safetensors"
     return f"{path}: has no weights ({SINGLE}, or {INDEX} with its shards)"
 
 

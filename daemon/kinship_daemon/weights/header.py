@@ -16,6 +16,9 @@ from typing import Any
 import torch
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign.json_text import parse_json
+from kinship_daemon.foreign.limits import Limits, Malformed
+from kinship_daemon.foreign.shown import shown
 
 __all__ = [
     "DTYPES",
@@ -28,12 +31,15 @@ __all__ = [
     "read_header",
 ]
 
-# The safetensors library refuses longer headers too.
-MAX_HEADER_BYTES = 100_000_000
+# 100,000 tensors' worth; the safetensors library would read four times as many.
+MAX_HEADER_BYTES = 25_000_000
 # How such a file begins: "version https://git-lfs.github.com/spec/v1".
 _LFS_POINTER = b"version "
 # The largest open mixture-of-experts models have some 60,000.
 _MAX_TENSORS = 100_000
+_LONGEST_NAME = 200
+_MOST_DIMENSIONS = 16
+_LIMITS = Limits(nbytes=MAX_HEADER_BYTES, depth=4, items=2_000_000, string=MAX_HEADER_BYTES)
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -164,26 +170,24 @@ def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) ->
 
 def _parse(path: PurePath, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, _LIMITS, strict=True)
+    except Malformed as error:
         raise ModelError(f"{path}: its header is not valid JSON: {error}") from error
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not text.startswith(b"{"):
         raise ModelError(f"{path}: its header is not a JSON object")
-    if odd := next((name for name in header if not name.isprintable()), None):
-        raise ModelError(f"{path}: corrupt header: {odd[:80]!r} is no name of a tensor")
-    header.pop("__metadata__", None)
+    # The safetensors library opens no file with any other.
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ModelError(f"{path}: corrupt header: its __metadata__ does not map names to texts")
+    for name in header:
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            words = f"'{shown(name, 80)}' is no name of a tensor"
+            raise ModelError(f"{path}: corrupt header: {words}")
     if len(header) > _MAX_TENSORS:
         raise ModelError(
             f"{path}: its header lists {len(header)} tensors; the most allowed is {_MAX_TENSORS}"
         )
     return header
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name appears twice")
-    return result
 
 
 def _check_layout(
@@ -220,8 +224,10 @@ def _entry(path: PurePath, name: str, entry: object, begin: int) -> tuple[Tensor
             raise ModelError(f"{path}: corrupt header: tensor {name} has no dtype, shape, offsets")
     if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
         raise ModelError(f"{path}: corrupt header: tensor {name} has a size that is no size")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ModelError(f"{path}: corrupt header: tensor {name} has {len(shape)} dimensions")
     if dtype not in DTYPES:
-        raise ModelError(f"{path}: tensor {name} has the unknown dtype {dtype[:20]}")
+        raise ModelError(f"{path}: tensor {name} has the unknown dtype {shown(dtype, 20)}")
     info = TensorInfo(name, dtype, tuple(shape), path.name, begin + start)
     if info.nbytes != end - start:
         raise ModelError(

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import GENERATION
 from kinship_daemon.weights.assembly import Makeable
 from kinship_daemon.weights.checkpoint import follows_from_config
@@ -127,4 +128,4 @@ def _generation_config(donor: Path, folder: Path) -> GenerationConfig | None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return shown(" ".join(str(error).split()))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import GENERATION, TOKENIZERS, is_tokenizer_file
 from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.assembly import Makeable, Opened
@@ -96,7 +97,7 @@ def sidecars(assembly: Makeable, opened: Opened | None = None) -> Sidecars:
         tokenizer = donor if has_tokenizer(donor) else base
         settings = donor if (donor / "config.json").is_file() else base
     files = {name: tokenizer / name for name in tokenizer_files(tokenizer)}
-    if (settings / GENERATION).is_file():
+    if _is_within(settings, GENERATION):
         files[GENERATION] = settings / GENERATION
     config = _config(read_json(settings / "config.json"), opened.rows)
     return Sidecars(config, files, opened.union, opened.tokenizers)
@@ -119,7 +120,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         return tokenizer
     except Exception as error:  # a stranger's files: transformers raises all kinds
         text = " ".join(f"{error}".split())
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {text:.200}") from error
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {shown(text)}") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -136,9 +137,21 @@ def tokenizer_files(folder: Path) -> tuple[str, ...]:
     """
     if not has_tokenizer(folder):
         raise ModelError(f"{folder}: has no tokenizer ({', '.join(TOKENIZERS)})")
-    found = (path for path in (*folder.glob("*"), *folder.glob("*/*.jinja")) if path.is_file())
-    names = (path.relative_to(folder).as_posix() for path in found)
+    found = (path.relative_to(folder) for path in (*folder.glob("*"), *folder.glob("*/*.jinja")))
+    names = (path.as_posix() for path in found if _is_within(folder, path.as_posix()))
     return tuple(sorted(filter(is_tokenizer_file, names)))
+
+
+def _is_within(folder: Path, name: str) -> bool:
+    """
+    Whether a model has a file, which may be a link, but not to just anywhere.
+
+    A link may lead to another model of the same hub (hub/org/name), or to the blobs of a cache
+    that is laid out as the Hub's (models--org--name/snapshots/commit).
+    """
+    path = folder / name
+    within = folder.resolve().parent.parent
+    return path.is_file() and path.resolve().is_relative_to(within)
 
 
 def _config(config: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
@@ -173,8 +186,8 @@ def _grow(folder: Path, union: Union, folders: tuple[Path, ...]) -> None:
         got, expected = tokenizer.convert_tokens_to_ids(token), union.first_id + place
         if got != expected:
             raise ModelError(
-                f"{folder.name}: its tokenizer gives the new token {token!r} the id {got} and not "
-                f"{expected}; these vocabularies cannot be joined"
+                f"{folder.name}: its tokenizer gives the new token '{shown(token, 80)}' "
+                f"the id {got} and not {expected}; these vocabularies cannot be joined"
             )
     for name in _STALE:
         (folder / name).unlink(missing_ok=True)

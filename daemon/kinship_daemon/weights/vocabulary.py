@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kinship_daemon import model_files
 from kinship_daemon.errors import ModelError
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import TOKENIZERS
 from kinship_daemon.weights.checkpoint import Checkpoint, read_json
 
@@ -233,7 +234,8 @@ def _read(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Mapping[str, in
         found.setdefault(token, row)
     for token, row in found.items():
         if type(row) is not int or not 0 <= row < _MOST_TOKENS:
-            raise ModelError(f"{folder}: its token {token!r} has the id {row!r}, which is no id")
+            odd = f"its token '{shown(token, 80)}' has the id {shown(row, 80)}"
+            raise ModelError(f"{folder}: {odd}, which is no id")
     return found
 
 
@@ -267,7 +269,7 @@ def _fast(path: Path) -> dict[str, int]:
             vocab = {piece: row for row, (piece, _) in enumerate(vocab)}
         added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: its tokens cannot be read: {error!r}") from error
+        raise ModelError(f"{path}: its tokens cannot be read: {shown(repr(error))}") from error
     return vocab | added
 
 
@@ -279,7 +281,9 @@ def _declared(folder: Path) -> dict[str, int]:
     try:
         return {token["content"]: int(row) for row, token in decoder.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / _SETTINGS}: odd added_tokens_decoder: {error!r}") from error
+        raise ModelError(
+            f"{folder / _SETTINGS}: odd added_tokens_decoder: {shown(repr(error))}"
+        ) from error
 
 
 def _sentencepiece(folder: Path) -> dict[str, int]:
@@ -292,5 +296,5 @@ def _sentencepiece(folder: Path) -> dict[str, int]:
         found: dict[str, int] = tokenizer.get_vocab()
     except Exception as error:  # a stranger's files: transformers raises all kinds
         text = " ".join(f"{error}".split())
-        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {text:.200}") from error
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {shown(text)}") from error
     return found

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from kinship_daemon.errors import KinshipError
+from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.model_files import TOKENIZERS, has_tokenizer
 from kinship_daemon.weights.checkpoint import parse_json
 from kinship_daemon.weights.remote import Remote
@@ -84,7 +84,12 @@ class Tokens:
                 (Path(folder) / file).write_bytes(self.content(file))
             found = Vocabulary(Path(folder), self.rows or 0)
             # Remembered: the folder does not last.
-            _ = found.ids, found.names
+            try:
+                _ = found.ids, found.names
+            except ModelError as error:
+                # Its path is another one each time: the same fault has the same words.
+                words = str(error).replace(folder, self.source.name)
+                raise ModelError(words, cause=error.cause) from None
         return found
 
     def content(self, file: str) -> bytes:
