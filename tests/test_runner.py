@@ -244,6 +244,20 @@ def test_work_that_is_planned_again_as_soon_as_it_is_done_is_a_loud_bug(context)
         runner.loop(NOON)
 
 
+def test_looks_that_the_clock_asks_for_amid_other_work_are_no_such_bug(context):
+    again = lambda kind: Step(  # noqa: E731
+        kind,
+        "hub",
+        lambda _: iter([Work({})]),
+        lambda *_: 1,
+        say_nothing,
+        say_nothing,
+        repeats=True,
+    )
+    runner = Runner(context, [again("watch")])
+    assert {runner.loop(NOON, look=True).kind for _ in range(20)} == {"watch"}
+
+
 def test_at_the_next_start_whatever_waits_is_tried_again(context, tmp_path):
     error = ModelError("its worker died", cause="world")
     Runner(context, [step(failing(error, Transient("away")))]).loop(NOON)

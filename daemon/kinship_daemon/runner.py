@@ -51,6 +51,8 @@ _PATIENCE = 3
 _SUSPICIOUS = 3
 # So often a job may be done without a rest: a file that is gone again, say. Then it is a bug.
 _MOST_REPEATS = 5
+# Done as often as the clock says, also while there is other work.
+_BY_THE_CLOCK = "watch"
 # However long the world says it will be away: it is asked again within a day.
 _LONGEST_WAIT = timedelta(days=1)
 
@@ -117,7 +119,7 @@ class Runner:
             KinshipError: Nothing that waiting would mend.
         """
         self._reopen(now)
-        left_out = {*skip} if look else {*skip, "watch"}
+        left_out = {*skip} if look else {*skip, _BY_THE_CLOCK}
         waiting: list[KinshipError] = []
         self._dues = []
         for step in self._steps:
@@ -296,6 +298,8 @@ class Runner:
 
     def _note_done(self, step: Step[Any], work: Work, key: str) -> None:
         """Work that is planned again as soon as it is done would never end: a bug is loud."""
+        if step.kind == _BY_THE_CLOCK:
+            return
         self._repeated[key] += 1
         if self._repeated[key] > _MOST_REPEATS:
             raise RuntimeError(f"{step.kind} is done again and again: {dict(work.inputs)}")
