@@ -29,7 +29,7 @@ from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.retry import reopen
 from kinship_daemon.steps.leaves import dependents
 from kinship_daemon.steps.step import Step, Work
-from kinship_storage.errors import LineageError
+from kinship_storage.errors import DamagedLineage, LineageError
 from kinship_storage.jobs import job_key
 from kinship_storage.records import Job
 from kinship_storage.rows import stamp
@@ -217,6 +217,8 @@ class Runner:
         except (Transient, BudgetReached) as error:
             self._put_off(step, work, job.key, error)
             raise
+        except DamagedLineage:
+            raise  # nothing more is written to it
         except Stopped:
             lineage.interrupt(job.key)
             raise
