@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from kinship_storage.errors import LineageError
+from kinship_storage.errors import DamagedLineage, LineageError
 
-__all__ = ["BUSY_SECONDS", "primary_code", "reading", "writing"]
+__all__ = ["BUSY_SECONDS", "in_a_line", "primary_code", "reading", "writing"]
 
 BUSY_SECONDS = 30.0
 
@@ -40,6 +40,13 @@ def reading(path: Path) -> sqlite3.Connection:
         # A log-less file on a read-only disk: readers' shared memory cannot be made beside it, and
         # is not needed, for nobody can write.
         return _uri(path, "immutable=1")
+    except UnicodeDecodeError as error:
+        # Python cannot read SQLite's complaint, which quotes the damaged schema.
+        connection.close()
+        raise DamagedLineage(
+            f"{path} is damaged: its schema is no text; `kinship-daemon restore` puts a backup "
+            "in its place"
+        ) from error
     except sqlite3.Error:
         connection.close()
         raise
@@ -50,6 +57,11 @@ def primary_code(error: sqlite3.Error) -> int | None:
     """SQLite's result code without its extension; None where Python itself complains."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
+
+
+def in_a_line(error: sqlite3.Error) -> str:
+    """SQLite's words, which may quote a statement of many lines."""
+    return " ".join(f"{error}".split())[:200]
 
 
 def _uri(path: Path, how: str) -> sqlite3.Connection:

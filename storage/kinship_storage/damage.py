@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kinship_storage.cells import decode, schema
-from kinship_storage.connections import primary_code, reading
-from kinship_storage.errors import LineageError
+from kinship_storage.connections import in_a_line, primary_code, reading
+from kinship_storage.errors import DamagedLineage, LineageError
 from kinship_storage.schema import MIGRATIONS
 
 __all__ = ["damage"]
@@ -33,12 +33,9 @@ _NOT_DAMAGE = frozenset(
 _NUMBERS = frozenset({"documents", "kinships", "parents"})
 
 
-def damage(path: Path, *, thorough: bool = False) -> list[str]:
+def damage(path: Path) -> list[str]:
     """
     A line per damaged cell or part of the file; empty for one that is whole.
-
-    Args:
-        thorough: Compare every index with its table, too.
 
     Raises:
         LineageError: It cannot be read at all: it is not there, or this user may not.
@@ -51,11 +48,13 @@ def damage(path: Path, *, thorough: bool = False) -> list[str]:
             for look in (_schema, _cells, _descent, _references):
                 found += islice(look(connection), _MOST)
             # Last, as it names no row.
-            found += _pages(connection, "integrity_check" if thorough else "quick_check")
+            found += _pages(connection)
     except sqlite3.Error as error:
         if primary_code(error) in _NOT_DAMAGE:
-            raise LineageError(f"cannot read {path}: {error}") from error
-        found.append(f"{path.name}: {error}")
+            raise LineageError(f"cannot read {path}: {in_a_line(error)}") from error
+        found.append(f"{path.name}: {in_a_line(error)}")
+    except (DamagedLineage, UnicodeDecodeError):
+        found.append(f"{path.name}: its schema is no text")
     return found
 
 
@@ -144,7 +143,7 @@ def _references(connection: sqlite3.Connection) -> Iterator[str]:
         yield f"{table}: {which} refers to a row of {parent} that is gone"
 
 
-def _pages(connection: sqlite3.Connection, check: str) -> Iterator[str]:
-    for (line,) in connection.execute(f"PRAGMA {check}({_MOST})"):
+def _pages(connection: sqlite3.Connection) -> Iterator[str]:
+    for (line,) in connection.execute(f"PRAGMA integrity_check({_MOST})"):
         if line != "ok":
             yield f"the file: {line}"

@@ -84,7 +84,7 @@ class Lineage(Tables):
 
     def damage(self) -> list[str]:
         """A line per damaged cell or part of the file: all else that is read rests on these."""
-        return damage(self.path, thorough=True)
+        return damage(self.path)
 
     def backup(self, target: Path) -> None:
         """

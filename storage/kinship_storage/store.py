@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from sqlite_utils import Database
 
-from kinship_storage.connections import BUSY_SECONDS, primary_code, reading, writing
+from kinship_storage.connections import BUSY_SECONDS, in_a_line, primary_code, reading, writing
 from kinship_storage.damage import damage
 from kinship_storage.errors import DamagedLineage, LineageError
 from kinship_storage.schema import MIGRATIONS, check, migrate
@@ -170,7 +170,7 @@ class Store:
         with self._in_words(), closing(sqlite3.connect(target, isolation_level=None)) as copy:
             self._db.conn.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # no log beside it: one file is all
-        if found := damage(target, thorough=True):
+        if found := damage(target):
             raise self._damaged(found[0])
 
     @property
@@ -263,6 +263,9 @@ class Store:
         try:
             self.check_in_place()
             yield
+        except UnicodeDecodeError as error:
+            self.blame(error)  # of SQLite's own words, which quote what is damaged
+            raise
         except sqlite3.Error as error:
             words = _words(error, self.path)
             if words is None:
@@ -303,4 +306,4 @@ def _words(error: sqlite3.Error, path: Path) -> str | None:
     """One line for what the outside world did to us; None for what only a bug can cause."""
     code = primary_code(error)
     words = None if code is None else _WORDS.get(code)
-    return None if words is None else words.format(path=path, error=error)
+    return None if words is None else words.format(path=path, error=in_a_line(error))
