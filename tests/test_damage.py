@@ -174,6 +174,9 @@ def test_a_lineage_that_was_renamed_over_is_left_alone(path, tmp_path):
         lineage.models()
     lineage.close()
     assert path.read_bytes() == theirs
+    with open_lineage(path) as replaced:  # nothing of ours is in it, from no log either
+        assert [model.id for model in replaced.models()] == ["demo/other"]
+        assert replaced.get("base") is None
 
 
 def test_a_lineage_that_was_copied_over_is_left_alone(path, tmp_path):

@@ -131,13 +131,17 @@ class Store:
         The last writer to close copies its log into the file. A reader that is still there keeps
         it from that.
         """
-        lost = self._held is not None and self._held != _Held.of(self.path)
-        self._held = None
-        if self._guard is not None and not lost:
+        held, self._held = self._held, None
+        now = None if held is None else _Held.of(self.path)
+        if self._guard is not None and now == held:
             self._guard.close()
         self._db.close()
         if self._guard is not None:
             self._guard.close()
+        if held is not None and now is not None and now.is_other_file_under_log_of(held):
+            # SQLite would play our log into the file that has taken our file's name.
+            log = self.path.with_name(f"{self.path.name}-wal")
+            log.rename(log.with_name(f"{log.name}.of-replaced-file"))
 
     def check_in_place(self) -> None:
         """
@@ -287,6 +291,11 @@ class _Held:
 
     file: tuple[int, int, int, int] | None
     log: tuple[int, int] | None
+
+    def is_other_file_under_log_of(self, held: Self) -> bool:
+        if self.file is None or held.file is None or self.log is None:
+            return False
+        return self.file[:2] != held.file[:2] and self.log == held.log
 
     @classmethod
     def of(cls, path: Path) -> Self:
