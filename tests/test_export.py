@@ -145,7 +145,7 @@ def test_recipes_are_recomputed_from_their_parents_weights(family):
         ("UPDATE models SET cause = 'world'", "model demo/add: admitted with cause world"),
         ("INSERT INTO home VALUES ('folder:m1', '1')", "home: folder:m1 belongs to its model"),
         ("DELETE FROM facts WHERE decision = 1", "decision 1: the facts that it was taken on are"),
-        ("UPDATE facts SET value = x'00'", "decision 1: the facts that it was taken on cannot be"),
+        ("UPDATE facts SET value = x'00'", "facts, row 1, column value: holds facts that"),
         ("UPDATE generations SET generation = NULL", "decision 1: a stop proposes no generation"),
         (
             "UPDATE models SET weights = NULL WHERE id = 'demo/sort'",

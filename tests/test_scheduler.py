@@ -21,6 +21,8 @@ import lmtasks
 from kinship_daemon import scheduler
 from kinship_daemon.errors import BudgetReached, KinshipError, Stopped, Transient, UsageError
 from kinship_daemon.runner import Turn
+from kinship_storage.errors import DamagedLineage
+from small_lineage import open_lineage
 
 ARGUMENTS = ["run", "--base", "demo", "--log-json"]
 
@@ -152,7 +154,7 @@ def in_seconds(seconds):
 
 
 @pytest.fixture
-def service(events, monkeypatch):
+def service(events, monkeypatch, tmp_path):
     """A service whose context is only what the clock itself uses of it."""
     monkeypatch.setattr(scheduler, "show_generation", lambda *_: None)
 
@@ -161,7 +163,6 @@ def service(events, monkeypatch):
         report = SimpleNamespace(event=lambda kind, message, **_: events.append((kind, message)))
         settings = {"poll_minutes": 0.001, "webhook_port": None, "webhook_host": "127.0.0.1"}
         watch = SimpleNamespace(**{**settings, **watching})
-        lineage = SimpleNamespace(generations=list, models=lambda *_: [])
         context = SimpleNamespace(
             report=report,
             stop=threading.Event(),
@@ -173,10 +174,18 @@ def service(events, monkeypatch):
         running = scheduler.Service(context, turns, until_converged=until_converged)
         return context, turns, running
 
-    return make
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        yield make
 
 
 LONG = 30.0  # minutes: no second look within a test
+
+
+def test_a_daemon_that_sleeps_notices_that_its_lineage_is_gone(service):
+    context, _, running = service(Turn(None), poll_minutes=LONG)
+    threading.Timer(0.3, context.lineage.path.unlink).start()
+    with pytest.raises(DamagedLineage, match="was deleted while it was open"):
+        running.run()
 
 
 def test_turns_follow_each_other_until_there_is_nothing_to_do(service):

@@ -132,6 +132,6 @@ def test_a_log_that_cannot_be_read_is_told_not_left_out(family, path):
 
 
 def test_a_file_that_stays_locked_is_told(family, path, monkeypatch):
-    monkeypatch.setattr("kinship_storage.store._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("kinship_storage.connections.BUSY_SECONDS", 0.05)
     with family.transaction(), pytest.raises(LineageError, match="has kept it locked"):
         open_lineage(path)

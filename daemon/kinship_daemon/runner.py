@@ -35,7 +35,7 @@ from kinship_daemon.retry import reopen
 from kinship_daemon.steps.evaluation import check_with_base
 from kinship_daemon.steps.leaves import dependents
 from kinship_daemon.steps.step import Step, Work
-from kinship_storage.errors import LineageError
+from kinship_storage.errors import DamagedLineage, LineageError
 from kinship_storage.jobs import job_key
 from kinship_storage.records import Job
 from kinship_storage.rows import stamp
@@ -257,6 +257,8 @@ class Runner:
         except (Transient, BudgetReached) as error:
             self._put_off(step, work, key, error)
             raise
+        except DamagedLineage:
+            raise  # nothing more is written to it
         except Stopped:
             lineage.interrupt(key)
             raise

@@ -190,6 +190,7 @@ class Service:
             left = None if due is None else (due - self._context.now()).total_seconds()
             if left is not None and left <= 0:
                 return
+            self._context.lineage.check_in_place()
             if self._bell.wait(_TICK_SECONDS if left is None else min(left, _TICK_SECONDS)):
                 return
 

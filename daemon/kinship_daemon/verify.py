@@ -21,17 +21,26 @@ __all__ = ["Findings", "problems"]
 
 @dataclass(frozen=True)
 class Findings:
-    """What was looked at, a line per claim that does not hold, and what could not be checked."""
+    """
+    What was looked at, a line per claim that does not hold, and what could not be checked.
+
+    Attributes:
+        damaged: The lineage itself is, and so nothing else was looked at.
+    """
 
     files: int
     recipes: int
     publications: int
     problems: tuple[str, ...]
     unchecked: tuple[str, ...] = ()
+    damaged: bool = False
 
 
 def problems(home: Home, lineage: Lineage) -> Findings:
     """Look at everything again, reading the files themselves and trusting no cached hash."""
+    if damaged := lineage.damage():
+        # What it claims of the files cannot be told from what the damage makes of it.
+        return Findings(0, 0, 0, tuple(damaged), ("files, ledger and publications",), damaged=True)
     files, file_problems = _files(lineage)
     publications, publication_problems, unchecked = _publications(lineage)
     return Findings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from kinship_storage.errors import LineageError
 from kinship_storage.records import Generation
-from kinship_storage.rows import add_once, record, row, stamp, weights_number
+from kinship_storage.rows import add_once, cell, record, row, stamp, weights_number
 from kinship_storage.store import Store, dumps
 
 __all__ = ["Decisions", "pack"]
@@ -117,7 +116,7 @@ class Decisions:
     def facts(self, number: int) -> dict[str, Any] | None:
         """What a decision was taken on; None if there is no such decision."""
         found = self._store.row("facts", "decision = ?", number)
-        return None if found is None else json.loads(zlib.decompress(found["value"]))
+        return None if found is None else cell("facts", "value", found)
 
     def members(self, number: int) -> frozenset[str]:
         """Names of the models that a decision was shown."""

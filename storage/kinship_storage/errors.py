@@ -1,6 +1,6 @@
 """The root of every error that reaches a user; lowest of the packages so that all can raise it."""
 
-__all__ = ["KinshipError", "LineageError", "UsageError"]
+__all__ = ["DamagedLineage", "KinshipError", "LineageError", "UsageError"]
 
 
 class KinshipError(Exception):
@@ -17,3 +17,9 @@ class UsageError(KinshipError):
 
 class LineageError(KinshipError):
     """The lineage cannot be opened, written or would contradict itself."""
+
+
+class DamagedLineage(LineageError):
+    """The lineage's file is damaged, or was deleted or replaced while it was open (exit 4)."""
+
+    exit_code = 4

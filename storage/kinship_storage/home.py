@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from kinship_storage.rows import cell
 from kinship_storage.store import Json, Store, dumps
 
 __all__ = ["Home"]
@@ -18,7 +18,7 @@ class Home:
     def get(self, key: str) -> Json:
         """A fact about the home, such as `base`; None if it was never put."""
         found = self._store.row("home", "key = ?", key)
-        return None if found is None else json.loads(found["value"])
+        return None if found is None else cell("home", "value", found)
 
     def put(self, key: str, value: Json) -> None:
         """Any JSON value; replaces what was there."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from kinship_storage.damage import damage
+from kinship_storage.errors import KinshipError
 from kinship_storage.export import export
 from kinship_storage.store import Store
 from kinship_storage.tables import Tables
@@ -33,7 +35,14 @@ class Lineage(Tables):
         self._now = now
 
     @classmethod
-    def open(cls, path: Path, *, now: Callable[[], datetime], readonly: bool = False) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        now: Callable[[], datetime],
+        readonly: bool = False,
+        beside: bool = False,
+    ) -> Self:
         """
         Opens the database, made or brought to the latest schema where need be.
 
@@ -41,12 +50,14 @@ class Lineage(Tables):
             path: The database file; its folder must exist.
             now: The clock that stamps what is added.
             readonly: Never writes a row; works beside a running daemon and on a read-only disk.
+            beside: Writes, perhaps beside a running daemon.
 
         Raises:
             LineageError: Not there (readonly), not a database, another program's, from a newer
                 version, not accessible; the message says what would help.
+            DamagedLineage: It is to be written, and damaged; nothing has been written.
         """
-        return cls(Store(path, readonly=readonly), now=now)
+        return cls(Store(path, readonly=readonly, beside=beside), now=now)
 
     def close(self) -> None:
         self._store.close()
@@ -60,7 +71,31 @@ class Lineage(Tables):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        """What nobody expected, of a damaged file, is told as the damage that it comes from."""
+        try:
+            if isinstance(error, Exception) and not isinstance(error, KinshipError):
+                self._store.blame(error)
+        finally:
+            self.close()
+
+    def check_in_place(self) -> None:
+        """Raises DamagedLineage once the file was deleted, replaced or changed by others."""
+        self._store.check_in_place()
+
+    def damage(self) -> list[str]:
+        """A line per damaged cell or part of the file: all else that is read rests on these."""
+        return damage(self.path)
+
+    def backup(self, target: Path) -> None:
+        """
+        Copies the lineage to a new file, as it is at one moment; safe beside a running daemon.
+
+        The copy is one file without a log. Interrupted, it leaves a part of a file behind.
+
+        Raises:
+            DamagedLineage: The lineage, or the copy, is damaged.
+        """
+        self._store.backup(target)
 
     @property
     def path(self) -> Path:
@@ -86,7 +121,13 @@ class Lineage(Tables):
                 recompute those of the merges.
 
         Returns:
-            A line per problem; empty if there is none.
+            A line per problem, what is damaged first; empty if there is none.
         """
-        with self._store.snapshot():
-            return verify(self, self._store, identity)
+        damaged = self.damage()
+        try:
+            with self._store.snapshot():
+                return [*damaged, *verify(self, self._store, identity)]
+        except Exception:
+            if not damaged:
+                raise
+            return damaged  # what is read from the rest makes no sense

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from kinship_storage.errors import LineageError
-from kinship_storage.records import Gate, Generation, Job, Model, Publication
+from kinship_storage.cells import TIME, decode, moment
+from kinship_storage.errors import DamagedLineage, LineageError
+from kinship_storage.records import (
+    Candidate,
+    File,
+    Gate,
+    Generation,
+    Job,
+    Model,
+    Publication,
+    Score,
+)
 from kinship_storage.store import Json, Row, Store, dumps
 
 __all__ = [
     "add_once",
+    "cell",
     "cells",
+    "damaged",
     "model_number",
     "moment",
     "record",
@@ -33,17 +44,23 @@ _JSON: Mapping[type, frozenset[str]] = {
     Publication: frozenset({"files"}),
     Job: frozenset({"inputs"}),
 }
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_TABLES: Mapping[type, str] = {
+    Model: "models",
+    Candidate: "candidates",
+    File: "files",
+    Score: "scores",
+    Generation: "generations",
+    Gate: "gates",
+    Publication: "publications",
+    Job: "jobs",
+}
+# What a row is called, the first that it has.
+_KEYS = ("id", "key", "number", "path", "decision")
 
 
 def stamp(now: datetime) -> str:
     """UTC with seconds: `2026-01-31T08:15:00Z`."""
-    return now.astimezone(UTC).strftime(_TIME)
-
-
-def moment(time: str) -> datetime:
-    """The time that `stamp` wrote."""
-    return datetime.strptime(time, _TIME).replace(tzinfo=UTC)
+    return now.astimezone(UTC).strftime(TIME)
 
 
 def row(item: Json, *, without: Iterable[str] = (), **changes: object) -> Row:
@@ -70,17 +87,41 @@ def _cell(value: Json, as_json: bool) -> Json:
 
 
 def record(kind: type[R], values: Mapping[str, Any], **extra: Json) -> R:
-    """The row as a record; columns that the record does not have are left out."""
-    texts = _JSON.get(kind, frozenset())
+    """
+    The row as a record; columns that the record does not have are left out.
+
+    Raises:
+        DamagedLineage: A cell holds what it cannot.
+    """
+    table = _TABLES[kind]
     known: dict[str, Any] = {}
     for f in fields(kind):  # type: ignore[arg-type]  # every record is a dataclass
         if f.name in extra or f.name not in values:
             continue
-        value = values[f.name]
-        if f.name in texts and value is not None:
-            value = json.loads(value)
+        value = cell(table, f.name, values)
         known[f.name] = bool(value) if f.type == "bool" else value
     return kind(**known, **extra)
+
+
+def cell(table: str, column: str, values: Mapping[str, Any]) -> Json:
+    """
+    The value of one cell of a row.
+
+    Raises:
+        DamagedLineage: It holds what it cannot.
+    """
+    try:
+        return decode(table, column, values[column])
+    except ValueError as error:
+        which = next((values[key] for key in _KEYS if key in values), "")
+        raise damaged(table, which, column, str(error)) from None
+
+
+def damaged(table: str, which: object, column: str, problem: str) -> DamagedLineage:
+    return DamagedLineage(
+        f"the lineage is damaged: {table}, row {which!r:.100}, column {column}: it {problem}; "
+        "`kinship-daemon verify` lists all, `kinship-daemon restore` brings back a backup"
+    )
 
 
 def model_number(store: Store, model: str) -> int:

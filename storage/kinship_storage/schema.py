@@ -16,13 +16,19 @@ from kinship_storage.migrations.first import FIRST
 from kinship_storage.migrations.second import SECOND
 from kinship_storage.migrations.third import third
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "migrate", "version"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "check", "create", "migrate", "version"]
 
 APPLICATION_ID = 0x4B494E53  # "KINS": tells our files from other programs' databases
 
 Migration = tuple[str, ...] | Callable[[Database], None]
 
 MIGRATIONS: tuple[Migration, ...] = (FIRST, SECOND, third)
+
+
+def create(db: Database) -> None:
+    """The newest schema in an empty database, in no transaction of its own."""
+    for migration in MIGRATIONS:
+        _apply(db, migration)
 
 
 def version(db: Database) -> int:

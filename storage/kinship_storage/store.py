@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sqlite_utils import Database
 
-from kinship_storage.errors import LineageError
+from kinship_storage.connections import BUSY_SECONDS, in_a_line, primary_code, reading, writing
+from kinship_storage.damage import damage
+from kinship_storage.errors import DamagedLineage, LineageError
 from kinship_storage.schema import MIGRATIONS, check, migrate
 
 __all__ = ["Json", "Row", "Store", "dumps"]
@@ -24,16 +27,18 @@ __all__ = ["Json", "Row", "Store", "dumps"]
 Json = Any  # whatever JSON can say
 Row = dict[str, Any]
 
-_BUSY_SECONDS = 30.0
-
 _READONLY = "cannot write {path}: it is read-only; make it writable, or choose another --home"
 _LOCKED = (
-    f"cannot write {{path}}: another program has kept it locked for {_BUSY_SECONDS:.0f} s; "
+    f"cannot write {{path}}: another program has kept it locked for {BUSY_SECONDS:.0f} s; "
     "end that program and start again"
 )
 _WORDS: Mapping[int, str] = {
-    sqlite3.SQLITE_NOTADB: "{path} is not a database; move it away, or choose another --home",
-    sqlite3.SQLITE_CORRUPT: "{path} is damaged ({error}); put a backup in its place",
+    sqlite3.SQLITE_NOTADB: (
+        "{path} is not a database; move it away, or `kinship-daemon restore` a backup"
+    ),
+    sqlite3.SQLITE_CORRUPT: (
+        "{path} is damaged ({error}); `kinship-daemon restore` puts a backup in its place"
+    ),
     sqlite3.SQLITE_FULL: "cannot write {path}: the disk is full; free some space and start again",
     sqlite3.SQLITE_READONLY: _READONLY,
     sqlite3.SQLITE_PERM: _READONLY,
@@ -47,6 +52,8 @@ _WORDS: Mapping[int, str] = {
     sqlite3.SQLITE_CONSTRAINT: "{path} refuses a row that contradicts the others: {error}",
 }
 
+_DAMAGE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+
 
 def dumps(value: Json) -> str:
     """Canonical JSON: sorted keys, no spaces, exact floats, NaN and infinity refused."""
@@ -58,19 +65,46 @@ def dumps(value: Json) -> str:
 class Store:
     """One connection. For one thread at a time, which need not be the one that opened it."""
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+    def __init__(self, path: Path, *, readonly: bool = False, beside: bool = False) -> None:
+        """
+        Opens the file; for writing only if no cell of it is damaged.
+
+        Args:
+            readonly: Never writes.
+            beside: A daemon may be at work on the same file; it alone changes more than the log.
+        """
         self.path = path
+        self._guard: sqlite3.Connection | None = None
+        self._held: _Held | None = None
         with self._in_words():
-            connection = _read(path) if readonly else _write(path)
-            self._db = Database(connection, recursive_triggers=False, execute_plugins=False)
+            if not readonly and path.is_file() and path.stat().st_size:
+                self._check_whole()
+            self._db = Database(
+                reading(path) if readonly else writing(path),
+                recursive_triggers=False,
+                execute_plugins=False,
+            )
         try:
             with self._in_words():
-                self._prepare(readonly)
+                self._prepare(readonly, beside)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self, readonly: bool) -> None:
+    def _check_whole(self) -> None:
+        """Before anything is written: what is damaged is left as it is."""
+        with closing(reading(self.path)) as connection:
+            check(Database(connection, execute_plugins=False), str(self.path))
+        if found := damage(self.path):
+            raise self._damaged(found[0])
+
+    def _damaged(self, what: str) -> DamagedLineage:
+        return DamagedLineage(
+            f"{self.path} is damaged: {what}; `kinship-daemon verify` lists all, "
+            "`kinship-daemon restore` puts a backup in its place"
+        )
+
+    def _prepare(self, readonly: bool, beside: bool) -> None:
         self._db.execute("PRAGMA foreign_keys = ON")
         if readonly:
             number = check(self._db, str(self.path))
@@ -84,10 +118,64 @@ class Store:
         self._db.enable_wal()
         # FULL, not WAL's usual NORMAL: a commit is on the disk when it returns, come a power cut.
         self._db.execute("PRAGMA synchronous = FULL")
+        if beside:
+            self._db.execute("PRAGMA wal_autocheckpoint = 0")
         migrate(self._db, str(self.path))
+        self._guard = reading(self.path)
+        self._held = _Held.of(self.path)
 
     def close(self) -> None:
+        """
+        Closes the file. Of one that is not as we left it nothing is written over.
+
+        The last writer to close copies its log into the file. A reader that is still there keeps
+        it from that.
+        """
+        held, self._held = self._held, None
+        now = None if held is None else _Held.of(self.path)
+        if self._guard is not None and now == held:
+            self._guard.close()
         self._db.close()
+        if self._guard is not None:
+            self._guard.close()
+        if held is not None and now is not None and now.is_other_file_under_log_of(held):
+            # SQLite would play our log into the file that has taken our file's name.
+            log = self.path.with_name(f"{self.path.name}-wal")
+            log.rename(log.with_name(f"{log.name}.of-replaced-file"))
+
+    def check_in_place(self) -> None:
+        """
+        Looks whether the file is still the one that was opened, as we left it.
+
+        Raises:
+            DamagedLineage: It was deleted, replaced or changed by another program meanwhile.
+        """
+        if self._held is None:
+            return
+        try:
+            now = _Held.of(self.path)
+        except PermissionError:
+            return  # what may not be looked at is not known to be gone
+        if now == self._held:
+            return
+        what = "deleted" if now.file is None else "replaced or changed by another program"
+        raise DamagedLineage(
+            f"{self.path} was {what} while it was open; nothing more is written to it: put it "
+            "back, or `kinship-daemon restore` a backup, then start again"
+        )
+
+    def blame(self, error: Exception) -> None:
+        """Raises the damage that explains an error; returns if all is whole."""
+        if self.path.is_file() and (found := damage(self.path)):
+            raise self._damaged(found[0]) from error
+
+    def backup(self, target: Path) -> None:
+        """SQLite's own online backup, to a file that is to be there whole before this returns."""
+        with self._in_words(), closing(sqlite3.connect(target, isolation_level=None)) as copy:
+            self._db.conn.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # no log beside it: one file is all
+        if found := damage(target):
+            raise self._damaged(found[0])
 
     @property
     def in_transaction(self) -> bool:
@@ -105,7 +193,9 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self.check_in_place()
                 self._db.commit()
+                self._note_file()
             except BaseException:
                 self._db.rollback()
                 raise
@@ -157,71 +247,72 @@ class Store:
     def execute(self, sql: str, args: Sequence[Any] = ()) -> int:
         """Runs one statement that changes rows and returns how many."""
         with self._in_words():
-            return self._db.execute(sql, args).rowcount
+            changed = self._db.execute(sql, args).rowcount
+            if not self.in_transaction:
+                self._note_file()
+            return changed
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Runs one statement for every row, in one transaction; for rows by the thousand."""
         with self.transaction():
             self._db.conn.executemany(sql, rows)
 
+    def _note_file(self) -> None:
+        """A commit may have copied the log into the file."""
+        if self._held is not None:
+            self._held = _Held.of(self.path)
+
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         try:
+            self.check_in_place()
             yield
+        except UnicodeDecodeError as error:
+            self.blame(error)  # of SQLite's own words, which quote what is damaged
+            raise
         except sqlite3.Error as error:
             words = _words(error, self.path)
             if words is None:
+                # A column that is gone, text that is no text: a damaged file, or else a bug.
+                self.blame(error)
                 raise
-            raise LineageError(words) from error
+            kind = DamagedLineage if primary_code(error) in _DAMAGE else LineageError
+            raise kind(words) from error
 
 
-def _write(path: Path) -> sqlite3.Connection:
-    if not path.parent.is_dir():
-        raise LineageError(f"cannot open {path}: its folder does not exist; make it first")
-    return sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
+@dataclass(frozen=True)
+class _Held:
+    """
+    By what a file is known again: (device, inode, size, time of change) of it; None if it is gone.
 
+    Attributes:
+        log: The same of its write-ahead log without size and time, which others may write, too.
+    """
 
-def _read(path: Path) -> sqlite3.Connection:
-    if not path.is_file():
-        raise LineageError(f"no lineage at {path}; `kinship-daemon run` starts one")
-    connection = _uri(path, "mode=ro")
-    try:
-        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
-    except sqlite3.OperationalError as error:
-        connection.close()
-        if _primary(error) not in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
-            raise
-        wal = path.with_name(f"{path.name}-wal")
-        if wal.exists() and wal.stat().st_size:
-            raise LineageError(
-                f"{path} was not closed in order and its folder is read-only; "
-                "make it writable, or copy the folder to where it is"
-            ) from error
-        # A log-less file on a read-only disk: readers' shared memory cannot be made beside it, and
-        # is not needed, for nobody can write.
-        return _uri(path, "immutable=1")
-    return connection
+    file: tuple[int, int, int, int] | None
+    log: tuple[int, int] | None
 
+    def is_other_file_under_log_of(self, held: Self) -> bool:
+        if self.file is None or held.file is None or self.log is None:
+            return False
+        return self.file[:2] != held.file[:2] and self.log == held.log
 
-def _uri(path: Path, how: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?{how}",
-        uri=True,
-        timeout=_BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-
-
-def _primary(error: sqlite3.Error) -> int | None:
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        try:
+            file = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return cls(None, None)
+        known = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+        try:
+            log = path.with_name(f"{path.name}-wal").stat()
+        except FileNotFoundError:
+            return cls(known, None)
+        return cls(known, (log.st_dev, log.st_ino))
 
 
 def _words(error: sqlite3.Error, path: Path) -> str | None:
     """One line for what the outside world did to us; None for what only a bug can cause."""
-    code = _primary(error)
+    code = primary_code(error)
     words = None if code is None else _WORDS.get(code)
-    return None if words is None else words.format(path=path, error=error)
+    return None if words is None else words.format(path=path, error=in_a_line(error))

@@ -22,12 +22,11 @@ _TOLERANCE = 1e-9
 
 def verify(lineage: Tables, store: Store, identity: Identity | None) -> list[str]:
     """
-    A line per problem, in the order: file, home, models, candidates, samples, scores, kinships,
+    A line per problem, in the order: home, models, candidates, samples, scores, kinships,
     decisions, publications, jobs.
     """
     models = {model.id: model for model in lineage.models()}
     return [
-        *_file(store),
         *_home(store),
         *_models(models, identity),
         *_candidates(lineage, models),
@@ -38,15 +37,6 @@ def verify(lineage: Tables, store: Store, identity: Identity | None) -> list[str
         *_publications(lineage),
         *_jobs(lineage, models),
     ]
-
-
-def _file(store: Store) -> Iterator[str]:
-    for row in store.query("PRAGMA integrity_check"):
-        if row["integrity_check"] != "ok":
-            yield f"{store.path} is damaged: {row['integrity_check']}"
-    for row in store.query("PRAGMA foreign_key_check"):
-        which = "a row" if row["rowid"] is None else f"row {row['rowid']}"
-        yield f"{row['table']}: {which} refers to a row of {row['parent']} that is gone"
 
 
 def _home(store: Store) -> Iterator[str]:

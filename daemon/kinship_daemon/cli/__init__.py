@@ -24,6 +24,8 @@ _COMMANDS = {
     "retry": ("retry", "Open again what was refused, set aside or put off."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
+    "backup": ("backup", "Copy the lineage to one file, also while a daemon runs."),
+    "restore": ("backup", "Put a backup in the lineage's place."),
     "verify": ("home_reports", "Hash again what the lineage claims."),
     "analyze": ("analyze", "Kinship against gain over a lineage's merges; its stages."),
     "replay": ("replay", "Decide again on recorded facts: does history repeat itself?"),
@@ -85,7 +87,7 @@ def app() -> None:
 
 
 def main() -> None:
-    """Run a command. Exit 0: done; 2: wrong usage or config; 3: the job could not be done."""
+    """Run a command. Exit 0: done; 2: wrong usage or config; 3: not done; 4: damaged lineage."""
     # Idle threads that spin make a busy machine many times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

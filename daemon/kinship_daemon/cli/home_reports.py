@@ -16,6 +16,7 @@ from kinship_daemon.errors import KinshipError
 from kinship_daemon.explain import explain, returns, set_aside_words
 from kinship_daemon.home import Home
 from kinship_daemon.report import count
+from kinship_storage.errors import DamagedLineage
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Job, Status
 
@@ -161,13 +162,13 @@ def lineage_command(model: str | None, home: Path | None, base: str | None, form
         if model is not None:
             lineage.require(model)
         export = lineage.export()
-    if form == "json":
-        if model is not None:
-            export["models"] = family.ancestry(export, model)
-        click.echo(json.dumps(export, indent=2))
-        return
-    draw = {"tree": family.tree, "mermaid": family.mermaid, "dot": family.dot}[form]
-    click.echo(draw(export, model))
+        if form == "json":
+            if model is not None:
+                export["models"] = family.ancestry(export, model)
+            click.echo(json.dumps(export, indent=2))
+            return
+        draw = {"tree": family.tree, "mermaid": family.mermaid, "dot": family.dot}[form]
+        click.echo(draw(export, model))
 
 
 @click.command("explain")
@@ -198,5 +199,9 @@ def verify_command(home: Path | None, base: str | None) -> None:
         f"{count(report.publications, 'publication')} read: "
         f"{count(len(report.problems), 'problem')}"
     )
+    if report.damaged:
+        raise DamagedLineage(
+            f"{found.lineage} is damaged, see above; `kinship-daemon restore` brings back a backup"
+        )
     if report.problems:
         raise KinshipError(f"{found.path} does not hold what its lineage claims; see above")

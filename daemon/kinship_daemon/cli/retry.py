@@ -34,7 +34,7 @@ def retry_command(
     if bool(models) == (cause is not None):
         raise UsageError("name the models to try again, or a --cause, but not both")
     found = find_home_of(home, base)
-    with Lineage.open(found.lineage, now=now) as lineage, lineage.transaction():
+    with Lineage.open(found.lineage, now=now, beside=True) as lineage, lineage.transaction():
         if cause is not None:
             put_off = [
                 j for s in ("waiting", "failed") for j in lineage.jobs(s) if j.cause == cause
