@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: tiny real models, built once and never written to."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before any Hugging Face library is imported: no test may reach the network.
@@ -15,6 +16,8 @@ import torch
 from transformers.utils import logging
 
 import tiny
+from kinship_daemon import context
+from shared_worker import Shelf
 
 logging.disable_progress_bar()
 
@@ -26,6 +29,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    found = Shelf(tmp_path_factory.mktemp("worker"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def shared_worker(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Daemons in this process borrow the shelf's worker; see `shared_worker.py`."""
+    monkeypatch.setattr(context, "open_evaluator", shelf.lend)
 
 
 @pytest.fixture(scope="session")

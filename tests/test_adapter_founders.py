@@ -15,6 +15,8 @@ from scripted_policies import Scripted, merge
 from test_adapter import adapter
 from test_evolution import evolve, opened
 
+pytestmark = pytest.mark.usefixtures("shared_worker")
+
 SETTINGS = {"evaluate.limit": "4", "gate.min_gain": "-1"}
 LORA = "demo/lora"
 TIES = {"method": "ties", "parameters": {"weight": 1.0, "density": 0.7}}

@@ -52,6 +52,7 @@ def test_every_measurement_has_its_rows(tmp_path):
     places = ("--json", found, "--folder", kept, "--out", out)
     done = bench(*size, "--only", ",".join(names), *places)
     assert done.returncode in (0, 1), done.stderr
+    assert found.exists(), done.stderr
     result = json.loads(found.read_text(encoding="utf-8"))
     rows = {row["work"]: row for row in result["rows"]}
     assert list(rows) == ROWS

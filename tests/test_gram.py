@@ -13,8 +13,8 @@ from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, LowRank, descend
 
-NAMES = ("scalar", "empty", "run", "odd", "block", "blocks")
-SHAPES = {"scalar": (), "empty": (0, 3), "run": (512,), "odd": (3, 7, 11)}
+NAMES = ("scalar", "run", "odd", "block", "blocks")
+SHAPES = {"scalar": (), "run": (512,), "odd": (3, 7, 11)}
 SHAPES |= {"block": (256, 512), "blocks": (131_072 * 2 + 1_300,)}
 
 

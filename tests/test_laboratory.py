@@ -9,6 +9,8 @@ from kinship_policies.registry import installed
 from scripted_policies import Scripted, merge
 from test_evolution import evolve, opened
 
+pytestmark = pytest.mark.usefixtures("shared_worker")
+
 FEW = {"evaluate.limit": "4"}
 BUDGET = 6
 

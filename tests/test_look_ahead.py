@@ -109,7 +109,8 @@ def test_no_more_connections_are_used_than_are_allowed(server, tmp_path, connect
         turns.take(d, "watch")
         most.clear()
         turns.take(d, "triage")
-    assert max(most) == connections
+    assert max(most) <= connections
+    assert connections == 1 or max(most) > 1
 
 
 def test_a_wait_that_the_hub_asks_for_holds_for_everyone_looked_into(server, tmp_path):

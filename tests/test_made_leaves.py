@@ -20,6 +20,8 @@ from scripted_policies import Scripted, merge
 from test_evolution import evolve, opened
 from test_main_job import history
 
+pytestmark = pytest.mark.usefixtures("shared_worker")
+
 SETTINGS = {
     "evaluate.limit": "4",
     "merge": "{method: ties, parameters: {weight: 1.0, density: 0.6}}",

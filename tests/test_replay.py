@@ -8,6 +8,8 @@ import pytest
 import command
 from test_evolution import SMALL, evolve, opened
 
+pytestmark = pytest.mark.usefixtures("shared_worker")
+
 MOODY = {**SMALL, "evaluate.limit": "4", "policy": "{use: 'scripted_policies:Moody'}"}
 
 

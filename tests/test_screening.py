@@ -16,6 +16,8 @@ from kinship_daemon.report import JsonReporter
 from kinship_daemon.steps.scores import mean_score, scores
 from test_evolution import SMALL
 
+pytestmark = pytest.mark.usefixtures("shared_worker")
+
 BROKEN = "demo/broken"
 # Eight documents of each task are few: the margin is wide, or luck would decide.
 SCREEN = {
