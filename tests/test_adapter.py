@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 import architectures
 import tiny
 from kinship_daemon.errors import ModelError, UsageError
+from kinship_daemon.weights.adapter import refuse_other_base
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import LowRank, descend
 from kinship_daemon.weights.live_model import live_model
@@ -388,3 +389,29 @@ def test_an_adapter_with_one_zero_b_among_others_is_taken(tmp_path, bases):
     zero = "layers.0.self_attn.v_proj.lora_B"
     rewrite(tmp_path / "a", lambda n, t: (n, t * 0 if zero in n else t))
     assert descend(Checkpoint.open(bases["mistral"]), tmp_path / "a").parameters
+
+
+@pytest.mark.parametrize(
+    ("said", "base"),
+    [
+        ("lab/base", "lab/base"),
+        ("Lab/Base", "lab/base"),
+        ("openai-community/gpt2", "gpt2"),
+        ("gpt2", "openai-community/gpt2"),
+        ("/content/model", "lab/base"),
+        ("./out/model", "lab/base"),
+        (None, "lab/base"),
+        ([], "lab/base"),
+    ],
+)
+def test_an_adapter_may_name_its_base_or_a_folder(tmp_path, bases, said, base):
+    adapter(bases["mistral"], folder := tmp_path / "a")
+    refuse_other_base(settings(folder, base_model_name_or_path=said), base)
+
+
+@pytest.mark.parametrize("base", ["lab/base", "base"])
+def test_an_adapter_of_another_model_of_the_hub_is_refused_by_its_name(tmp_path, bases, base):
+    adapter(bases["mistral"], folder := tmp_path / "a")
+    settings(folder, base_model_name_or_path="other/model")
+    with pytest.raises(ModelError, match=f"trained on other/model, not on {base}"):
+        refuse_other_base(folder, base)

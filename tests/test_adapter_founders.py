@@ -1,5 +1,6 @@
 """A LoRA adapter on the hub is a founder like the others, unless the user says no."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -76,3 +77,14 @@ def test_an_adapter_is_refused_where_none_are_wanted(home):
         lora = d.lineage.require(LORA)
     assert lora.status == "refused"
     assert lora.reason == "an adapter (triage.allow_adapters admits such)"
+
+
+def test_an_adapter_of_another_model_of_the_hub_is_refused(home):
+    config = home / "hub" / LORA / "adapter_config.json"
+    saved = json.loads(config.read_text()) | {"base_model_name_or_path": "other/model"}
+    config.write_text(json.dumps(saved))
+    with opened(home, **SETTINGS) as d:
+        turns.poll(d)
+        lora = d.lineage.require(LORA)
+    assert lora.status == "quarantined"
+    assert "trained on other/model, not on demo/base" in lora.reason

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -117,3 +118,70 @@ def test_three_differences_are_named(tmp_path, tiny_base):
     deep = tiny.base(tmp_path / "deep", layers=3)
     with pytest.raises(ModelError, match=r"input_layernorm\.weight is not in the base; .* and 6 m"):
         descend(Checkpoint.open(tiny_base), deep)
+
+
+def gpt2(folder, seed, **config):
+    settings = {"vocab_size": tiny.VOCABULARY, "n_positions": 16, "n_embd": 32, "n_layer": 2}
+    torch.manual_seed(seed)
+    GPT2LMHeadModel(GPT2Config(**settings, n_head=4, **config)).save_pretrained(folder)
+    tiny.tokenizer(folder)
+    return folder
+
+
+def without_prefix(folder):
+    """As GPT-2's own file is."""
+    own = tiny.tensors(folder)
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in own.items()}
+    tiny.edit(folder, {**dict.fromkeys(own), **bare})
+    return folder
+
+
+@pytest.mark.parametrize("bare", ["base", "leaf", "both"])
+def test_names_with_the_models_prefix_and_without_are_the_same(tmp_path, bare):
+    base, leaf = gpt2(tmp_path / "base", 0), gpt2(tmp_path / "leaf", 1)
+    expected = GPT2LMHeadModel.from_pretrained(leaf)
+    own = tiny.tensors(leaf)
+    for folder in (base, leaf):
+        if bare in ("both", folder.name):
+            without_prefix(folder)
+    opened = Checkpoint.open(base)
+    found = descend(opened, leaf)
+    assert sorted(found.contents) == sorted(opened.tensors)
+    for name in opened.tensors:
+        assert torch.equal(
+            found.content(name), own["transformer." + name.removeprefix("transformer.")]
+        )
+    live = live_model(average(base, leaf), dtype=torch.float32, device="cpu")
+    write(average(base, leaf), tmp_path / "out")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = torch.tensor([[4, 9, 23]])
+    with torch.no_grad():
+        assert torch.equal(live(tokens).logits, expected(tokens).logits)
+        assert torch.equal(read(tokens).logits, expected(tokens).logits)
+
+
+def test_an_adapter_names_modules_with_the_prefix_that_its_base_may_lack(tmp_path):
+    base, folder = gpt2(tmp_path / "base", 0), tmp_path / "lora"
+    model = GPT2LMHeadModel.from_pretrained(base)
+    settings = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    tuned = peft.get_peft_model(model, settings)
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    tuned.save_pretrained(folder)
+    found = descend(Checkpoint.open(without_prefix(base)), folder)
+    assert sorted(found.contents) == ["h.0.attn.c_attn.weight", "h.1.attn.c_attn.weight"]
+    live = live_model(leaf_assembly(folder, "x", base), dtype=torch.float32, device="cpu")
+    tokens = torch.tensor([[4, 9, 23]])
+    with torch.no_grad():
+        expected = tuned.eval()(tokens).logits
+        assert torch.allclose(live(tokens).logits, expected, atol=1e-5)
+
+
+def test_a_tensor_under_both_names_is_refused(tmp_path):
+    base, leaf = gpt2(tmp_path / "base", 0), gpt2(tmp_path / "leaf", 1)
+    tiny.edit(leaf, {"h.0.ln_1.bias": torch.zeros(32)})
+    with pytest.raises(ModelError, match=r"h\.0\.ln_1\.bias is not in the base"):
+        descend(Checkpoint.open(base), leaf)
+    with pytest.raises(ModelError, match=r"h\.0\.ln_1\.bias"):
+        descend(Checkpoint.open(without_prefix(base)), leaf)

@@ -201,3 +201,17 @@ def test_a_second_copy_of_tied_embeddings_is_left_out(tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
     assert "lm_head.weight" in remote(leaf).tensors
     assert "lm_head.weight" not in check_fits(remote(base), remote(leaf)).tensors
+
+
+def test_names_with_the_models_prefix_and_without_are_the_same(tmp_path, tiny_base):
+    bare = shutil.copytree(tiny_base, tmp_path / "bare")
+    own = tiny.tensors(bare)
+    names = {name.removeprefix("model."): tensor for name, tensor in own.items()}
+    tiny.edit(bare, {**dict.fromkeys(own), **names})
+    for base, other in ((tiny_base, bare), (bare, tiny_base)):
+        fitting = check_fits(remote(base), remote(other))
+        assert list(fitting.tensors) == list(remote(base).tensors)
+        for name, info in fitting.tensors.items():
+            (piece,) = fitting.ranges.read(info.file, [(info.offset, info.offset + info.nbytes)])
+            whole = own["model." + name.removeprefix("model.")] if name not in own else own[name]
+            assert piece == whole.contiguous().view(torch.uint8).numpy().tobytes()

@@ -18,6 +18,7 @@ from kinship_daemon.steps.novelty import novelties_beside, novelty
 from kinship_daemon.steps.objections import objection, same_weights, twin_objection
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.watch import GONE
+from kinship_daemon.weights.adapter import is_adapter, refuse_other_base
 from kinship_daemon.weights.checkpoint import weights_identity
 from kinship_daemon.weights.descendant import Descendant, descend
 from kinship_storage.jobs import job_key
@@ -112,6 +113,8 @@ def _run(context: Context, work: Work) -> Examined:
 
 def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Examined:
     """What the fetched files themselves say."""
+    if is_adapter(folder):
+        refuse_other_base(folder, context.base.id)
     found = descend(context.base_checkpoint, folder)
     hashes = {name: context.files.sha256(folder / name) for name in found.files}
     twin = same_weights(context, model, hashes)

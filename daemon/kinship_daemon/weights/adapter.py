@@ -27,12 +27,15 @@ from kinship_daemon.weights.checkpoint import (
     read_json,
     why_empty,
 )
+from kinship_daemon.weights.fit import their_names
 from kinship_daemon.weights.header import TensorInfo, read_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
-__all__ = ["Adapter", "Content", "LowRank", "is_adapter"]
+__all__ = ["Adapter", "Content", "LowRank", "is_adapter", "refuse_other_base"]
 
 _PREFIX = "base_model.model."
+# As of a hub; an absolute path or ./folder is where its author kept the base, which says nothing.
+_REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # The name of the adapter ("default") may stand before or instead of "weight".
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])"
@@ -198,6 +201,27 @@ def is_adapter(folder: Path) -> bool:
     return not whole and (folder / ADAPTER_CONFIG).is_file()
 
 
+def refuse_other_base(folder: Path, base_id: str) -> None:
+    """
+    See that an adapter does not say itself that it was trained on another model of the hub.
+
+    Args:
+        base_id: Of the base on the hub: org/name, or the name alone as of the oldest models.
+
+    Raises:
+        ModelError: It does. Its shapes may fit all the same, and its delta would be a false one.
+    """
+    said = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(said, str) or not _REPO_ID.fullmatch(said):
+        return
+    own = said if "/" in base_id else said.rpartition("/")[2]
+    if own.lower() != base_id.lower():
+        raise ModelError(
+            f"{folder}: its {ADAPTER_CONFIG} says that it was trained on {shown(said)}, "
+            f"not on {base_id}"
+        )
+
+
 def _refuse_other_forms(path: Path, settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -242,6 +266,8 @@ def _sorted(
             raise ModelError(f"{path}: holds two adapters for {found['module']}; keep one")
         pair[found["side"]] = name
     _drop_tied_copy(base, settings, full)
+    adapted = [f"{module}.weight" for module, _ in sides]
+    called = their_names(base.tensors, [*adapted, *full])
     factors = {}
     ranks = _Setting(path, settings, "rank_pattern", "r")
     alphas = _Setting(path, settings, "alpha_pattern", "lora_alpha")
@@ -257,8 +283,8 @@ def _sorted(
                 f"{path}: {module} has rank {[*rank]}, but {ADAPTER_CONFIG} says {r:g}"
             )
         scale = alpha / (math.sqrt(r) if settings.get("use_rslora") else r)
-        factors[f"{module}.weight"] = _Factors(pair["A"], pair["B"], scale, across)
-    return factors, full
+        factors[called[f"{module}.weight"]] = _Factors(pair["A"], pair["B"], scale, across)
+    return factors, {called[name]: own for name, own in full.items()}
 
 
 def _plain(name: str) -> str:

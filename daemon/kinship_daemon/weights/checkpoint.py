@@ -98,11 +98,12 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor in its own dtype and shape, on the CPU, mapped from its file: not a copy."""
-        file = self.tensors[name].file
+        info = self.tensors[name]
+        file = info.file
         try:
             if file not in self._open_files:
                 self._open_files[file] = safe_open(self.path / file, framework="pt")
-            tensor: torch.Tensor = self._open_files[file].get_tensor(name)
+            tensor: torch.Tensor = self._open_files[file].get_tensor(info.name)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{self.path / file}: cannot be read: {error}") from error
         return tensor
@@ -112,9 +113,8 @@ class Checkpoint:
         path = self.path / "config.json"
         return read_json(path) if path.exists() else None
 
-    def without(self, name: str) -> "Checkpoint":
-        kept = {other: info for other, info in self.tensors.items() if other != name}
-        return replace(self, tensors=MappingProxyType(kept))
+    def holding(self, tensors: Mapping[str, TensorInfo]) -> "Checkpoint":
+        return replace(self, tensors=tensors)
 
 
 def gathered(

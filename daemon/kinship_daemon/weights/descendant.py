@@ -16,6 +16,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.model_files import ADAPTER_CONFIG
 from kinship_daemon.weights.adapter import Adapter, Content, LowRank, is_adapter
 from kinship_daemon.weights.checkpoint import Checkpoint, alike_tied, compare, refuse_other_head
+from kinship_daemon.weights.fit import alike_named
 from kinship_daemon.weights.vocabulary import (
     Vocabulary,
     alignment,
@@ -83,8 +84,9 @@ def descend(base: Checkpoint, path: Path) -> Descendant:
     if is_adapter(path):
         return _adapter(base, Adapter.open(base, path))
     whole = Checkpoint.open(path)
-    own = alike_tied(base, whole)
-    if own is not whole:
+    named = alike_named(base, whole)
+    own = alike_tied(base, named)
+    if own is not named:
         refuse_other_head(whole)
     vocabulary = Vocabulary.of(own)
     growing = [name for name in base.tensors if is_vocabulary(name)] if vocabulary else []

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
 
 from kinship_daemon.errors import ModelError
 from kinship_daemon.weights.header import FLOATS, TensorInfo
 
-__all__ = ["HEAD", "Model", "alike_tied", "compare", "first_three", "says_tied"]
+__all__ = [
+    "HEAD",
+    "Model",
+    "alike_named",
+    "alike_tied",
+    "compare",
+    "first_three",
+    "says_tied",
+    "their_names",
+]
 
 HEAD = "lm_head.weight"
 
@@ -32,8 +43,8 @@ class Model(Protocol):
             ModelError: It cannot be read.
         """
 
-    def without(self, name: str) -> Self:
-        """The same model, one tensor left out."""
+    def holding(self, tensors: Mapping[str, TensorInfo]) -> Self:
+        """The same model, of other tensors or under other names."""
 
 
 _Model = TypeVar("_Model", bound=Model)
@@ -71,6 +82,40 @@ def first_three(differences: Sequence[str]) -> str:
     return "; ".join(differences[:3]) + more
 
 
+def their_names(theirs: Collection[str], own: Collection[str]) -> dict[str, str]:
+    """
+    What each tensor of `own` is called in `theirs`.
+
+    transformers reads checkpoints with its `base_model_prefix` before the names and without:
+    GPT-2's own file has `h.0.ln_1.weight`, its fine-tunes have `transformer.h.0.ln_1.weight`.
+    A name that fits in neither way, or for which `own` has two tensors, stays.
+    """
+    before, after = _first_part(theirs), _first_part(own)
+
+    def called(name: str) -> str:
+        tried = (name, before + name, name.removeprefix(after))
+        return next((each for each in tried if each in theirs), name)
+
+    found = {name: called(name) for name in own}
+    times = Counter(found.values())
+    return {name: other if times[other] == 1 else name for name, other in found.items()}
+
+
+def alike_named(base: Model, other: _Model) -> _Model:
+    """`other` with its tensors under the base's names (`their_names`)."""
+    called = their_names(base.tensors, other.tensors)
+    if all(name == own for own, name in called.items()):
+        return other
+    found = {called[name]: info for name, info in other.tensors.items()}
+    return other.holding(MappingProxyType(dict(sorted(found.items()))))
+
+
+def _first_part(names: Collection[str]) -> str:
+    """What most names begin with, its point included; empty where there are none."""
+    parts = Counter(first + point for first, point, _ in (name.partition(".") for name in names))
+    return parts.most_common(1)[0][0] if parts else ""
+
+
 def alike_tied(base: Model, other: _Model) -> _Model:
     """
     `other` without the second copy of tied embeddings that only its base gives away.
@@ -81,7 +126,8 @@ def alike_tied(base: Model, other: _Model) -> _Model:
     silent = says_tied(base) is None and says_tied(other) is None
     if not silent or HEAD in base.tensors or HEAD not in other.tensors:
         return other
-    return other.without(HEAD)
+    kept = {name: info for name, info in other.tensors.items() if name != HEAD}
+    return other.holding(MappingProxyType(kept))
 
 
 def says_tied(model: Model) -> bool | None:

@@ -21,6 +21,7 @@ from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import GENERATION
 from kinship_daemon.weights.assembly import Makeable
 from kinship_daemon.weights.checkpoint import follows_from_config
+from kinship_daemon.weights.fit import their_names
 from kinship_daemon.weights.places import places
 from kinship_daemon.weights.sidecars import sidecars
 
@@ -39,8 +40,9 @@ def load_into(model: PreTrainedModel, assembly: Makeable, *, device: torch.devic
     sources = assembly.open()
     free = dict(places(model))
     filled = set()
+    called = their_names(free, [info.name for info in sources.tensors])
     for info in sources.tensors:
-        place = free.get(info.name)
+        place = free.get(called[info.name])
         if place is None or tuple(place.shape) != info.shape:
             raise ModelError(
                 f"{assembly.donor}: tensor {info.name} {list(info.shape)} has no place in "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath, PurePosixPath
-from types import MappingProxyType
 from typing import Any
 
 from kinship_daemon.errors import ModelError
@@ -18,7 +17,7 @@ from kinship_daemon.weights.checkpoint import (
     weight_map,
     why_no_weights,
 )
-from kinship_daemon.weights.fit import Model, alike_tied, compare, says_tied
+from kinship_daemon.weights.fit import Model, alike_named, alike_tied, compare, says_tied
 from kinship_daemon.weights.header import TensorInfo, header_length, parse_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
@@ -64,9 +63,8 @@ class Remote:
     def config(self) -> Mapping[str, Any] | None:
         return self.settings
 
-    def without(self, name: str) -> Remote:
-        kept = {other: info for other, info in self.tensors.items() if other != name}
-        return replace(self, tensors=MappingProxyType(kept))
+    def holding(self, tensors: Mapping[str, TensorInfo]) -> Remote:
+        return replace(self, tensors=tensors)
 
 
 def open_remote(name: str, ranges: Ranges, files: Mapping[str, int]) -> Remote:
@@ -107,7 +105,7 @@ def check_fits(base: Model, remote: Remote) -> Remote:
     Raises:
         ModelError: It cannot; the first three differences are named.
     """
-    own = alike_tied(base, remote)
+    own = alike_tied(base, alike_named(base, remote))
     named = [name for name in base.tensors if is_vocabulary(name)]
     rows = {own.tensors[name].shape[:1] for name in named if name in own.tensors}
     compare(base, own, resizable=named if len(rows) == 1 else ())
