@@ -127,7 +127,7 @@ def test_nothing_slow_is_imported_before_it_is_needed():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"parameters": {"wait": 1}}, "no parameter 'wait'"),
+        ({"parameters": {"wieght": 1}}, "no 'wieght'; did you mean 'weight'"),
         ({"parameters": {"weight": "much"}}, "weight: expected a number"),
         ({"parameters": {}}, "needs the parameter 'weight'"),
         ({"merge_method": "nuslerp", "models": [{"model": "org/a"}]}, "takes 2 parents, not 1"),

@@ -272,13 +272,18 @@ def sources(*ranges):
         (SLERP | {"tokenizer": {"sauce": "a"}}, "tokenizer: has a source, not 'sauce'"),
         (SLERP | {"tokenizer_source": "base", "tokenizer": {}}, "either tokenizer or"),
         (SLERP | {"chat_template": "auto"}, "'chat_template' is not supported"),
-        (SLERP | {"paramters": {}}, "'paramters' is not supported.*did you mean 'parameters'"),
+        (SLERP | {"paramters": {}}, "no 'paramters'; did you mean 'parameters'"),
         (SLERP | {"modules": {}}, "'modules' is not supported"),
         (SLERP | {"dtype": "int8"}, "dtype 'int8' is not supported"),
         (SLERP | {"base_model": "a+b+c"}, "expected the base and one adapter"),
         (SLERP | {"base_model": "a+"}, "expected the base and one adapter"),
         (SLERP | {"tokenizer_source": "a+b"}, "not an adapter"),
-        (SLERP | {"base_model": {"path": "a"}}, "expected the name of a model"),
+        (SLERP | {"base_model": {"path": 1}}, "expected a model's path"),
+        (SLERP | {"base_model": {"name": "a"}}, "expected the name of a model"),
+        (
+            SLERP | {"base_model": {"model": "a", "override_architecture": "X"}},
+            "override_architecture of a model is not supported",
+        ),
         (SLERP | {"base_model": "c"}, "slerp takes base_model and one other, not c, a, b"),
         ({k: v for k, v in SLERP.items() if k != "base_model"}, "slerp needs base_model"),
         (SLERP | {"parameters": {}}, "needs the parameter 't'"),
@@ -288,12 +293,14 @@ def sources(*ranges):
         (SLERP | {"parameters": {"t": "nan"}}, "t: expected a number"),
         (SLERP | {"parameters": {"t": [{"value": 1}, 2]}}, "t: a condition is"),
         (SLERP | {"parameters": {"t": [{"filter": "x", "v": 2}]}}, "t: a condition is"),
-        (SLERP | {"parameters": {"t": 1, "rescale": True}}, "slerp has no parameter 'rescale'"),
+        (TASK | {"parameters": {"wieght": 1}}, "no 'wieght'; did you mean 'weight'"),
+        (SLERP | {"t": 0.5}, "'t' is not for the top of a recipe: it belongs under parameters"),
+        (SLERP | {"base_modle": "a"}, "no 'base_modle'; did you mean 'base_model'"),
+        (SLERP | {"models": [{"modell": "a"}, {"model": "b"}]}, "did you mean 'model'"),
         (TASK | {"base_model": None}, "task_arithmetic needs base_model"),
         ({k: v for k, v in TASK.items() if k != "base_model"}, "task_arithmetic needs base_model"),
         (TASK | {"models": [{"model": "base"}]}, "needs a model beside base_model"),
         (TASK | {"merge_method": "nuslerp", "models": [{"model": "a"}]}, "takes 2 parents, not 1"),
-        (TASK | {"parameters": {"weight": 1, "of_deltas": True}}, "no parameter 'of_deltas'"),
         (
             TASK | {"merge_method": "nuslerp", "parameters": {"weight": 1, "nuslerp_flatten": 0}},
             "nuslerp_flatten is not supported but as true",
@@ -498,11 +505,11 @@ def test_mergekit_reads_several_documents_alike():
     ("text", "message"),
     [
         (f"{FIRST}---\n{LAST}", "all but the last one made have a name"),
-        (f"name: x\n{FIRST}---\nname: y\n{LAST}", "all but the last one made have a name"),
+        (f"name: x\n{FIRST}---\nname: y\n{FIRST}", "all but the last one made have a name"),
         (f"name: x\n{FIRST}---\nname: x\n{FIRST}---\n{LAST}", "two merges are called x"),
         (f"name: ../x\n{FIRST}---\n{LAST}", "expected a plain name"),
         (f"name: a\n{FIRST}---\n{LAST}", "use each other: a, None"),
-        ("a: &a [*a]\n---\n{}\n", "all but the last"),
+        ("a: &a [*a]\n---\n{}\n", "contains itself"),
         ("name: x\nmodels: &a [*a]\n---\n{}\n", "contains itself"),
         ("1\n---\n2\n", "not a merge recipe"),
     ],
@@ -617,3 +624,32 @@ def test_a_filter_that_is_part_of_another_name_is_no_trap(tmp_path):
         child = combine(ledger, recipe, pair)
         same_after_reading(ledger, child, {"x": "org/x", "y": "org/y"}, "org/base")
     assert weights_over(child)[:, 1].tolist() == [1, 1, 1, 1, 2, 1]
+
+
+IGNORED = """
+merge_method: linear
+random_seed: 0
+int8_mask: true
+models:
+  - {model: a, parameters: {weight: 0.6, density: 0.5}, comment: mine}
+  - {model: {model: {path: b, revision: v1}, lora: null}, parameters: {weight: 0.4}}
+"""
+
+
+def test_what_mergekit_reads_over_is_left_out_and_said():
+    wanted = read_yaml(IGNORED)
+    assert wanted.recipe.parameters == {"weight": [0.6, 0.4]}
+    assert wanted.recipe.parents == ("a", "b@v1")
+    assert wanted.ignored == ("random_seed", "int8_mask", "comment", "density")
+
+
+def test_mergekit_reads_over_the_same_keys():
+    config = pytest.importorskip("mergekit.config")
+    theirs = config.MergeConfiguration.model_validate(yaml.safe_load(IGNORED))
+    assert {model.model.path for model in theirs.referenced_models()} == {"a", "b"}
+    assert theirs.merge_method == "linear"
+
+
+def test_where_all_merges_have_a_name_the_one_that_no_other_uses_is_wanted():
+    text = f"name: child\n{FIRST}---\nname: last\n{LAST}"
+    assert [document.name for document in in_order(text)] == ["child", None]

@@ -27,7 +27,7 @@ from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.mergekit import MergekitRecipe, Unsupported
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import combine, leaf
-from kinship_daemon.weights.vocabulary import Vocabulary, unite
+from kinship_daemon.weights.vocabulary import Vocabulary, has_tokenizer, unite
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.elementwise import ElementwiseAssembly
@@ -83,6 +83,10 @@ def merge_command(recipe: Path, out: Path, shard_gb: float, device: str, hub: st
     else:
         files = _make_all(merges, out, options)
     click.echo(f"{out}: {_described(merges[-1])}")
+    for merge in merges:
+        if merge.wanted is not None and merge.wanted.ignored:
+            shown = ", ".join(merge.wanted.ignored)
+            click.echo(f"left out, as mergekit does, for it says nothing there: {shown}", err=True)
     for name, sha256 in files.items():
         click.echo(f"{sha256}  {name}")
 
@@ -209,7 +213,17 @@ def _write(
     size = sum(t.elements * (dtype or opened.own_dtype(t.name)).itemsize for t in opened.tensors)
     report = reporter(log_json=False, stream=sys.stderr)
     with report.progress(f"write {out}", size, "bytes") as advance:
-        return write(assembly, out, dtype=dtype, shard_bytes=options.shard_bytes, progress=advance)
+        files = write(
+            assembly,
+            out,
+            dtype=dtype,
+            shard_bytes=options.shard_bytes,
+            progress=advance,
+            without_tokenizer=True,
+        )
+    if not has_tokenizer(out):
+        click.echo(f"warning: {wanted.donor} has no tokenizer, so {out} has none", err=True)
+    return files
 
 
 def _by_mergekit(

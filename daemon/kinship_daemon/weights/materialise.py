@@ -34,6 +34,7 @@ def write(
     progress: Callable[[int], None] | None = None,
     extra: Mapping[str, str] | None = None,
     made: Made | None = None,
+    without_tokenizer: bool = False,
 ) -> dict[str, str]:
     """
     A model folder that transformers loads. It appears under `out` when whole, or not at all.
@@ -41,6 +42,7 @@ def write(
     The same assembly gives the same bytes. A weight file exceeds `shard_bytes` only where a single
     tensor does. `dtype` is that of all tensors; when None, each keeps the base's. `progress` is
     called with the weight bytes written since its last call. `extra` are text files to add by name.
+    `without_tokenizer` allows that there is none.
     `made` is given every tensor as it was written. Shards that an interrupted call with the same
     arguments had finished are kept.
 
@@ -52,7 +54,7 @@ def write(
         ModelError: A source cannot be read, the donor has no tokenizer, or a value overflows.
     """
     sources = assembly.open()
-    beside = sidecars(assembly, sources)
+    beside = sidecars(assembly, sources, without_tokenizer=without_tokenizer)
     shards = plan(sources, dtype, shard_bytes)
     hashes = {}
     with whole_folder(out, resume=_content(assembly, sources, shards, extra)) as folder:

@@ -81,11 +81,16 @@ class Sidecars:
             _carry(self.files[GENERATION], folder / GENERATION)
 
 
-def sidecars(assembly: Makeable, opened: Opened | None = None) -> Sidecars:
+def sidecars(
+    assembly: Makeable, opened: Opened | None = None, *, without_tokenizer: bool = False
+) -> Sidecars:
     """
     The sidecars of a model; `opened` if it is open already.
 
     An adapter as donor has its own tokenizer, or else its base's, and its base's config.
+
+    Args:
+        without_tokenizer: Whether there need not be one.
 
     Raises:
         ModelError: There is no config or no tokenizer.
@@ -96,7 +101,8 @@ def sidecars(assembly: Makeable, opened: Opened | None = None) -> Sidecars:
     if is_adapter(donor):
         tokenizer = donor if has_tokenizer(donor) else base
         settings = donor if (donor / "config.json").is_file() else base
-    files = {name: tokenizer / name for name in tokenizer_files(tokenizer)}
+    names = () if without_tokenizer and not has_tokenizer(tokenizer) else tokenizer_files(tokenizer)
+    files = {name: tokenizer / name for name in names}
     if _is_within(settings, GENERATION):
         files[GENERATION] = settings / GENERATION
     config = _config(read_json(settings / "config.json"), opened.rows)

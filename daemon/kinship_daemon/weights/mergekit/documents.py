@@ -51,11 +51,11 @@ def in_order(text: str) -> list[Document]:
     The merges of a YAML, each after those that it uses.
 
     A YAML of one merge is handed on as it stands. Of several, all but one have a `name`; that one
-    comes last, and is what the YAML is for.
+    comes last, and is what the YAML is for. Where all have one, it is the one that no other uses.
 
     Raises:
-        UsageError: It is no YAML, two merges have one name, none or several have no name, or two
-            use each other.
+        UsageError: It is no YAML, two merges have one name, several have no name or are not used,
+            or two use each other.
     """
     values = _load(text)
     if len(values) == 1:
@@ -63,10 +63,14 @@ def in_order(text: str) -> list[Document]:
     if not values or not all(isinstance(value, dict) for value in values):
         raise UsageError("not a merge recipe: expected merge_method, models and parameters")
     names = [value.pop("name", None) for value in values]
-    if names.count(None) != 1:
-        raise UsageError("of several merges in one YAML, all but the last one made have a name")
     for name in names:
         _check_name(name, names)
+    if None not in names:
+        used = {reference for value in values for reference in _named(value)}
+        last = [name for name in names if name not in used]
+        names = [None if [name] == last else name for name in names]
+    if names.count(None) != 1:
+        raise UsageError("of several merges in one YAML, all but the last one made have a name")
     return [
         Document(name, yaml.safe_dump(value, sort_keys=False))
         for name, value in _sorted(dict(zip(names, values, strict=True)))
@@ -91,9 +95,44 @@ def renamed(document: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
 
 def _load(text: str) -> list[Any]:
     try:
-        return list(yaml.safe_load_all(text))
+        values = list(yaml.safe_load_all(text))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return [_plain(value) for value in values]
+    except RecursionError as error:
+        raise UsageError("not a merge recipe: a part of it contains itself") from error
+
+
+def _plain(value: Any, key: str = "") -> Any:
+    """A model that is given as a mapping, as mergekit takes it, by its name."""
+    if isinstance(value, dict):
+        if key in _MODEL_KEYS and _is_reference(value):
+            return _one_name(key, value)
+        return {k: v if k == "parameters" else _plain(v, str(k)) for k, v in value.items()}
+    return [_plain(item, key) for item in value] if isinstance(value, list) else value
+
+
+def _is_reference(value: Mapping[str, Any]) -> bool:
+    """Not what stands for a token, which is at a `source`, too."""
+    return "path" in value or ("model" in value and "kind" not in value)
+
+
+def _one_name(key: str, value: Mapping[str, Any]) -> str:
+    """`path@revision+adapter` of {model: {path, revision}, lora: ...} or {path, revision}."""
+    whole = value if "model" in value else {"model": value}
+    if unknown := {str(k) for k, v in whole.items() if v is not None} - {"model", "lora"}:
+        raise Unsupported(f"{key}: {', '.join(sorted(unknown))} of a model is not supported")
+    parts = []
+    for each in (whole["model"], whole.get("lora")):
+        part = {"path": each} if isinstance(each, str) else each
+        if part is None:
+            continue
+        if not isinstance(part, dict) or not isinstance(part.get("path"), str):
+            raise UsageError(f"{key}: expected a model's path, not {each!r}")
+        revision = part.get("revision")
+        parts.append(part["path"] if revision is None else f"{part['path']}@{revision}")
+    return "+".join(parts)
 
 
 def _check_name(name: object, names: Sequence[object]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.mergekit.documents import Unsupported, parse
 from kinship_daemon.weights.mergekit.roles import ON_DELTAS, Role, role_of
-from kinship_daemon.weights.mergekit.settings import Inputs, Levels, parameters_of
-from kinship_daemon.weights.methods.registry import GROUP
+from kinship_daemon.weights.mergekit.settings import Inputs, Levels, is_unknown, parameters_of
+from kinship_daemon.weights.methods.registry import GROUP, method
 from kinship_daemon.weights.parameters import layer_count
 from kinship_daemon.weights.recipe import Recipe, check
 
@@ -25,6 +25,8 @@ _KEYS = (
     "tokenizer_source", "tokenizer",
 )  # fmt: skip
 _MERGEKITS = ("chat_template", "modules")
+# What an entry of some list may have.
+_PARTS = ("model", "parameters", "layer_range", "sources")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -44,6 +46,7 @@ class MergekitRecipe:
             also rounds what it calculates with; we calculate in float32 and round once.
         layers: Layers that its slices cover; None where it has none.
         tokenizer: `union`, `base` or a model's name; None where nothing is said.
+        ignored: Keys that it has and that say nothing to mergekit, nor to us.
     """
 
     recipe: Recipe
@@ -52,6 +55,7 @@ class MergekitRecipe:
     dtype: str | None
     layers: int | None = None
     tokenizer: str | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -85,15 +89,16 @@ def read_yaml(text: str) -> MergekitRecipe:
     """
     # A merge's name, which is for other merges, and empty keys say nothing about this one.
     document = {k: v for k, v in parse(text).items() if k != "name" and v is not None}
-    _check_keys(document)
     name = document.get("merge_method")
     if not isinstance(name, str) or name not in _ours():
         raise Unsupported(_unknown(name))
-    inputs, shared, layers = _inputs(document)
+    ignored = _ignored_keys(document, name)
+    inputs, shared, layers = _inputs(document, ignored)
     base = _reference("base_model", document["base_model"]) if "base_model" in document else None
     ordered = _arranged(name, inputs, base, listed="models" in document)
     parents = tuple(model for model, _ in ordered)
-    parameters = parameters_of(name, ordered, inputs, shared)
+    parameters, others = parameters_of(name, ordered, inputs, shared)
+    left_out = tuple(dict.fromkeys((*ignored, *others)))
     if role_of(name) is Role.ORIGIN and base is not None:
         parameters[ON_DELTAS] = True
     recipe = Recipe(name, parents, parameters)
@@ -103,17 +108,20 @@ def read_yaml(text: str) -> MergekitRecipe:
     donor = base if base is not None and "+" not in base else foundation
     if tokenizer not in (None, "base", "union"):
         donor = tokenizer
-    return MergekitRecipe(recipe, foundation, donor, _dtype(document), layers, tokenizer)
+    return MergekitRecipe(recipe, foundation, donor, _dtype(document), layers, tokenizer, left_out)
 
 
-def _check_keys(document: Mapping[str, Any]) -> None:
+def _ignored_keys(document: Mapping[str, Any], name: str) -> list[str]:
+    """What mergekit reads over; what stands at the wrong place would be missed, and is refused."""
+    ignored = []
     for key in document:
         if key in _MERGEKITS:
             raise Unsupported(f"{key!r} is not supported in a merge recipe")
-        if key not in _KEYS:
-            nearest = get_close_matches(str(key), _KEYS, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f" ({', '.join(_KEYS)} are)"
-            raise UsageError(f"{key!r} is not supported in a merge recipe{hint}")
+        if key in {parameter.name for parameter in method(name).parameters} | {"layer_range"}:
+            raise UsageError(f"{key!r} is not for the top of a recipe: it belongs under parameters")
+        if is_unknown("a merge recipe", key, _KEYS):
+            ignored.append(str(key))
+    return ignored
 
 
 def _unknown(name: object) -> str:
@@ -149,13 +157,17 @@ def _tokenizer(document: Mapping[str, Any]) -> str | None:
     return _whole("tokenizer", settings.get("source", "union"))
 
 
-def _inputs(document: Mapping[str, Any]) -> tuple[Inputs, Levels, int | None]:
+def _inputs(document: Mapping[str, Any], ignored: list[str]) -> tuple[Inputs, Levels, int | None]:
     """The models with their own parameters, the levels of shared ones, and the layers sliced."""
     whole = _mapping("parameters", document.get("parameters"))
     if ("models" in document) == ("slices" in document):
         raise UsageError("a merge recipe has either models or slices")
     if "models" in document:
-        return _models("models", document["models"], ("model", "parameters")), [whole], None
+        return (
+            _models("models", document["models"], ("model", "parameters"), ignored),
+            [whole],
+            None,
+        )
     slices = document["slices"]
     if not isinstance(slices, list) or len(slices) != 1:
         raise Unsupported("slices: only one slice, of all layers, is supported")
@@ -163,7 +175,7 @@ def _inputs(document: Mapping[str, Any]) -> tuple[Inputs, Levels, int | None]:
     if set(part) - {"sources", "parameters"}:
         raise Unsupported("slices: a slice has sources and parameters, nothing else is supported")
     sources = part.get("sources")
-    inputs = _models("sources", sources, ("model", "parameters", "layer_range"))
+    inputs = _models("sources", sources, ("model", "parameters", "layer_range"), ignored)
     ranges = {str(_mapping("sources", source).get("layer_range")) for source in sources or ()}
     layers = sources[0].get("layer_range") if sources else None
     match layers:
@@ -172,13 +184,17 @@ def _inputs(document: Mapping[str, Any]) -> tuple[Inputs, Levels, int | None]:
     raise Unsupported(f"slices: layer_range is [0, all layers] for every source, not {layers}")
 
 
-def _models(where: str, entries: Any, keys: Sequence[str]) -> Inputs:
+def _models(where: str, entries: Any, keys: Sequence[str], ignored: list[str]) -> Inputs:
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"{where}: expected a list of models")
     found: dict[str, Mapping[str, Any]] = {}
     for entry in entries:
-        if set(_mapping(where, entry)) - {*keys}:
-            raise UsageError(f"{where}: an entry has {', '.join(keys)}, not {sorted(entry)}")
+        for key in _mapping(where, entry):
+            if key in _PARTS and key not in keys:
+                # mergekit reads over it, but it was meant to change the result.
+                raise UsageError(f"{where}: an entry has {', '.join(keys)}, not {key!r}")
+            if is_unknown(f"{where}: an entry", key, keys):
+                ignored.append(str(key))
         name = _reference(where, entry.get("model"))
         if name in found:
             raise UsageError(f"{where}: {name} is there twice")

@@ -5,7 +5,8 @@ The nearest does: of the model (for parameters that are per model), of the slice
 method's default; where the conditions of one level decide nothing, the next level does.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from kinship_daemon.errors import UsageError
@@ -15,7 +16,10 @@ from kinship_daemon.weights.methods.method import Parameter
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.parameters import check_setting, conditions
 
-__all__ = ["Inputs", "Levels", "parameters_of"]
+__all__ = ["Inputs", "Levels", "is_unknown", "parameters_of"]
+
+# How alike two names are that differ by a slip (difflib's ratio).
+_NEARLY = 0.75
 
 # Parameters of a slice and of the whole, the nearest first.
 Levels = list[Mapping[str, Any]]
@@ -23,9 +27,26 @@ Levels = list[Mapping[str, Any]]
 Inputs = list[tuple[str, Mapping[str, Any]]]
 
 
-def parameters_of(name: str, parents: Inputs, inputs: Inputs, shared: Levels) -> dict[str, Any]:
+def is_unknown(where: str, key: object, known: Collection[str]) -> bool:
     """
-    The parameters of a recipe.
+    Whether mergekit would read over a key, as it does over all that it does not know.
+
+    Raises:
+        UsageError: It is nearly one of those that count: a slip would change the result in silence.
+    """
+    if key in known:
+        return False
+    nearest = get_close_matches(str(key), list(known), n=1, cutoff=_NEARLY)
+    if nearest:
+        raise UsageError(f"{where} has no {key!r}; did you mean {nearest[0]!r}?")
+    return True
+
+
+def parameters_of(
+    name: str, parents: Inputs, inputs: Inputs, shared: Levels
+) -> tuple[dict[str, Any], list[str]]:
+    """
+    The parameters of a recipe, and those given that the method does not have.
 
     Args:
         name: Of one of our methods.
@@ -34,15 +55,18 @@ def parameters_of(name: str, parents: Inputs, inputs: Inputs, shared: Levels) ->
         shared: The levels above the models'.
 
     Raises:
-        UsageError: A parameter is missing, malformed, or none of the method's.
+        UsageError: A parameter is missing, malformed, or nearly one of the method's.
         Unsupported: It has a value that mergekit knows and we do not.
     """
     known = {p.name: p for p in method(name).parameters}
     if role_of(name) is Role.ORIGIN:
         del known[ON_DELTAS]  # base_model says it
-    for level in (*(own for _, own in inputs), *shared):
-        for key, setting in level.items():
-            _check_key(name, key, setting, known)
+    given = [
+        (str(key), setting)
+        for level in (*(own for _, own in inputs), *shared)
+        for key, setting in level.items()
+    ]
+    ignored = [key for key, setting in given if _is_ignored(name, key, setting, known)]
     for model, own in inputs:
         for key in own:
             if key in known and not known[key].per_model:
@@ -55,21 +79,23 @@ def parameters_of(name: str, parents: Inputs, inputs: Inputs, shared: Levels) ->
                 found[parameter.name] = [parameter.default if s is None else s for s in each]
         elif (setting := _setting(parameter, shared, "the recipe")) is not None:
             found[parameter.name] = setting
-    return found
+    return found, ignored
 
 
-def _check_key(name: str, key: object, setting: Any, known: Mapping[str, Parameter]) -> None:
-    """Refuse a parameter that is not ours, unless it makes no difference."""
+def _is_ignored(name: str, key: str, setting: Any, known: Mapping[str, Parameter]) -> bool:
+    """Whether the method has no such parameter; of some it has only one value."""
     dropped = WITHOUT_EFFECT[None] | WITHOUT_EFFECT.get(name, frozenset())
-    if key in known or key in dropped:
-        return
     fixed = FIXED.get(name, {})
-    if key not in fixed:
-        shown = ", ".join(known) or "none"
-        raise UsageError(f"{name} has no parameter {key!r}; it has {shown}")
+    if key in dropped:
+        return False
+    if is_unknown(f"{name}'s parameters", key, {*known, *fixed}):
+        return True
+    if key in known:
+        return False
     values = [condition.get("value") for condition in conditions(setting)]
     if any(value != fixed[key] for value in values):
         raise Unsupported(f"{name}: {key} is not supported but as {str(fixed[key]).lower()}")
+    return False
 
 
 def _setting(parameter: Parameter, levels: Levels, whose: str) -> Any:
