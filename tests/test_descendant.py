@@ -116,6 +116,9 @@ def test_tied_and_untied_do_not_mix(tmp_path):
 
 def test_three_differences_are_named(tmp_path, tiny_base):
     deep = tiny.base(tmp_path / "deep", layers=3)
+    with pytest.raises(ModelError, match="num_hidden_layers is 3, the base's is 2"):
+        descend(Checkpoint.open(tiny_base), deep)
+    tiny.config(deep, num_hidden_layers=2)
     with pytest.raises(ModelError, match=r"input_layernorm\.weight is not in the base; .* and 6 m"):
         descend(Checkpoint.open(tiny_base), deep)
 

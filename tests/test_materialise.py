@@ -204,11 +204,19 @@ def test_a_head_that_differs_from_its_tied_embeddings_is_refused(tmp_path, tied,
         descend(Checkpoint.open(base), leaves)
 
 
-def test_config_templates_and_generation_settings_are_the_donors(tmp_path, tiny_base):
+def test_templates_and_generation_settings_are_the_donors_and_the_config_the_bases(
+    tmp_path, tiny_base
+):
     donor = tiny.finetune(tiny_base, tmp_path / "a", 1)
     other = tiny.finetune(tiny_base, tmp_path / "b", 2)
     tiny.tokenizer(donor, chat_template="{{ messages[0].content }}")
-    tiny.config(donor, rms_norm_eps=1e-5, auto_map={"AutoModel": "evil.Model"}, _name_or_path="/x")
+    tiny.config(
+        donor,
+        rms_norm_eps=1e-5,
+        auto_map={"AutoModel": "evil.Model"},
+        _name_or_path="/x",
+        pad_token_id=7,
+    )
     settings = json.loads((donor / "tokenizer_config.json").read_text())
     (donor / "tokenizer_config.json").write_text(json.dumps(settings | {"auto_map": {"x": "evil"}}))
     generation = json.loads((donor / "generation_config.json").read_text())
@@ -226,7 +234,9 @@ def test_config_templates_and_generation_settings_are_the_donors(tmp_path, tiny_
         "tokenizer_config.json",
     }
     config = json.loads((tmp_path / "child" / "config.json").read_text())
-    assert config["rms_norm_eps"] == 1e-5
+    own = json.loads((tiny_base / "config.json").read_text())
+    assert config["rms_norm_eps"] == own["rms_norm_eps"] != 1e-5
+    assert config["pad_token_id"] == 7
     assert "auto_map" not in config
     assert "_name_or_path" not in config
     assert "evil" not in (tmp_path / "child" / "tokenizer_config.json").read_text()
@@ -443,7 +453,7 @@ def test_a_config_that_cannot_be_used_is_a_model_error(tmp_path, tiny_base, chan
 def test_a_broken_generation_config_is_a_model_error(tmp_path, tiny_base):
     folder = shutil.copytree(tiny_base, tmp_path / "odd")
     (folder / "generation_config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"odd: its generation_config\.json"):
+    with pytest.raises(ModelError, match=r"odd/generation_config\.json"):
         live_model(leaf_assembly(folder, "odd"), dtype=torch.bfloat16, device="cpu")
 
 

@@ -147,6 +147,7 @@ def test_shapes_are_compared_before_any_weight_is_read(
     merge, out, tiny_base, tiny_finetunes, tmp_path
 ):
     other = tiny.base(tmp_path / "other", hidden=16)
+    shutil.copy(tiny_base / "config.json", other)
     for made in (
         recipe("linear", [tiny_finetunes[0], other], weight=1),
         recipe("slerp", [tiny_finetunes[0], other], other, t=0.5),

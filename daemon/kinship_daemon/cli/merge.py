@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
-from kinship_daemon.cli.ledger import device_option, hub_option, ledger_of
+from kinship_daemon.cli.ledger import device_option, hub_option, ledger_of, tell_differences
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import UsageError
@@ -194,8 +194,7 @@ def _check_tokens(wanted: MergekitRecipe, base: Checkpoint, found: Mapping[str, 
 
 def _unread(base: Found, foundation: Checkpoint, others: Sequence[Found]) -> Ledger:
     """A ledger without inner products, for methods that ask for none: headers are read, no more."""
-    for model in others:
-        descend(foundation, model.folder)
+    tell_differences({model.name: descend(foundation, model.folder) for model in others})
     blank = unmeasured(foundation, base.name)
     width = len(others) + 2
     gram = torch.zeros(len(blank.names), width, width, dtype=torch.float64)

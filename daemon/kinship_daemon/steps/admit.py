@@ -133,7 +133,7 @@ def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Exam
             File(path=name, size=(folder / name).stat().st_size, sha256=sha256)
             for name, sha256 in sorted(hashes.items())
         ),
-        remarks=remarks(repo),
+        remarks=(*remarks(repo), *([found.differs] if found.differs else [])),
         moved=None if twin is None else twin.id,
         plan=None if context.sampler is None or not fresh else context.sampler.plan.identity,
         vector=vector,

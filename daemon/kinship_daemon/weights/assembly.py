@@ -61,6 +61,10 @@ class Makeable(Protocol):
     @property
     def donor(self) -> Path: ...
 
+    @property
+    def config_base(self) -> Path:
+        """Folder of the base whose config the model is built from."""
+
     def open(self) -> Opened: ...
 
 
@@ -74,7 +78,8 @@ class Assembly:
         base: Folder of the base; names the tensors and their shapes.
         leaves: Folders of the leaves, adapters among them.
         coefficients: Per tensor, its name and the weights of (base, *leaves).
-        donor: Folder whose config, tokenizer, generation config and chat template go along.
+        donor: Folder whose tokenizer, generation config and chat template go along.
+        foundation: Folder of its base where `base` is a plain checkpoint, handed on unchanged.
     """
 
     identity: str
@@ -82,6 +87,11 @@ class Assembly:
     leaves: tuple[Path, ...]
     coefficients: tuple[tuple[str, tuple[float, ...]], ...] = field(repr=False)
     donor: Path
+    foundation: Path | None = None
+
+    @property
+    def config_base(self) -> Path:
+        return self.foundation or self.base
 
     def open(self) -> "Sources":
         """
@@ -127,13 +137,15 @@ def leaf_assembly(path: Path, identity: str, base: Path | None = None) -> Assemb
     """
     A plain checkpoint, unchanged; or an adapter on its base, whose folder is then needed.
 
+    A checkpoint's config is its base's where that is given, else its own.
+
     Raises:
         ModelError: It cannot be read, or the adapter does not fit.
         UsageError: It is an adapter, and there is no base.
     """
     if not is_adapter(path):
         table = tuple((name, (1.0,)) for name in Checkpoint.open(path).tensors)
-        return Assembly(identity, path, (), table, path)
+        return Assembly(identity, path, (), table, path, base)
     if base is None:
         raise UsageError(f"{path}: an adapter is no model by itself; give its base too")
     opened = Checkpoint.open(base)

@@ -17,6 +17,7 @@ from kinship_daemon.model_files import ADAPTER_CONFIG
 from kinship_daemon.weights.adapter import Adapter, Content, LowRank, is_adapter
 from kinship_daemon.weights.checkpoint import Checkpoint, alike_tied, compare, refuse_other_head
 from kinship_daemon.weights.fit import alike_named
+from kinship_daemon.weights.model_config import other_settings
 from kinship_daemon.weights.vocabulary import (
     Vocabulary,
     alignment,
@@ -40,6 +41,7 @@ class Descendant:
         contents: By tensor name of the base, what reads that tensor. A missing name is the base's.
         files: All that determines its weights, sorted.
         vocabulary: Its own tokens; None where they are the base's.
+        differs: What its config.json says otherwise than its base's, and whose value is taken.
         aligned: What to do with a vocabulary tensor of its own to have it in the base's rows.
     """
 
@@ -49,6 +51,7 @@ class Descendant:
     contents: Mapping[str, Callable[[], Content]] = field(repr=False)
     files: tuple[str, ...] = ()
     vocabulary: Vocabulary | None = None
+    differs: str | None = None
     aligned: Callable[[str, Tensor], Tensor] | None = field(default=None, repr=False)
 
     def content(self, name: str) -> Content:
@@ -92,7 +95,8 @@ def descend(base: Checkpoint, path: Path) -> Descendant:
     growing = [name for name in base.tensors if is_vocabulary(name)] if vocabulary else []
     compare(base, own, resizable=growing)
     contents = {name: _reader(own, name) for name in own.tensors}
-    plain = Descendant(path, own.nbytes, own.parameters, contents, own.files)
+    differs = other_settings(base.config() or {}, own.config() or {}, _rows(base, own))
+    plain = Descendant(path, own.nbytes, own.parameters, contents, own.files, differs=differs)
     return _in_base_rows(base, plain, vocabulary)
 
 
@@ -107,6 +111,11 @@ def _adapter(base: Checkpoint, adapter: Adapter) -> Descendant:
     # A low-rank delta is one of the base's rows, and these tokens are in others.
     moved = {name: _adapted(adapter, name, dense=is_vocabulary(name)) for name in adapter.names}
     return replace(seen, contents=moved)
+
+
+def _rows(base: Checkpoint, own: Checkpoint) -> tuple[int, int] | None:
+    theirs, found = Vocabulary.of(base), Vocabulary.of(own)
+    return None if theirs is None or found is None else (theirs.rows, found.rows)
 
 
 def _vocabulary(base: Checkpoint, adapter: Adapter) -> Vocabulary | None:

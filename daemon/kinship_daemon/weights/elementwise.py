@@ -45,7 +45,7 @@ class ElementwiseAssembly:
         parents: In the order of the recipe; descendants of the base.
         method: Name of an installed elementwise method.
         parameters: The method's parameters by tensor name; names all tensors of the child.
-        donor: Folder whose config, tokenizer, generation config and chat template go along.
+        donor: Folder whose tokenizer, generation config and chat template go along.
     """
 
     identity: str
@@ -54,6 +54,10 @@ class ElementwiseAssembly:
     method: str
     parameters: Mapping[str, Settings] = field(repr=False)
     donor: Path
+
+    @property
+    def config_base(self) -> Path:
+        return self.base
 
     def open(self) -> "ElementwiseSources":
         """

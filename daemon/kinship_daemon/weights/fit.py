@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from kinship_daemon.errors import ModelError
 from kinship_daemon.weights.header import FLOATS, TensorInfo
+from kinship_daemon.weights.model_config import other_calculation
 
 __all__ = [
     "HEAD",
@@ -63,6 +64,10 @@ def compare(base: Model, other: Model, *, resizable: Container[str] = ()) -> Non
     ours, theirs = _architecture(base), _architecture(other)
     if ours != theirs:
         raise ModelError(f"{other.path}: its architecture is {theirs!r}, the base's is {ours!r}")
+    if otherwise := other_calculation(base.config() or {}, other.config() or {}):
+        raise ModelError(
+            f"{other.path}: its config.json calculates otherwise: {first_three(otherwise)}"
+        )
     _refuse_half_tied(base, other)
     differences = []
     for name in sorted({*base.tensors, *other.tensors}):

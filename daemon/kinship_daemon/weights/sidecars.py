@@ -1,8 +1,9 @@
 """
 The files beside a model's weights: config, tokenizer, chat template, generation settings.
 
-They are the donor's, and where the models' tokens differ the tokenizer grows by what the donor
-lacks. What is evaluated and what is published come from here alike.
+They are the donor's, but for the config, which is the base's with the donor's tokens. Where the
+models' tokens differ the tokenizer grows by what the donor lacks.
+What is evaluated and what is published come from here alike.
 """
 
 import json
@@ -20,6 +21,7 @@ from kinship_daemon.model_files import GENERATION, TOKENIZERS, is_tokenizer_file
 from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.assembly import Makeable, Opened
 from kinship_daemon.weights.checkpoint import read_json
+from kinship_daemon.weights.model_config import built_from, generation_settings
 from kinship_daemon.weights.vocabulary import Union, has_tokenizer
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Sidecars:
     All files of a model but its weights and their index.
 
     Attributes:
-        config: config.json without code or local paths, its vocab_size that of the weights.
+        config: config.json: the base's, with the donor's tokens (`model_config.built_from`).
         files: The others, by name: where each comes from.
         union: How the tokenizer is to grow; None where it is the donor's.
         folders: Where the tokenizers of base and leaves are.
@@ -105,7 +107,11 @@ def sidecars(
     files = {name: tokenizer / name for name in names}
     if _is_within(settings, GENERATION):
         files[GENERATION] = settings / GENERATION
-    config = _config(read_json(settings / "config.json"), opened.rows)
+    config = built_from(
+        read_json(assembly.config_base / "config.json"),
+        read_json(settings / "config.json"),
+        opened.rows,
+    )
     return Sidecars(config, files, opened.union, opened.tokenizers)
 
 
@@ -160,16 +166,12 @@ def _is_within(folder: Path, name: str) -> bool:
     return path.is_file() and path.resolve().is_relative_to(within)
 
 
-def _config(config: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
-    kept = {key: config[key] for key in config if key not in ("auto_map", "_name_or_path")}
-    if rows is not None and "vocab_size" in kept:
-        kept["vocab_size"] = rows
-    return kept
-
-
 def _carry(source: Path, target: Path) -> None:
-    """Copy a file; a tokenizer's config loses its reference to code, which is never run."""
+    """Copy a file; what would choose code or places is left out of JSON."""
     target.parent.mkdir(exist_ok=True)
+    if source.name == GENERATION:
+        write_json(target, generation_settings(read_json(source)))
+        return
     if source.name == "tokenizer_config.json":
         config = read_json(source)
         if "auto_map" in config:
