@@ -228,3 +228,23 @@ def test_nested_files_are_published_and_read_back(hub, root, tmp_path):
         "config.json",
         "additional_chat_templates/tool.jinja",
     }
+
+
+def test_a_repo_that_is_no_descendant_is_named_with_what_it_declares(root, hub):
+    make(root, "org/url", f"base_model: https://huggingface.co/{BASE}")
+    make(root, "org/broken", "base_model: [")
+    make(root, "org/long", f"base_model: '{'x' * 9000}\\e[2J'")
+    make(root, "org/mangled", f"base_model: [{BASE}")
+    told = dict(hub.passed_over(BASE))
+    assert told["org/url"] == (f"its README.md declares base_model 'https://huggingface.co/{BASE}'")
+    assert told["org/stranger"] == "its README.md declares base_model 'org/another'"
+    assert told["org/silent"] == "it declares no base_model"
+    assert "cannot be read" in told["org/broken"]
+    assert len(told["org/long"]) < 300
+    # A card that names the base and cannot be read is a candidate, and refused as one.
+    assert told.keys() == {"org/url", "org/stranger", "org/silent", "org/broken", "org/long"}
+
+
+def test_control_characters_of_a_card_are_shown_escaped(root, hub):
+    make(root, "org/odd", 'base_model: "a\\e[2J\\nb"')
+    assert dict(hub.passed_over(BASE))["org/odd"].endswith(r"base_model 'a\x1b[2J\nb'")

@@ -113,6 +113,10 @@ class ApiHub:
         else:
             yield from recent_descendants(self._wire.pages, base, since)
 
+    def passed_over(self, base: str) -> Iterator[tuple[str, str]]:  # noqa: ARG002 - nobody is named
+        """None: a server has a million repos, and lists those alone that it holds for related."""
+        return iter(())
+
     def repo(self, repo_id: str, revision: str | None = None) -> Repo:
         return self.look(repo_id, revision)[0]
 

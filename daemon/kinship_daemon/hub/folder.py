@@ -25,6 +25,7 @@ __all__ = ["FolderHub"]
 _README_BYTES = 1_000_000
 _CONFIG_BYTES = 10_000_000
 _CONFIG = Limits(nbytes=_CONFIG_BYTES)
+_SHOWN = 200  # characters of what a card declares
 _FEW_HEX = 7  # the least that abbreviates a revision, as git has it
 
 
@@ -64,10 +65,7 @@ class FolderHub:
     def descendants(self, base: str, since: datetime | None = None) -> Iterator[Listing]:
         found = []
         for repo_id in self._ids():
-            text = self._readme(self._root / repo_id)
-            card, problem = front_matter(text)
-            # A card that cannot be read but names the base is listed: its refusal says why.
-            if base not in declared_bases(card) and (problem is None or base not in text):
+            if self._unrelated(repo_id, base) is not None:
                 continue
             try:
                 repo = self.repo(repo_id)
@@ -76,6 +74,12 @@ class FolderHub:
             if since is None or max(repo.modified, _appeared(self._root / repo_id)) >= since:
                 found.append(Listing(repo_id, repo.revision, repo.modified, tags(repo.card)))
         yield from sorted(found, key=lambda listing: (listing.modified, listing.id))
+
+    def passed_over(self, base: str) -> Iterator[tuple[str, str]]:
+        for repo_id in self._ids():
+            why = self._unrelated(repo_id, base)
+            if why is not None and repo_id != base:
+                yield repo_id, why
 
     def repo(self, repo_id: str, revision: str | None = None) -> Repo:
         folder = self._folder(repo_id)
@@ -170,6 +174,21 @@ class FolderHub:
                 repo_id = f"{organisation.name}/{place.name}"
                 if self._folder(repo_id) is not None:
                     yield repo_id
+
+    def _unrelated(self, repo_id: str, base: str) -> str | None:
+        """Why a repo is no descendant of a base; None if it is one."""
+        text = self._readme(self._root / repo_id)
+        card, problem = front_matter(text)
+        if problem is not None:
+            # A card that cannot be read but names the base is listed: its refusal says why.
+            return None if base in text else problem
+        declared = declared_bases(card)
+        if base in declared:
+            return None
+        named = ", ".join(map(repr, declared))[:_SHOWN]
+        return (
+            f"its README.md declares base_model {named}" if named else "it declares no base_model"
+        )
 
     def _folder(self, repo_id: str) -> Path | None:
         """A repo's folder; None if there is none, or a link leads it out of the root."""

@@ -132,6 +132,9 @@ class Hub(Protocol):
             Transient: the hub does not answer.
         """
 
+    def passed_over(self, base: str) -> Iterator[tuple[str, str]]:
+        """Repos that are no descendants of `base`, and why, in name order; of a server, none."""
+
     def repo(self, repo_id: str, revision: str | None = None) -> Repo:
         """
         One repo, pinned to a revision; the newest one by default.

@@ -71,9 +71,14 @@ def _plan(context: Context) -> Iterator[Work]:
 def _run(context: Context, work: Work) -> Decided:
     facts = population(context)
     if not facts.members:
+        if not context.lineage.candidates():
+            raise Transient(
+                f"no repo of {context.hub.name} declares base_model {context.base.id}, "
+                "written exactly so"
+            )
         raise Transient(
             f"no fine-tune of {context.base.id} could be admitted from {context.hub.name}; "
-            "`kinship-daemon status` says why"
+            "`kinship-daemon candidates` says why"
         )
     decision, children, stop_kind, remarks = _answered(context, facts)
     generation = Generation(

@@ -23,7 +23,7 @@ __all__ = ["GONE", "STEP", "rules"]
 GONE = Refusal("gone from the hub", "world")
 
 _CURSOR = "watch"
-_FEW = 20  # newcomers that are named one by one
+_FEW = 20  # repos that are named one by one
 
 
 def rules(context: Context) -> Rules:
@@ -42,6 +42,7 @@ class Seen:
         back: Who was gone and is there again.
         gone: Who is there no more.
         cursor: Where the next look begins.
+        unrelated: Repos that are no descendants of the base, and why, where the hub can tell.
     """
 
     new: tuple[tuple[Model, Candidate, Refusal | None], ...]
@@ -49,6 +50,7 @@ class Seen:
     back: tuple[Model, ...]
     gone: tuple[Model, ...]
     cursor: Mapping[str, str]
+    unrelated: tuple[tuple[str, str], ...]
 
 
 def _plan(context: Context) -> Iterator[Work]:
@@ -73,6 +75,7 @@ def _run(context: Context, _work: Work) -> Seen:
         back=tuple(_back(context, here)),
         gone=tuple(_gone(context, {line.id for line in listings})) if since is None else (),
         cursor=_moved(context, cursor, listings, since),
+        unrelated=tuple(_unrelated(context)) if since is None else (),
     )
 
 
@@ -106,6 +109,11 @@ def _tell(context: Context, _work: Work, seen: Seen) -> None:
                 say("notice", f"{model.id} descends from {context.base.id}", model=model.id)
             else:
                 say("refused", f"{model.id}: {refusal.reason}", model=model.id)
+    for name, why in seen.unrelated[:_FEW]:
+        say("unrelated", f"{name} is passed over: {why}; the base is {context.base.id}")
+    if len(seen.unrelated) > _FEW:
+        more = len(seen.unrelated) - _FEW
+        say("unrelated", f"{more} more are passed over: they do not declare {context.base.id}")
     for model in seen.back:
         say("back", f"{model.id} is on the hub again", model=model.id)
     for model in seen.gone:
@@ -177,6 +185,11 @@ def _new(
             triaged=refusal is not None,
         )
         yield model, candidate, refusal
+
+
+def _unrelated(context: Context) -> Iterator[tuple[str, str]]:
+    ours = targets(context)
+    return (each for each in context.hub.passed_over(context.base.id) if each[0] not in ours)
 
 
 def _name(context: Context, line: Listing, taken: Collection[str]) -> str:
