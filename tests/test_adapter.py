@@ -99,7 +99,6 @@ CASES = {
     "whole modules": ("mistral", {"modules_to_save": ["lm_head", "input_layernorm"]}),
     "all biases": ("qwen2", {"bias": "all"}),
     "its own biases": ("qwen2", {"bias": "lora_only"}),
-    "tied embeddings": ("qwen2", {"target_modules": ["embed_tokens"]}),
 }
 
 
@@ -339,8 +338,51 @@ def test_half_an_adapter_is_refused(tmp_path, bases, side):
 
 def test_a_head_trained_apart_from_tied_embeddings_is_refused(tmp_path, bases):
     adapter(bases["qwen2"], tmp_path / "a", modules_to_save=["lm_head"])
-    with pytest.raises(ModelError, match=r"the base has no lm_head\.weight"):
+    with pytest.raises(ModelError, match="trains lm_head apart from what the base ties it to"):
         descend(Checkpoint.open(bases["qwen2"]), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    ],
+)
+def test_an_adapter_that_unties_embeddings_is_refused(tmp_path, bases, lora):
+    adapter(bases["qwen2"], tmp_path / "a", **lora)
+    with pytest.raises(ModelError, match="apart from what the base ties it to"):
+        descend(Checkpoint.open(bases["qwen2"]), tmp_path / "a")
+
+
+def test_an_adapter_whose_saved_embeddings_stay_tied_is_taken(tmp_path, bases):
+    base = bases["qwen2"]
+    adapter(base, tmp_path / "a", modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    live = live_model(leaf_assembly(tmp_path / "a", "a", base), dtype=torch.float32, device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    trained = peft.PeftModel.from_pretrained(model, tmp_path / "a").eval()
+    with torch.no_grad():
+        found, expected = (each(torch.tensor([[4, 9, 23]])).logits for each in (live, trained))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_saved_head_that_differs_from_tied_embeddings_is_refused(tmp_path, bases):
+    adapter(bases["qwen2"], tmp_path / "a")
+    own = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    whole = tiny.tensors(bases["qwen2"])[EMBEDDINGS]
+    own["base_model.model.model.embed_tokens.weight"] = whole.clone()
+    for head, fits in ((whole.clone(), True), (whole + 1, False)):
+        own["base_model.model.lm_head.weight"] = head
+        save_file(own, tmp_path / "a" / "adapter_model.safetensors", {"format": "pt"})
+        if fits:
+            descend(Checkpoint.open(bases["qwen2"]), tmp_path / "a")
+            continue
+        with pytest.raises(ModelError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+            descend(Checkpoint.open(bases["qwen2"]), tmp_path / "a")
 
 
 def test_pickled_adapters_are_never_read(tmp_path, bases):

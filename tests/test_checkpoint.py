@@ -337,8 +337,27 @@ def test_a_tensors_name_is_printable(tmp_path):
 def test_quantised_weights_do_not_fit(tmp_path, tiny_base):
     other = shutil.copytree(tiny_base, tmp_path / "other")
     tiny.edit(other, {"model.norm.weight": torch.zeros(32, dtype=torch.int8)})
-    with pytest.raises(ModelError, match=r"model.norm.weight is I8 \(quantised"):
+    with pytest.raises(
+        ModelError, match=r"weights are quantised \(model.norm.weight is I8\); only f"
+    ):
         compare(Checkpoint.open(tiny_base), Checkpoint.open(other))
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        {"model.layers.0.mlp.up_proj.qweight": torch.zeros(4, 64, dtype=torch.int32)},
+        {"model.layers.0.mlp.up_proj.weight": torch.zeros(1024, 1, dtype=torch.uint8)},
+        {"model.layers.0.mlp.up_proj.weight_scale": torch.ones(64)},
+        {"model.layers.0.mlp.up_proj.weight": torch.zeros(64, 32).to(torch.float8_e4m3fn)},
+    ],
+)
+def test_packed_weights_are_called_quantised_on_either_side(tmp_path, tiny_base, packed):
+    other = shutil.copytree(tiny_base, tmp_path / "other")
+    tiny.edit(other, packed)
+    for base, leaf in ((tiny_base, other), (other, tiny_base)):
+        with pytest.raises(ModelError, match=r"other: its weights are quantised \(model\.layers"):
+            compare(Checkpoint.open(base), Checkpoint.open(leaf))
 
 
 def test_the_identity_is_that_of_the_bytes(tmp_path):

@@ -188,3 +188,10 @@ def test_a_tensor_under_both_names_is_refused(tmp_path):
         descend(Checkpoint.open(base), leaf)
     with pytest.raises(ModelError, match=r"h\.0\.ln_1\.bias"):
         descend(Checkpoint.open(without_prefix(base)), leaf)
+
+
+def test_an_untied_fine_tune_without_a_head_is_refused(tmp_path):
+    base = architectures.base("Qwen2ForCausalLM", tmp_path / "base")
+    leaf = tiny.config(tiny.finetune(base, tmp_path / "leaf", 1), tie_word_embeddings=False)
+    with pytest.raises(ModelError, match=r"are not tied, as the base's are, but it has no lm_head"):
+        descend(Checkpoint.open(base), leaf)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from kinship_daemon.weights.materialise import (
     write,
 )
 from kinship_daemon.weights.recipe import Recipe, combine, leaf
+from kinship_daemon.weights.sidecars import load_tokenizer
 
 TOKENS = torch.tensor([[4, 9, 23, 40, 31, 7]])
 
@@ -464,3 +466,20 @@ def test_a_gpu_makes_the_same_model(child):
     for name, tensor in model.state_dict().items():
         near = expected.state_dict()[name]
         assert torch.allclose(tensor.cpu().float(), near.float(), rtol=2**-7, atol=1e-6)
+
+
+def test_messages_name_the_donor_and_no_passing_folder(tmp_path, tiny_base):
+    odd = tiny.config(shutil.copytree(tiny_base, tmp_path / "odd"), model_type="none-such")
+    said = set()
+    for _ in range(2):
+        with pytest.raises(ModelError) as caught:
+            live_model(leaf_assembly(odd, "odd"), dtype=torch.bfloat16, device="cpu")
+        said.add(str(caught.value))
+    (words,) = said  # the same fault has the same words
+    assert words.startswith(f"{odd}: its config cannot be used")
+    assert tempfile.gettempdir() not in words.replace(str(odd), "")
+    broken = shutil.copytree(tiny_base, tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(broken, tmp_path / "source")
+    assert str(broken) not in str(caught.value)

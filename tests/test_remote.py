@@ -215,3 +215,27 @@ def test_names_with_the_models_prefix_and_without_are_the_same(tmp_path, tiny_ba
             (piece,) = fitting.ranges.read(info.file, [(info.offset, info.offset + info.nbytes)])
             whole = own["model." + name.removeprefix("model.")] if name not in own else own[name]
             assert piece == whole.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_head_that_differs_from_its_tied_embeddings_is_refused_from_afar(tmp_path, silent):
+    base = tiny.base(tmp_path / "base", tied=True)
+    leaf = tiny.finetune(base, tmp_path / "leaf", 1)
+    copy = tiny.tensors(leaf)["model.embed_tokens.weight"]
+    tiny.edit(leaf, {"lm_head.weight": copy + 0.01})
+    if silent:
+        for folder in (base, leaf):
+            config = json.loads((folder / "config.json").read_text())
+            config.pop("tie_word_embeddings")
+            (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"org/model: its lm_head\.weight differs from model\.emb"):
+        check_fits(remote(base), remote(leaf))
+
+
+def test_of_a_large_second_copy_only_pieces_are_read(tmp_path):
+    rows = torch.zeros(2000, 1000).bfloat16()
+    tensors = {"model.embed_tokens.weight": rows, "lm_head.weight": rows.clone()}
+    tiny.config(tiny.bare(tmp_path, tensors), tie_word_embeddings=True)
+    found = remote(tmp_path)
+    assert list(found.tensors) == ["model.embed_tokens.weight"]
+    assert found.ranges.bytes_read < 100_000

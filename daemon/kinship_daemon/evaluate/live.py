@@ -224,10 +224,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _tokenizer(assembly: Assembly, folder: Path) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, assembly.donor)
     except ModelError as error:
-        text = str(error).replace(str(folder), str(assembly.donor))
-        raise ModelError(f"{assembly.identity}: {text}") from error
+        raise ModelError(f"{assembly.identity}: {error}") from error
     tokenizer.name_or_path = str(assembly.donor)
     return tokenizer
 

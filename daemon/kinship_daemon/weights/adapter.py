@@ -27,7 +27,13 @@ from kinship_daemon.weights.checkpoint import (
     read_json,
     why_empty,
 )
-from kinship_daemon.weights.fit import their_names
+from kinship_daemon.weights.fit import (
+    HEAD,
+    input_embeddings,
+    refuse_quantised,
+    says_tied,
+    their_names,
+)
 from kinship_daemon.weights.header import TensorInfo, read_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
@@ -112,6 +118,7 @@ class Adapter:
         Raises:
             ModelError: It is no plain LoRA, is empty, or does not fit; three differences are named.
         """
+        refuse_quantised(base)
         settings = read_json(path / ADAPTER_CONFIG)
         if not (path / ADAPTER).is_file():
             raise ModelError(f"{path}: has no {ADAPTER}; adapters in pickle files are never read")
@@ -265,7 +272,10 @@ def _sorted(
         if found["side"] in pair:
             raise ModelError(f"{path}: holds two adapters for {found['module']}; keep one")
         pair[found["side"]] = name
-    _drop_tied_copy(base, settings, full)
+    if _is_tied(base):
+        _refuse_untied(checkpoint, settings, [module for module, _ in sides], full)
+        if input_embeddings(full):
+            full.pop(HEAD, None)  # their second copy
     adapted = [f"{module}.weight" for module, _ in sides]
     called = their_names(base.tensors, [*adapted, *full])
     factors = {}
@@ -293,17 +303,44 @@ def _plain(name: str) -> str:
     return re.sub(r"\.modules_to_save(\.default)?\.", ".", inner)
 
 
-def _drop_tied_copy(base: Checkpoint, settings: Mapping[str, Any], full: dict[str, str]) -> None:
-    """PEFT saves output embeddings beside input ones even where they are tied: one tensor."""
-    head = "lm_head.weight"
+def _is_tied(base: Checkpoint) -> bool:
+    return HEAD not in base.tensors and says_tied(base) is not False
+
+
+def _refuse_untied(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], adapted: list[str], full: dict[str, str]
+) -> None:
+    """
+    See that an adapter leaves tied embeddings tied.
+
+    PEFT changes the input embeddings and leaves the head as it was, or the other way round; only
+    `merge_and_unload`, which is not what was trained, changes both. What it saves whole beside an
+    adapter, the head among it, is as a rule untrained.
+
+    Raises:
+        ModelError: It unties them.
+    """
+    path = checkpoint.path
     saved = settings.get("modules_to_save")
-    trained = isinstance(saved, list) and "lm_head" in saved
-    if (
-        head not in base.tensors
-        and not trained
-        and any(is_vocabulary(n) for n in full if n != head)
-    ):
-        full.pop(head, None)
+    trained = saved if isinstance(saved, list) else []
+    embeddings = input_embeddings(full)
+    names = {name.removesuffix(".weight") for name in (embeddings, HEAD) if name in full}
+    apart = [n for n in names if any(f".{n}".endswith(f".{each}") for each in trained)]
+    tied = settings.get("ensure_weight_tying") is True
+    adapts = [name for name in adapted if is_vocabulary(f"{name}.weight")]
+    if adapts or (apart and not tied):
+        raise ModelError(
+            f"{path}: trains {min(adapts or apart)} apart from what the base ties it to, so that "
+            "the result is no longer tied as its base; these cannot be merged"
+        )
+    if embeddings is None or HEAD not in full:
+        return
+    one, other = (checkpoint.tensor(full[name]) for name in (embeddings, HEAD))
+    if one.dtype != other.dtype or not torch.equal(one, other):
+        raise ModelError(
+            f"{path}: its {HEAD} differs from {embeddings}, which its base ties; "
+            "these cannot be merged"
+        )
 
 
 class _Setting:

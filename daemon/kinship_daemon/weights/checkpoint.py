@@ -17,7 +17,15 @@ from kinship_daemon.foreign import json_text
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import ADAPTER, INDEX, SINGLE
-from kinship_daemon.weights.fit import HEAD, alike_tied, compare, first_three, says_tied
+from kinship_daemon.weights.fit import (
+    HEAD,
+    alike_tied,
+    compare,
+    first_three,
+    input_embeddings,
+    other_head,
+    says_tied,
+)
 from kinship_daemon.weights.header import DTYPES, FLOATS, TensorInfo, read_header
 
 __all__ = [
@@ -46,8 +54,6 @@ _JSON = Limits(nbytes=100_000_000, items=5_000_000)
 _LONGEST_NAME = 200
 # Buffers that old transformers saved and every one we support computes from config.json.
 _COMPUTED = re.compile(r"(^|\.)(\w*inv_freq|cos_cached|sin_cached|masked_bias|position_ids)$")
-# Of the input, which a head may be tied to.
-_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
 # The causal mask of GPT-2 and its kin; a bias that is learnt is a vector of floats.
 _MASK = re.compile(r"\.(attn|attention)\.bias$")
 
@@ -198,17 +204,14 @@ def refuse_other_head(checkpoint: Checkpoint) -> None:
     Raises:
         ModelError: The head differs from the embeddings.
     """
-    embeddings = next((name for name in checkpoint.tensors if _EMBEDDINGS.search(name)), None)
+    embeddings = input_embeddings(checkpoint.tensors)
     if embeddings is None or HEAD not in checkpoint.tensors:
         return
     files = (checkpoint.tensors[embeddings].file, checkpoint.tensors[HEAD].file)
     stats = [(checkpoint.path / file).stat() for file in files]
     stamp = tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in stats)
     if not _equal(checkpoint.path, files, (embeddings, HEAD), stamp):
-        raise ModelError(
-            f"{checkpoint.path}: its {HEAD} differs from {embeddings}, which its config.json says "
-            "are tied; save it with tie_word_embeddings false or without the head"
-        )
+        raise other_head(checkpoint.path, embeddings)
 
 
 @lru_cache(maxsize=256)  # both are large, and a model is opened many times

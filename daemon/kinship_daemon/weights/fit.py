@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
@@ -19,11 +20,18 @@ __all__ = [
     "alike_tied",
     "compare",
     "first_three",
+    "input_embeddings",
+    "other_head",
+    "refuse_quantised",
     "says_tied",
     "their_names",
 ]
 
 HEAD = "lm_head.weight"
+# Beside the packed weights of GPTQ, AWQ, bitsandbytes and compressed tensors.
+_QUANTISED = (".qweight", ".qzeros", ".absmax", ".weight_scale", ".weight_scale_inv", ".SCB")
+# Of the input, which a head may be tied to.
+_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
 
 
 class Model(Protocol):
@@ -64,6 +72,8 @@ def compare(base: Model, other: Model, *, resizable: Container[str] = ()) -> Non
     ours, theirs = _architecture(base), _architecture(other)
     if ours != theirs:
         raise ModelError(f"{other.path}: its architecture is {theirs!r}, the base's is {ours!r}")
+    for model in (base, other):
+        refuse_quantised(model)
     if otherwise := other_calculation(base.config() or {}, other.config() or {}):
         raise ModelError(
             f"{other.path}: its config.json calculates otherwise: {first_three(otherwise)}"
@@ -135,6 +145,19 @@ def alike_tied(base: Model, other: _Model) -> _Model:
     return other.holding(MappingProxyType(kept))
 
 
+def input_embeddings(names: Iterable[str]) -> str | None:
+    """The tensor that a head may be tied to, if it is among these."""
+    return next((name for name in names if _EMBEDDINGS.search(name)), None)
+
+
+def other_head(path: PurePath, embeddings: str) -> ModelError:
+    """What is wrong with a model whose head is said to be tied and is not."""
+    return ModelError(
+        f"{path}: its {HEAD} differs from {embeddings}, which its config.json says "
+        "are tied; save it with tie_word_embeddings false or without the head"
+    )
+
+
 def says_tied(model: Model) -> bool | None:
     """What config.json says of tied embeddings; None where it says nothing."""
     said = (model.config() or {}).get("tie_word_embeddings")
@@ -151,7 +174,27 @@ def _architecture(model: Model) -> str:
     raise ModelError(f"{model.path / 'config.json'}: names no architectures")
 
 
+def refuse_quantised(model: Model) -> None:
+    """
+    See that a model has its weights in full.
+
+    Raises:
+        ModelError: They are packed by a quantiser; one tensor is named.
+    """
+    for name, info in model.tensors.items():
+        if info.dtype not in FLOATS or name.endswith(_QUANTISED):
+            raise ModelError(
+                f"{model.path}: its weights are quantised ({name} is {info.dtype}); "
+                "only full weights (F32, F16, BF16) can be compared and merged"
+            )
+
+
 def _refuse_half_tied(base: Model, other: Model) -> None:
+    if says_tied(base) and says_tied(other) is False and HEAD not in other.tensors:
+        raise ModelError(
+            f"{other.path}: its config.json says that its embeddings are not tied, as the base's "
+            f"are, but it has no {HEAD}"
+        )
     for tied, untied, words in (
         (base, other, "has an lm_head.weight of its own, the base's embeddings are tied"),
         (other, base, "has no lm_head.weight (tied embeddings), the base has one of its own"),
@@ -171,8 +214,6 @@ def _difference(
     skipped = 1 if resizable else 0
     if ours.shape[skipped:] != theirs.shape[skipped:] or len(ours.shape) != len(theirs.shape):
         return f"{name} is {_dimensions(theirs)}, the base's is {_dimensions(ours)}"
-    if theirs.dtype not in FLOATS or ours.dtype not in FLOATS:
-        return f"{name} is {theirs.dtype} (quantised or no weights), the base's is {ours.dtype}"
     return None
 
 

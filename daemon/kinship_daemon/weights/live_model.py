@@ -91,7 +91,8 @@ def live_model(
     except (MemoryError, RuntimeError):
         raise  # too little memory is not the model's fault
     except Exception as error:  # a stranger's config: transformers raises all kinds
-        raise ModelError(f"{assembly.donor}: no model can be built: {_line(error)}") from error
+        words = _line(error, Path(folder), assembly.donor)
+        raise ModelError(f"{assembly.donor}: no model can be built: {words}") from error
     model.tie_weights()
     load_into(model, assembly, device=device)
     model.generation_config = generation or model.generation_config
@@ -115,7 +116,8 @@ def _config(donor: Path, folder: Path) -> PretrainedConfig:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a stranger's file: transformers raises all kinds
-        raise ModelError(f"{donor}: its config cannot be used: {_line(error)}") from error
+        words = _line(error, folder, donor)
+        raise ModelError(f"{donor}: its config cannot be used: {words}") from error
     config.name_or_path = str(donor)
     return config
 
@@ -126,8 +128,10 @@ def _generation_config(donor: Path, folder: Path) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
-        raise ModelError(f"{donor}: its {GENERATION} cannot be used: {_line(error)}") from error
+        words = _line(error, folder, donor)
+        raise ModelError(f"{donor}: its {GENERATION} cannot be used: {words}") from error
 
 
-def _line(error: Exception) -> str:
-    return shown(" ".join(str(error).split()))
+def _line(error: Exception, folder: Path, donor: Path) -> str:
+    """Its words; the folder that they speak of is gone, and was another's each time."""
+    return shown(" ".join(str(error).split()).replace(str(folder), str(donor)))

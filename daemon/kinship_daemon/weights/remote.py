@@ -17,7 +17,16 @@ from kinship_daemon.weights.checkpoint import (
     weight_map,
     why_no_weights,
 )
-from kinship_daemon.weights.fit import Model, alike_named, alike_tied, compare, says_tied
+from kinship_daemon.weights.fit import (
+    HEAD,
+    Model,
+    alike_named,
+    alike_tied,
+    compare,
+    input_embeddings,
+    other_head,
+    says_tied,
+)
 from kinship_daemon.weights.header import TensorInfo, header_length, parse_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
@@ -31,6 +40,9 @@ _ENTRY_BYTES = 90
 _MOST_HEADER_BYTES = 20_000_000
 _MOST_INDEX_BYTES = 20_000_000
 _MOST_CONFIG_BYTES = 1_000_000
+# Of a head that is said to be tied: how many pieces are compared, and their bytes.
+_PIECES = 8
+_PIECE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +105,9 @@ def open_remote(name: str, ranges: Ranges, files: Mapping[str, int]) -> Remote:
         headers[file], length = _header(path / file, ranges, files[file], index, left)
         left -= length
     tied = says_tied(Remote(name, {}, ranges, settings))
+    if tied:
+        every = {info.name: info for header in headers.values() for info in header.values()}
+        _refuse_other_head(Remote(name, every, ranges, settings))
     return Remote(name, gathered(path, headers, index, tied=tied), ranges, settings)
 
 
@@ -105,11 +120,43 @@ def check_fits(base: Model, remote: Remote) -> Remote:
     Raises:
         ModelError: It cannot; the first three differences are named.
     """
-    own = alike_tied(base, alike_named(base, remote))
+    whole = alike_named(base, remote)
+    own = alike_tied(base, whole)
+    if own is not whole:
+        _refuse_other_head(whole)
     named = [name for name in base.tensors if is_vocabulary(name)]
     rows = {own.tensors[name].shape[:1] for name in named if name in own.tensors}
     compare(base, own, resizable=named if len(rows) == 1 else ())
     return own
+
+
+def _refuse_other_head(remote: Remote) -> None:
+    """
+    See at a few places that a second copy of tied embeddings is one.
+
+    Training moves nearly every number, so one that differs does so here too; all of it is
+    compared where the model is fetched.
+    """
+    embeddings = input_embeddings(remote.tensors)
+    if embeddings is None or HEAD not in remote.tensors:
+        return
+    both = remote.tensors[embeddings], remote.tensors[HEAD]
+    if len({(info.dtype, info.shape) for info in both}) > 1:
+        raise other_head(remote.path, embeddings)
+    step = max(_PIECE, both[0].nbytes // _PIECES)
+    starts = range(0, both[0].nbytes, step)
+    pieces = [
+        remote.ranges.read(
+            info.file,
+            [
+                (info.offset + start, info.offset + min(start + _PIECE, info.nbytes))
+                for start in starts
+            ],
+        )
+        for info in both
+    ]
+    if pieces[0] != pieces[1]:
+        raise other_head(remote.path, embeddings)
 
 
 def _json(

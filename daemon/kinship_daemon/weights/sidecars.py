@@ -47,12 +47,14 @@ class Sidecars:
     Attributes:
         config: config.json: the base's, with the donor's tokens (`model_config.built_from`).
         files: The others, by name: where each comes from.
+        tokenizer: Folder that the tokenizer comes from, for messages.
         union: How the tokenizer is to grow; None where it is the donor's.
         folders: Where the tokenizers of base and leaves are.
     """
 
     config: Mapping[str, Any]
     files: Mapping[str, Path]
+    tokenizer: Path
     union: Union | None
     folders: tuple[Path, ...]
 
@@ -70,7 +72,7 @@ class Sidecars:
         for name, source in self.files.items():
             _carry(source, folder / name)
         if self.union is not None and self.union.added:
-            _grow(folder, self.union, self.folders)
+            _grow(folder, self.tokenizer, self.union, self.folders)
 
     def write_settings(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Of these only what a model is built from: its config and generation config."""
@@ -112,12 +114,15 @@ def sidecars(
         read_json(settings / "config.json"),
         opened.rows,
     )
-    return Sidecars(config, files, opened.union, opened.tokenizers)
+    return Sidecars(config, files, tokenizer, opened.union, opened.tokenizers)
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path, source: Path | None = None) -> "PreTrainedTokenizerBase":
     """
     A tokenizer without remote code.
+
+    Args:
+        source: Where its files come from, for messages, if `folder` will not last.
 
     Raises:
         ModelError: transformers cannot load it.
@@ -131,8 +136,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         )
         return tokenizer
     except Exception as error:  # a stranger's files: transformers raises all kinds
-        text = " ".join(f"{error}".split())
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {shown(text)}") from error
+        text = " ".join(f"{error}".split()).replace(str(folder), str(source or folder))
+        raise ModelError(
+            f"the tokenizer in {source or folder} cannot be loaded: {shown(text)}"
+        ) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -181,11 +188,11 @@ def _carry(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _grow(folder: Path, union: Union, folders: tuple[Path, ...]) -> None:
+def _grow(folder: Path, source: Path, union: Union, folders: tuple[Path, ...]) -> None:
     """Add the union's tokens to the tokenizer in `folder`, with their first owner's settings."""
     from transformers import AddedToken  # noqa: PLC0415 - as above
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, source)
     owners = sorted({number for _, number in union.added})
     settings = {number: _added(load_tokenizer(folders[number])) for number in owners}
     tokens = [settings[number].get(token, AddedToken(token)) for token, number in union.added]
@@ -194,7 +201,7 @@ def _grow(folder: Path, union: Union, folders: tuple[Path, ...]) -> None:
         got, expected = tokenizer.convert_tokens_to_ids(token), union.first_id + place
         if got != expected:
             raise ModelError(
-                f"{folder.name}: its tokenizer gives the new token '{shown(token, 80)}' "
+                f"{source}: its tokenizer gives the new token '{shown(token, 80)}' "
                 f"the id {got} and not {expected}; these vocabularies cannot be joined"
             )
     for name in _STALE:
