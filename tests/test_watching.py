@@ -309,3 +309,30 @@ def test_a_hub_that_fails_amid_a_listing_leaves_the_cursor_where_it_was(server, 
         turns.wait_a_little(d)
         turns.take(d, "watch")
         assert "org/c" in states(d)
+
+
+def test_a_wrong_bit_in_a_listed_commit_costs_the_good_one_nothing(server, home):
+    server.add("org/a", {}, CARD)
+    noticed(server, home)
+
+    def other(rows):
+        return [row | {"sha": "f" * 40} if row["id"] == "org/a" else row for row in rows]
+
+    server.fault("/api/models", "edit", n=-1, edit=other)
+    with opened(server, home) as d:
+        d.now.now = NOON + DAY
+        turns.take(d, "watch")
+        assert states(d)["org/a"] == ("seen", None)
+
+
+def test_a_description_is_believed_against_a_model_only_when_it_is_told_twice(server, home):
+    server.add("org/empty", {}, CARD)
+    bits = {"config": {"quantization_config": {}}}
+    server.fault("/api/models/org/empty/.*", "edit", edit=lambda info: info | bits)
+    with opened(server, home) as d:
+        turns.take(d, "watch", "triage")
+        assert states(d) == {"org/empty": ("seen", None)}
+        assert "differently each time" in told(d, "warning")[-1]
+        d.now.now = NOON + DAY
+        turns.take(d, "triage")
+        assert statuses(d) == {"org/empty": "refused"}

@@ -237,8 +237,10 @@ class Connection(BaseHTTPRequestHandler):
                 self._reset()
             return
         at = 0
+        if action == "flip" and self.fault is not None:
+            half = min(int(reply.length * self.fault.place), reply.length - 1)
         for piece in reply.pieces():
-            if action == "corrupt" and at <= half < at + len(piece):
+            if action in {"corrupt", "flip"} and at <= half < at + len(piece):
                 where = half - at
                 piece = piece[:where] + bytes([piece[where] ^ 1]) + piece[where + 1 :]
             at += len(piece)

@@ -14,6 +14,8 @@ AFTER = {
     "lost",  # answered with `status`
     "truncate",  # half of the body, then the end of the connection
     "corrupt",  # one bit of the body, same size
+    "flip",  # the same at any place, of JSON
+    "shape",  # JSON of another shape: what was a list in an object, and the reverse
     "stall-body",  # half of the body, then silence
     "reset-body",  # half of the body, then a reset
     "trickle",  # the body byte by byte, 20 a second
@@ -43,6 +45,7 @@ class Fault:
     skip: int = 0
     server: str = "hub|storage"
     edit: Callable[[Any], Any] | None = None
+    place: float = 0.5  # of the wrong bit in the body, from 0 to 1
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -97,7 +100,10 @@ class Chaos:
         kind = draw.choice(kinds)
         self._in_a_row[key] += 1
         self.failed[kind] += 1
-        return _chaos_fault(kind)
+        fault = _chaos_fault(kind)
+        if kind == "flip":
+            fault.place = draw.random()
+        return fault
 
 
 def _chaos_fault(kind: str) -> Fault:
@@ -116,6 +122,8 @@ def _applies(kind: str, server: str, method: str, path: str, span: str) -> bool:
         return method == "GET" and file and (kind == "changed" or server == "storage")
     if kind in {"truncate", "corrupt", "stall-body", "reset-body", "trickle"}:
         return method == "GET"
+    if kind in {"flip", "shape"}:
+        return path.startswith("/api/models") and method == "GET"
     if kind in {"out-of-order", "tags-null", "card"}:
         return path.startswith("/api/models") and method == "GET"
     return kind != "lost" or method in {"POST", "PUT", "DELETE"}

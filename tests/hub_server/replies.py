@@ -39,7 +39,9 @@ def spoil(reply: Reply, fault: Fault) -> None:
         etag = f'"{"e" * 64}"'
         named = {"etag": etag, "x-linked-etag": etag, "x-repo-commit": "c" * 40}
         reply.headers = [(name, named.get(name.lower(), value)) for name, value in reply.headers]
-    edit = {"tags-null": _tags_null, "card": _odd_card, "edit": fault.edit}.get(fault.action)
+    edit = {"tags-null": _tags_null, "card": _odd_card, "shape": _reshaped, "edit": fault.edit}.get(
+        fault.action
+    )
     if edit is not None and reply.has_value:
         # A copy: the value may share parts with what the server keeps.
         reply.value = edit(json.loads(json.dumps(reply.value)))
@@ -47,6 +49,10 @@ def spoil(reply: Reply, fault: Fault) -> None:
 
 def _rows(value: object) -> list[dict]:
     return [row for row in (value if isinstance(value, list) else [value]) if isinstance(row, dict)]
+
+
+def _reshaped(value: object) -> object:
+    return {"items": value} if isinstance(value, list) else [value]
 
 
 def _tags_null(value: object) -> object:

@@ -115,18 +115,13 @@ class Request:
             return Transient(f"{words}; try again later", asked_wait(headers))
         if status == HTTPStatus.PRECONDITION_FAILED:
             return Transient(f"{self.url}: someone else committed in between; try again later")
-        # Of someone without a token the Hub asks for one, whether the repo exists or not.
-        anonymous = status == HTTPStatus.UNAUTHORIZED and self.token is None
         reads_repo = bool(self.repo_id) and not self.writes
-        missing = status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
-        if missing and reads_repo and not said:
-            # The Hub says what is missing; a proxy in between, or a hub at fault, does not.
+        if reads_repo and status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
+            # The Hub says by a code what is missing; a proxy, or a hub at fault, does not.
             return Transient(f"{words} and not what is missing; is {self.endpoint} a Hub?")
-        if reads_repo and (missing or anonymous):
-            return self._unknown()
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            # A bad token concerns everything; what is forbidden to read, only this repo.
-            kind = Unavailable if reads_repo and status == HTTPStatus.FORBIDDEN else KinshipError
+            # To read one repo is asked again: it may be a firewall, or an outage of accounts.
+            kind = Unavailable if reads_repo else KinshipError
             return kind(f"{words}; use a token that may do this (HF_TOKEN, or `hf auth login`)")
         # Without the Hub's own code nobody knows who answered, a firewall perhaps: asked again.
         return Unavailable(f"{words}; try again later") if reads_repo else None

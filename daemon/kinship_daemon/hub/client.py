@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -28,7 +29,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined] # lazy there
 
 from kinship_daemon.durable import hash_file
-from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.errors import KinshipError, Unavailable, UsageError
 from kinship_daemon.hub.answers import Request
 from kinship_daemon.hub.calls import AT_ONCE, Calls, allowance
 from kinship_daemon.hub.description import described
@@ -48,6 +49,7 @@ __all__ = ["ApiHub", "machine_token", "open_api", "token_advice"]
 T = TypeVar("T")
 
 _INLINE_BYTES = 10_000_000
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class ApiHub:
@@ -151,7 +153,10 @@ class ApiHub:
             path += f"/revision/{quote(check_revision(revision), safe='')}"
         answer, _ = self._wire.ask(request, f"{self._endpoint}{path}?blobs=true")
         today = answer.get("id") if isinstance(answer, dict) else None
-        return described(repo_id, answer), today if isinstance(today, str) else repo_id
+        repo = described(repo_id, answer)
+        if _COMMIT.fullmatch(revision or "") and repo.revision != revision:
+            raise Unavailable(f"the hub describes {repo_id} at another commit than was asked for")
+        return repo, today if isinstance(today, str) else repo_id
 
     def create(self, repo_id: str, private: bool) -> None:
         """

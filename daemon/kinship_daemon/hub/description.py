@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from kinship_daemon.errors import KinshipError, Unavailable, UsageError
+from kinship_daemon.errors import Unavailable, UsageError
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.names import check_revision
 from kinship_daemon.hub.records import Repo, RepoFile
@@ -28,8 +28,8 @@ def described(repo_id: str, data: object) -> Repo:
         repo_id: What we asked for. It stays our name for it, also when the repo was renamed.
 
     Raises:
-        Unavailable: The answer makes no sense, or names a file that could not be one.
-        KinshipError: it leaves out what files are checked by.
+        Unavailable: The answer makes no sense, names a file that could not be one, or leaves out
+            what files are checked by.
     """
     try:
         return _described(repo_id, data)
@@ -51,7 +51,9 @@ def utc(text: str) -> datetime:
 
 def _described(repo_id: str, data: Any) -> Repo:
     card, config, modified = data.get("cardData"), data.get("config"), data.get("lastModified")
-    files = [_file(repo_id, sibling) for sibling in data.get("siblings") or ()]
+    if not isinstance(data["siblings"], list):
+        raise TypeError
+    files = [_file(repo_id, sibling) for sibling in data["siblings"]]
     readable = card is None or isinstance(card, dict)
     return Repo(
         id=repo_id,
@@ -84,7 +86,7 @@ def _file(repo_id: str, sibling: Any) -> RepoFile:
     size = lfs["size"] if lfs else sibling.get("size")
     if size is None:
         # Taken for empty, it would be fetched as an empty file. No fault of the repo's.
-        raise KinshipError(
+        raise Unavailable(
             f"the hub tells no sizes of {repo_id}'s files, as some mirrors do not; "
             "use another --hub"
         )

@@ -78,7 +78,7 @@ class Wire:
             if url is None:
                 return
             if origin(url) != origin(self.endpoint):
-                raise KinshipError(
+                raise Transient(
                     f"{self.endpoint} sends its next page to another server: {request.line(url)}"
                 )
         raise Transient(f"{request.url} goes on for more than {_MOST_PAGES} pages")
@@ -122,6 +122,10 @@ class Wire:
                 raise request.refusal(
                     response.status_code, response.headers, message_of(data), str(response.url)
                 )
+            if origin(str(response.url)) != origin(self.endpoint):
+                # A file has a hash that it is checked by; an answer has not.
+                where = request.line(response.url)
+                raise Transient(f"{request.url} is answered by another server: {where}")
             return request.parsed(data), response.links.get("next", {}).get("url")
 
     @contextmanager

@@ -15,7 +15,13 @@ from kinship_daemon.hub.records import Repo, UnknownRepo
 from kinship_daemon.hub.triage import Refusal, remarks
 from kinship_daemon.ranking import ranked
 from kinship_daemon.steps.novelty import novelties_beside, novelty
-from kinship_daemon.steps.objections import objection, same_weights, twin_objection
+from kinship_daemon.steps.objections import (
+    check_again,
+    objection,
+    rule_objection,
+    same_weights,
+    twin_objection,
+)
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.watch import GONE
 from kinship_daemon.weights.adapter import is_adapter, refuse_other_base
@@ -94,7 +100,9 @@ def _run(context: Context, work: Work) -> Examined:
     try:
         repo = context.hub.repo(model.repo, model.revision)
         # Once more: the rules and the others may have changed since it was triaged.
-        refusal = objection(context, model, repo) or _too_large(context, repo)
+        if (ruled := rule_objection(context, repo)) is not None:
+            check_again(context, repo, ruled)
+        refusal = ruled or objection(context, model, repo) or _too_large(context, repo)
         if refusal is not None:
             return Examined(refusal, declared(repo.card))
         _check_day(context, model, repo)

@@ -14,7 +14,14 @@ from kinship_daemon.steps.watch import rules
 from kinship_daemon.weights.checkpoint import read_json, weights_identity
 from kinship_storage.records import Model
 
-__all__ = ["objection", "rule_objection", "same_weights", "told_identity", "twin_objection"]
+__all__ = [
+    "check_again",
+    "objection",
+    "rule_objection",
+    "same_weights",
+    "told_identity",
+    "twin_objection",
+]
 
 
 def objection(context: Context, model: Model, repo: Repo) -> Refusal | None:
@@ -36,6 +43,18 @@ def rule_objection(context: Context, repo: Repo) -> Refusal | None:
             setting = "triage.only_publishable"
             found = Refusal(f"{blocked} ({setting})", "settings", setting)
     return found
+
+
+def check_again(context: Context, repo: Repo, found: Refusal) -> None:
+    """
+    That the hub tells once more what a rule has against a repo: no hash guards its description.
+
+    Raises:
+        Transient: It tells something else now.
+    """
+    again = rule_objection(context, context.hub.repo(repo.id, repo.revision))
+    if again != found:
+        raise Transient(f"the hub describes {repo.id} differently each time: {found.reason}")
 
 
 def told_identity(repo: Repo) -> str | None:

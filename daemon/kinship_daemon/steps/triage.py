@@ -18,7 +18,7 @@ from kinship_daemon.hub.triage import Refusal
 from kinship_daemon.ranking import popularity
 from kinship_daemon.sampling import in_folder, on_hub
 from kinship_daemon.steps.novelty import novelty
-from kinship_daemon.steps.objections import objection, rule_objection, told_identity
+from kinship_daemon.steps.objections import check_again, objection, rule_objection, told_identity
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.watch import GONE
 from kinship_daemon.weights.remote import check_fits
@@ -197,8 +197,10 @@ def _look(context: Context, work: Work, admitted: Collection[str | None]) -> Cal
 
     def look() -> _Look:
         repo = context.hub.repo(repo_id, revision)
-        refused = rule_objection(context, repo) is not None or is_adapter(repo.files)
-        if refused or told_identity(repo) in admitted:
+        refusal = rule_objection(context, repo)
+        if refusal is not None:
+            check_again(context, repo, refusal)
+        if refusal or is_adapter(repo.files) or told_identity(repo) in admitted:
             return _Look(repo)
         return _Look(repo, _sample(context, repo))
 

@@ -199,14 +199,29 @@ def _name(context: Context, line: Listing, taken: Collection[str]) -> str:
 
 
 def _superseded(context: Context, new: Sequence[Model]) -> dict[str, str]:
-    """Older revisions that still wait, which would be fetched for nothing."""
-    return {
-        older.id: model.id
-        for model in new
-        if model.repo is not None and model.id != model.repo
-        for older in context.lineage.of_repo(model.repo)
-        if older.status == "seen"
-    }
+    """
+    Older revisions that still wait, which would be fetched for nothing.
+
+    A listing has no hash: a wrong bit in a commit must not cost the good one.
+    """
+    found: dict[str, str] = {}
+    for model in new:
+        if model.repo is None or model.id == model.repo:
+            continue
+        older = [each.id for each in context.lineage.of_repo(model.repo) if each.status == "seen"]
+        if older and _is_sure(context, model):
+            found |= dict.fromkeys(older, model.id)
+    return found
+
+
+def _is_sure(context: Context, model: Model) -> bool:
+    """Whether the hub says of a revision itself that it is there."""
+    assert model.repo is not None
+    try:
+        context.hub.repo(model.repo, model.revision)
+    except (ModelError, Transient, UnknownRepo):
+        return False
+    return True
 
 
 def _back(context: Context, listed: Collection[tuple[str, str]]) -> Iterator[Model]:
