@@ -258,6 +258,15 @@ def test_looks_that_the_clock_asks_for_amid_other_work_are_no_such_bug(context):
     assert {runner.loop(NOON, look=True).kind for _ in range(20)} == {"watch"}
 
 
+def test_a_clock_that_was_days_ahead_keeps_nobody_waiting(context):
+    runner = Runner(context, [step(failing(Unavailable("terms to accept")))])
+    runner.loop(NOON)
+    assert statuses(context) == ["seen", "admitted", "admitted"]
+    assert runner.loop(NOON).kind is None  # it has its time
+    assert runner.loop(NOON - timedelta(days=3)).kind == "look"
+    assert statuses(context) == ["admitted"] * 3
+
+
 def test_at_the_next_start_whatever_waits_is_tried_again(context, tmp_path):
     error = ModelError("its worker died", cause="world")
     Runner(context, [step(failing(error, Transient("away")))]).loop(NOON)

@@ -55,6 +55,7 @@ _MOST_REPEATS = 5
 _BY_THE_CLOCK = "watch"
 # However long the world says it will be away: it is asked again within a day.
 _LONGEST_WAIT = timedelta(days=1)
+_HOUR = timedelta(hours=1)
 
 
 _IN_USE = frozenset({"seen", "proposed", "admitted"})
@@ -147,14 +148,14 @@ class Runner:
     def _resting(self, step: Step[Any], now: datetime) -> _Rest | None:
         names = (step.kind, "hub") if step.needs == "hub" else (step.kind,)
         rests = [self._rests[name] for name in names if name in self._rests]
-        return next((rest for rest in rests if now < rest.until), None)
+        return next((rest for rest in rests if _is_ahead(rest.until, now)), None)
 
     def _due(self, now: datetime) -> datetime | None:
         """When something may be done that cannot be done now. Only of what is still planned."""
         set_aside = self._context.lineage.set_aside("world")
         times = [datetime.fromisoformat(each.retry_at) for each in set_aside if each.retry_at]
         times += [rest.until for rest in self._rests.values()] + self._dues
-        return min((time for time in times if time > now), default=None)
+        return min((time for time in times if _is_ahead(time, now)), default=None)
 
     def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
         """Every piece of a kind's work that can be done. Returns whether any was."""
@@ -220,6 +221,8 @@ class Runner:
             return step.blames and self._set_aside_again(work, job)
         if job.status == "done" or self._is_early(step, job, now, waiting):
             return False
+        if (due := _due(job)) is not None and due > now:
+            lineage.retry_job(job.key)
         lineage.start(job.key)
         self.doing = step.kind if work.model is None else f"{step.kind} of {work.model}"
         for result in self._run(step, work, job.key):
@@ -238,7 +241,7 @@ class Runner:
         self, step: Step[Any], job: Job, now: datetime, waiting: list[KinshipError]
     ) -> bool:
         due = _due(job)
-        if job.status != "waiting" or due is None or due <= now:
+        if job.status != "waiting" or due is None or not _is_ahead(due, now):
             return False
         self._dues.append(due)
         if step.holds_up and (missed := self._missed.get(job.key)) is not None:
@@ -418,6 +421,11 @@ def _planned(step: Step[Any], context: Context) -> Iterator[Iterator[Work]]:
     finally:
         if isinstance(plan, Generator):
             plan.close()
+
+
+def _is_ahead(due: datetime, now: datetime) -> bool:
+    """Nobody is to wait longer than the longest wait: then the clock was set back meanwhile."""
+    return now < due <= now + _LONGEST_WAIT + _HOUR
 
 
 def _asked_for(error: KinshipError) -> timedelta | None:

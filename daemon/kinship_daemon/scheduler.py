@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -186,10 +187,14 @@ class Service:
 
     def _wait(self, due: datetime | None) -> None:
         """Until the bell rings, something is due, or the daemon is to stop."""
+        # The scheduler goes by the machine's clock: set back a day, it would not ring for a day.
+        latest = time.monotonic() + 1.5 * 60 * self._context.config.watch.poll_minutes
         while not self._context.stop.is_set():
             left = None if due is None else (due - self._context.now()).total_seconds()
             if left is not None and left <= 0:
                 return
+            if time.monotonic() > latest:
+                self.hurry()
             self._context.lineage.check_in_place()
             if self._bell.wait(_TICK_SECONDS if left is None else min(left, _TICK_SECONDS)):
                 return
