@@ -19,7 +19,7 @@ from torch import Tensor
 from kinship_daemon.errors import ModelError, UsageError
 from kinship_daemon.weights.assembly import Assembly, Sources
 from kinship_daemon.weights.checkpoint import TensorInfo
-from kinship_daemon.weights.methods.blocks import Blocks, blocks_of, in_blocks, room
+from kinship_daemon.weights.methods.blocks import Blocks, blocks_of, buffers_of, in_blocks
 from kinship_daemon.weights.methods.method import Draw, ElementwiseMethod
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import Recipe, resolve
@@ -232,7 +232,7 @@ def _subtract(weights: Sequence[Tensor], base: Tensor, deltas: Sequence[Tensor])
     """Each of `weights` less `base`, in fp32, into `deltas`; per block (2, deltas) extremes."""
 
     def work(blocks: Blocks) -> list[Tensor]:
-        buffer = room(deltas[0], 1)[0]
+        buffer = buffers_of(deltas[0], 1)[0]
         found = []
         for block in blocks:
             exact = buffer[: block.stop - block.start].copy_(base[block])
@@ -250,7 +250,7 @@ def _sum(merged: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
     total = torch.empty(len(merged), dtype=dtype, device=merged.device)
 
     def work(blocks: Blocks) -> None:
-        buffer = room(merged, 1)[0]
+        buffer = buffers_of(merged, 1)[0]
         for block in blocks:
             exact = buffer[: block.stop - block.start].copy_(base[block])
             total[block].copy_(exact.add_(merged[block]))

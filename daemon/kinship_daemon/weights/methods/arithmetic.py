@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kinship_daemon.errors import UsageError
-from kinship_daemon.weights.methods.blocks import Blocks, in_blocks, room
+from kinship_daemon.weights.methods.blocks import Blocks, buffers_of, in_blocks
 from kinship_daemon.weights.methods.method import Parameter
 
 __all__ = [
@@ -141,7 +141,7 @@ def _mass(delta: Tensor) -> float:
     flat = delta.view(-1)
 
     def work(blocks: Blocks) -> list[float]:
-        buffer = room(flat, 1)[0]
+        buffer = buffers_of(flat, 1)[0]
         magnitudes = (torch.abs(flat[b], out=buffer[: b.stop - b.start]) for b in blocks)
         return [float(block.sum(dtype=torch.float64)) for block in magnitudes]
 
@@ -171,7 +171,7 @@ def _sum_elected(
     """
 
     def work(blocks: Blocks) -> None:
-        buffers = room(flats[0], 3)
+        buffers = buffers_of(flats[0], 3)
         for block in blocks:
             sign, divisor, spare = buffers[:, : block.stop - block.start]
             parts = [flat[block].mul_(f) for flat, f in zip(flats, factors, strict=True)]

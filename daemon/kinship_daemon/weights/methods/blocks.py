@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "block_size", "blocks_of", "in_blocks", "room"]
+__all__ = ["Blocks", "block_size", "blocks_of", "buffers_of", "in_blocks"]
 
 Result = TypeVar("Result")
 Blocks = Sequence[slice]
@@ -52,7 +52,7 @@ def block_size(flat: Tensor) -> int:
     return _BLOCK.get(flat.device.type, _BLOCK["cpu"])
 
 
-def room(flat: Tensor, rows: int, size: int | None = None) -> Tensor:
+def buffers_of(flat: Tensor, rows: int, size: int | None = None) -> Tensor:
     """Float32 buffers for one block each, (rows, size): made once, filled again and again."""
     length = min(size or block_size(flat), flat.numel())
     return torch.empty(rows, length, dtype=torch.float32, device=flat.device)

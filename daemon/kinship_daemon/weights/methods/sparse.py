@@ -14,7 +14,13 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from kinship_daemon.weights.methods.blocks import Blocks, block_size, blocks_of, in_blocks, room
+from kinship_daemon.weights.methods.blocks import (
+    Blocks,
+    block_size,
+    blocks_of,
+    buffers_of,
+    in_blocks,
+)
 
 __all__ = ["keep_by_rank", "keep_largest", "keep_random"]
 
@@ -46,7 +52,7 @@ def keep_largest(delta: Tensor, count: int, *, skip: int = 0) -> None:
     inner = _nth_largest(flat, skip)
 
     def work(blocks: Blocks) -> None:
-        buffer = room(flat, 1)[0]
+        buffer = buffers_of(flat, 1)[0]
         for block in blocks:
             part = flat[block]
             _shrink(part, block.start, outer)
@@ -125,7 +131,7 @@ def _beside(flat: Tensor, bits: int) -> tuple[list[int], list[int]]:
     magnitude = _float(bits)
 
     def work(blocks: Blocks) -> list[tuple[int, int, int]]:
-        buffers = room(flat, 2)
+        buffers = buffers_of(flat, 2)
         found = []
         for block in blocks:
             here, spare = buffers[:, : block.stop - block.start]
@@ -158,7 +164,7 @@ def _upper_halves(flat: Tensor) -> Tensor:
     size = _counted_at_once(flat)
 
     def work(blocks: Blocks) -> Tensor:
-        buffer = room(flat, 1, size)[0].view(torch.int32)
+        buffer = buffers_of(flat, 1, size)[0].view(torch.int32)
         counts = torch.zeros(1 << (31 - _HALF), dtype=torch.int64, device=flat.device)
         for block in blocks:
             bits = flat[block].view(torch.int32)
@@ -175,7 +181,7 @@ def _lower_halves(flat: Tensor, upper: int) -> Tensor:
     size = _counted_at_once(flat)
 
     def work(blocks: Blocks) -> Tensor:
-        buffer = room(flat, 1, size)[0].view(torch.int32)
+        buffer = buffers_of(flat, 1, size)[0].view(torch.int32)
         # The first and the last bin take what has a smaller or larger upper half.
         counts = torch.zeros(_LOWER + 3, dtype=torch.int64, device=flat.device)
         for block in blocks:
