@@ -228,5 +228,5 @@ def test_models_of_other_shapes_are_refused_with_what_differs(call, tiny_base, t
     other = tiny.base(tmp_path / "other", hidden=16)
     result = call("kinship", other, tiny_base, "--base", tiny_base)
     assert result.code == 3
-    assert "embed_tokens" in result.err
+    assert "hidden_size is 16" in result.err
     assert result.err.count("\n") == 1

@@ -231,7 +231,7 @@ def spoilt(folder, how):
     ("how", "said"),
     [
         ("pickle", "only pickle weights (pytorch_model.bin)"),
-        ("quantised", "I8 (quantised or no weights)"),
+        ("quantised", "its weights are quantised (model.norm.weight is I8)"),
         ("NaN", "org/a: tensor model.norm.weight holds NaN"),
         ("truncated", "truncated"),
         ("config", "has no config.json"),
