@@ -245,8 +245,9 @@ def test_whom_the_base_fails_like_is_not_to_blame(home, monkeypatch):
         monkeypatch.setattr(WorkerEvaluator, "evaluate", theirs)
         with pytest.raises(Transient, match="no fine-tune of demo/base could be admitted"):
             evolve(d)
-        aside = {status for name, status in statuses(d).items() if name.startswith("demo/")}
-        assert aside == {"quarantined"}
+        finetunes = {model.status for model in d.lineage.models("finetune")}
+        assert "admitted" not in finetunes
+        assert "quarantined" in finetunes
 
 
 def test_what_failed_under_other_settings_is_tried_again_and_again_under_these(home, monkeypatch):

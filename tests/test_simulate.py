@@ -406,7 +406,7 @@ def test_control_c_leaves_no_traceback(tmp_path):
 def test_a_lineage_that_is_none_is_one_line(simulate, tmp_path):
     (tmp_path / "x.db").write_text("not a database, whatever its name says")
     found = simulate("--landscape", tmp_path / "x.db", "--policy", "topk-greedy")
-    assert (found.code, found.out, found.err.count("\n")) == (3, "", 1)
+    assert (found.code, found.out, found.err.count("\n")) == (4, "", 1)
     assert "x.db" in found.err
 
 

@@ -59,6 +59,12 @@ def children() -> set[int]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def alone(shelf):
+    """Processes are counted here: none that other tests share may be left."""
+    shelf.close()
+
+
 def gone(pids: set[int], seconds: float = 10.0) -> bool:
     end = time.monotonic() + seconds
     while any(map(is_running, pids)) and time.monotonic() < end:

@@ -281,4 +281,4 @@ def _troubles(labels: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
             times = f"{len(failed)} of {len(mine)} runs"
             yield f"{label} failed in {times}; seed {first.seed}: {first.error}"
         if unknown := sum(run.unknown for run in mine):
-            yield f"{label} proposed {count(unknown, 'merge')} unknown to the landscape"
+            yield f"{label} proposed {count(unknown, 'merge')} that the landscape does not know"
