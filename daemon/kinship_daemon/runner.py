@@ -32,7 +32,7 @@ from kinship_daemon.errors import (
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.retry import reopen
-from kinship_daemon.steps.evaluation import check_with_base
+from kinship_daemon.steps.evaluation import base_failure
 from kinship_daemon.steps.leaves import dependents
 from kinship_daemon.steps.step import Step, Work
 from kinship_storage.errors import DamagedLineage, LineageError
@@ -338,19 +338,26 @@ class Runner:
             KinshipError: The base fails, too; whoever was set aside for it is taken back.
         """
         lineage = self._context.lineage
-        self._failed.append(str(work.model))
+        if work.model not in self._failed:
+            self._failed.append(str(work.model))
         if error.question is None and len(self._failed) < _SUSPICIOUS:
             return
         failed, self._failed = self._failed, []
         try:
-            check_with_base(self._context, work, error)
-        except BaseException as fault:
+            fault = base_failure(self._context, work, error)
+        except (KinshipError, Stopped):
             lineage.interrupt(key)
-            if isinstance(fault, KinshipError):
-                for model in map(lineage.require, failed):
-                    if model.status == "quarantined":
-                        reopen(lineage, model)
             raise
+        if fault is None:
+            return
+        lineage.interrupt(key)
+        for model in map(lineage.require, failed):
+            if model.status == "quarantined":
+                reopen(lineage, model)
+        raise KinshipError(
+            "it is the task's or the machine's fault, not the models', for the base fails as well "
+            f"(on {self._context.settings.resolved_device()}; nobody is set aside for it): {fault}"
+        ) from fault
 
     def _blame(
         self, step: Step[Any], work: Work, key: str, error: ModelError | UnknownRepo

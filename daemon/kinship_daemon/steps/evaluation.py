@@ -10,7 +10,6 @@ from kinship_daemon.context import Context
 from kinship_daemon.errors import (
     BudgetReached,
     EvaluationFailed,
-    KinshipError,
     ModelError,
     WorkerDied,
 )
@@ -22,7 +21,7 @@ from kinship_daemon.steps.step import Work
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Score, Split
 
-__all__ = ["Evaluated", "check_with_base", "evaluate", "record", "work_for"]
+__all__ = ["Evaluated", "base_failure", "evaluate", "record", "work_for"]
 
 _BUDGET = "evaluation_seconds"
 
@@ -71,13 +70,8 @@ def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
     return Evaluated(named, context.today, time.monotonic() - began)
 
 
-def check_with_base(context: Context, work: Work, failure: EvaluationFailed) -> None:
-    """
-    Ask the base what a model failed at: if it fails too, the model is not to blame.
-
-    Raises:
-        KinshipError: It fails, too.
-    """
+def base_failure(context: Context, work: Work, failure: EvaluationFailed) -> ModelError | None:
+    """How the base fails at what a model failed at; None where it does well."""
     evaluator, base = context.evaluator, assembly(context, context.base)
     try:
         if failure.question is None:
@@ -85,10 +79,8 @@ def check_with_base(context: Context, work: Work, failure: EvaluationFailed) -> 
         else:
             evaluator.probe(base, failure.question)
     except ModelError as error:
-        raise KinshipError(
-            "it is the task's or the machine's fault, not the models', for the base fails as well "
-            f"({context.device}; nobody is set aside for it): {error}"
-        ) from error
+        return error
+    return None
 
 
 def record(lineage: Lineage, found: Evaluated) -> None:
