@@ -246,6 +246,16 @@ def test_a_hub_that_refuses_us_from_the_start_ends_the_daemon(service):
         running.run()
 
 
+def test_a_look_comes_though_the_schedulers_clock_stands_still(service, monkeypatch):
+    """As after the machine's clock was set back: the scheduler waits for a time long ahead."""
+    monkeypatch.setattr(scheduler.BackgroundScheduler, "add_job", lambda *_, **__: None)
+    context, turns, running = service(LOOKED, NOTHING, LOOKED, NOTHING, poll_minutes=0.01)
+    threading.Timer(4, context.stop.set).start()
+    assert running.run() is None
+    assert turns.looks[:3] == [True, False, True]
+    assert turns.gaps()[1] > 0.8  # one and a half times 0.6 seconds
+
+
 def test_a_hurried_look_comes_at_once(service):
     context, turns, running = service(LOOKED, NOTHING, LOOKED, NOTHING, poll_minutes=LONG)
     threading.Timer(0.5, running.hurry).start()
