@@ -111,8 +111,8 @@ def growth(bench: Bench) -> list[Row]:
     runs = in_turns(commands, bench.repeat)
     start, quarter, half, whole = runs
     sizes = [Checkpoint.open(base).parameters for base, *_ in folders]
-    # Of a quarter's work less than start-up's own scatter says nothing.
-    told = quarter.best - start.best > 0.1 * start.best
+    # Of a quarter's work less than start-up's own scatter says nothing, nor do models of one size.
+    told = sizes[1] > sizes[0] and quarter.best - start.best > 0.1 * start.best
     ratio = (whole.best - start.best) / (sizes[3] - sizes[0])
     ratio /= (quarter.best - start.best) / (sizes[1] - sizes[0]) if told else math.inf
     blocks = 4 * _BLOCK_BYTES * torch.get_num_threads()
