@@ -39,8 +39,8 @@ def context(tmp_path):
         yield opened
 
 
-def step(run, *, needs="cpu", names=NAMES, **options):
-    """Work for everyone who waits; what `run` returns admits."""
+def step(run, *, needs="cpu", names=NAMES, writes=None, tell=say_nothing, **options):
+    """Work for everyone who waits; what `run` returns admits, once `writes` and `tell` let it."""
 
     def plan(context):
         for name in names:
@@ -49,9 +49,11 @@ def step(run, *, needs="cpu", names=NAMES, **options):
 
     def commit(lineage, work, _result):
         lineage.update_model(work.model, weights=f"sha256:{work.model}")
+        if writes is not None:
+            writes(lineage, work)
         lineage.move_model(work.model, "admit")
 
-    return Step("look", needs, plan, run, commit, say_nothing, **options)
+    return Step("look", needs, plan, run, commit, tell, **options)
 
 
 def failing(*errors):
@@ -96,6 +98,34 @@ def test_a_bug_over_one_model_keeps_back_that_model_alone_and_is_noted_in_full(c
     assert model.reason.isprintable()
     assert bugs_noted(context.home.bug_log) == 1
     assert "Traceback" in context.home.bug_log.read_text()
+
+
+def test_a_bug_while_one_models_result_is_written_leaves_nothing_of_it(context):
+    Runner(context, [step(failing(), writes=failing(None, TypeError("no cell")))]).loop(NOON)
+    assert statuses(context) == ["admitted", "quarantined", "admitted"]
+    assert context.lineage.require("org/b").weights is None
+    assert bugs_noted(context.home.bug_log) == 1
+
+
+def test_a_result_that_cannot_be_told_is_kept_all_the_same(context):
+    def tell(_context, work, _result):
+        if work.model == "org/b":
+            raise ValueError("no words")
+
+    Runner(context, [step(failing(), tell=tell)]).loop(NOON)
+    assert statuses(context) == ["admitted"] * 3
+    assert context.lineage.count_jobs() == {"done": 3}
+    assert bugs_noted(context.home.bug_log) == 1
+
+
+@pytest.mark.parametrize("named", ["org/b: ", "sha256:org/b: ", ""])
+def test_the_name_of_who_is_set_aside_stands_in_front_of_the_reason_once(context, named):
+    said = []
+    context.report.event = lambda kind, message, **_: said.append((kind, message))
+    context.lineage.update_model("org/b", weights="sha256:org/b")
+    Runner(context, [step(failing(None, ModelError(f"{named}NaN in it")))]).loop(NOON)
+    assert ("quarantine", "org/b: NaN in it") in said
+    assert context.lineage.require("org/b").reason == "NaN in it"
 
 
 def test_too_little_memory_for_one_model_is_no_bug(context):
