@@ -87,7 +87,11 @@ def app() -> None:
 
 
 def main() -> None:
-    """Run a command. Exit 0: done; 2: wrong usage or config; 3: not done; 4: damaged lineage."""
+    """
+    Run a command.
+
+    Exits with 0: done; 2: wrong usage or config; 3: not done; 4: damaged lineage; 130: interrupted.
+    """
     # Idle threads that spin make a busy machine many times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

@@ -67,7 +67,7 @@ def status_command(home: Path | None, base: str | None, as_json: bool) -> None:
 
 
 def _job_words(line: Mapping[str, str]) -> tuple[str, str]:
-    due = f"; tried again at {line['due']}" if line["due"] else ""
+    due = f"; tried again at {line['due']}" if line.get("due") else ""
     return line["job"], f"{line['reason']} ({line['cause']}{due})"
 
 
@@ -103,14 +103,14 @@ def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
             if model.not_published is not None
         ],
         "set_aside": list(_set_aside(lineage)),
-        "waiting": [_job(job) for job in lineage.jobs("waiting")],
+        "waiting": [{**_job(job), "due": job.due} for job in lineage.jobs("waiting")],
         "failed_jobs": [_job(job) for job in lineage.jobs("failed")],
     }
 
 
 def _job(job: Job) -> dict[str, str | None]:
     what = job.kind if job.model is None else f"{job.kind} of {job.model}"
-    return {"job": what, "reason": job.reason, "cause": job.cause, "due": job.due}
+    return {"job": what, "reason": job.reason, "cause": job.cause}
 
 
 def _best(lineage: Lineage) -> str:
