@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 
@@ -14,6 +11,7 @@ import click
 
 from kinship_daemon.errors import KinshipError, disk_words
 from kinship_daemon.foreign.shown import one_line
+from kinship_daemon.imports import uncollected
 
 __all__ = ["app", "main"]
 
@@ -54,7 +52,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        with _uncollected():
+        with uncollected():
             module = import_module(f"kinship_daemon.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
@@ -62,22 +60,6 @@ class _Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, purpose) for name, (_, purpose) in _COMMANDS.items()])
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """
-    Import without garbage collection.
-
-    Modules stay until the end. To search torch's for garbage again and again, and once more at
-    exit, takes a third as long as to import them.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
