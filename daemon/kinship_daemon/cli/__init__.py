@@ -22,6 +22,7 @@ _COMMANDS = {
     "retry": ("retry", "Open again what was refused, set aside or put off."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
+    "recipe": ("recipe", "A merge's recipe as mergekit's YAML, from fine-tunes alone."),
     "backup": ("backup", "Copy the lineage to one file, also while a daemon runs."),
     "restore": ("backup", "Put a backup in the lineage's place."),
     "verify": ("home_reports", "Hash again what the lineage claims."),

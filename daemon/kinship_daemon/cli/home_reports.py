@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kinship_daemon import family
-from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.cli.options import find_model, home_options, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.explain import explain, returns, set_aside_words
@@ -160,7 +160,7 @@ def lineage_command(model: str | None, home: Path | None, base: str | None, form
     _, lineage = open_lineage(home, base)
     with lineage:
         if model is not None:
-            lineage.require(model)
+            model = find_model(lineage, model).id
         export = lineage.export()
         if form == "json":
             if model is not None:
@@ -178,7 +178,7 @@ def explain_command(model: str, home: Path | None, base: str | None) -> None:
     """Why MODEL was made, how it did, why it was published or not."""
     _, lineage = open_lineage(home, base)
     with lineage:
-        click.echo(explain(lineage, model))
+        click.echo(explain(lineage, find_model(lineage, model).id))
 
 
 @click.command("verify")
