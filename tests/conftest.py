@@ -16,7 +16,8 @@ import torch
 from transformers.utils import logging
 
 import tiny
-from kinship_daemon import context
+import warm_workers
+from kinship_daemon import child_process, context
 from shared_worker import Shelf
 
 logging.disable_progress_bar()
@@ -41,8 +42,19 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
     found.close()
 
 
+@pytest.fixture(scope="session")
+def warm() -> None:
+    warm_workers.warm()
+
+
 @pytest.fixture
-def shared_worker(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def warm_worker(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this test need not import what they need; see `warm_workers.py`."""
+    monkeypatch.setattr(child_process, "_METHOD", warm_workers.METHOD)
+
+
+@pytest.fixture
+def shared_worker(shelf: Shelf, warm_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Daemons in this process borrow the shelf's worker; see `shared_worker.py`."""
     monkeypatch.setattr(context, "open_evaluator", shelf.lend)
 

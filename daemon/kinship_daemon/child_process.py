@@ -20,6 +20,8 @@ from pathlib import Path
 
 __all__ = ["ChildProcess", "last_line", "settle"]
 
+# Anew: a fork would have our threads' locks, and no CUDA.
+_METHOD = "spawn"
 # A process that hangs in the kernel (a lost disk, a GPU driver) dies when it comes back.
 _KILL_SECONDS = 30.0
 # The parent alone decides when a child ends; Ctrl-C and systemd signal the whole group.
@@ -51,7 +53,7 @@ class ChildProcess:
         *arguments: object,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(_METHOD)
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=target, args=(theirs, *arguments), name=name, daemon=True
