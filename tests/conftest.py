@@ -50,7 +50,7 @@ def warm() -> None:
 @pytest.fixture
 def warm_worker(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of this test need not import what they need; see `warm_workers.py`."""
-    monkeypatch.setattr(child_process, "_METHOD", warm_workers.METHOD)
+    monkeypatch.setattr(child_process, "_CONTEXT", warm_workers.CONTEXT)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def fork(arguments, point=None):
 
 def main():
     warm_workers.warm()
-    child_process._METHOD = warm_workers.METHOD
+    child_process._CONTEXT = warm_workers.CONTEXT
     split = sys.argv.index("--")
     points, arguments = sys.argv[1:split], sys.argv[split + 1 :]
     for point in points:

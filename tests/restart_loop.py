@@ -36,7 +36,7 @@ def start(arguments):
 
 def main():
     warm_workers.warm()
-    child_process._METHOD = warm_workers.METHOD
+    child_process._CONTEXT = warm_workers.CONTEXT
     impatient()
     while sys.stdin.readline():
         child = start(sys.argv[1:])

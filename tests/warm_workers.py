@@ -8,7 +8,7 @@ its users do.
 import multiprocessing
 from multiprocessing import forkserver
 
-METHOD = "forkserver"
+CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def warm() -> None:

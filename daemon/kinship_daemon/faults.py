@@ -28,8 +28,10 @@ from kinship_daemon.errors import (
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.retry import reopen
+from kinship_daemon.steps.evaluation import BUDGET as EVALUATION_BUDGET
 from kinship_daemon.steps.evaluation import base_failure
 from kinship_daemon.steps.leaves import dependents
+from kinship_daemon.steps.objections import same_as
 from kinship_daemon.steps.step import Step, Work
 from kinship_storage.errors import DamagedLineage, LineageError
 from kinship_storage.records import Job
@@ -146,11 +148,14 @@ class Faults:
         if isinstance(error, Transient) and not isinstance(error, Unavailable):
             self.missed[key] = error
         due = self._context.now() + (asked_for(error) or self._later(tries))
-        if isinstance(error, BudgetReached) and not error.others_may_go_on:
-            due = self._context.midnight()
+        if isinstance(error, BudgetReached):
+            midnight = self._context.midnight()
+            due = min(due, midnight) if error.others_may_go_on else midnight
         self._context.lineage.wait(key, str(error), due)
         about = "" if work.model is None else f"{work.model} waits: "
         self._say("warning", f"{about}{error}", work.model)
+        if tries >= _PATIENCE and isinstance(error, Unavailable) and error.model is not None:
+            self._lose(error.model, str(error), "world", None)
         # Neither a silent hub nor a worker that cannot start says anything about a model.
         patient = tries < _PATIENCE or isinstance(error, BudgetReached)
         patient |= step.needs in {"hub", "device"}
@@ -199,6 +204,12 @@ class Faults:
         if culprit is None or culprit == self._context.base.id or not step.blames:
             lineage.interrupt(key)
             raise KinshipError(str(error)) from error
+        if isinstance(error, EvaluationFailed):
+            lineage.spend(EVALUATION_BUDGET, self._context.today, error.seconds)
+        if culprit != work.model and not self._keeps_anyone_back(culprit, error):
+            # What is to blame is aside already, and yet the work asks for it: once more, later.
+            self._put_off(step, work, key, error)
+            raise Transient(str(error)) from error
         with lineage.transaction():
             if culprit != work.model:
                 lineage.interrupt(key)  # the work itself is as good as ever
@@ -206,11 +217,27 @@ class Faults:
                 lineage.wait(key, str(error), self._next_try(culprit))
             else:
                 lineage.fail(key, cause, str(error))
-            reason = self._set_aside(culprit, str(error), cause, setting)
             if isinstance(error, LeafGone):
-                for merge in dependents(lineage, culprit):
-                    gone = f"cannot be made any more: {culprit}: {reason}"
-                    self._set_aside(merge.id, gone, cause, setting)
+                self._lose(culprit, str(error), cause, setting)
+            else:
+                self._set_aside(culprit, str(error), cause, setting)
+
+    def _keeps_anyone_back(self, culprit: str, error: Exception) -> bool:
+        lineage = self._context.lineage
+        merges = dependents(lineage, culprit) if isinstance(error, LeafGone) else []
+        return bool(merges) or lineage.require(culprit).status in _IN_USE
+
+    def _lose(self, leaf: str, words: str, cause: Cause, setting: str | None) -> None:
+        """A leaf's bytes cannot be had: it is set aside, and so is what rests on it."""
+        lineage = self._context.lineage
+        with lineage.transaction():
+            reason = self._set_aside(leaf, words, cause, setting)
+            for merge in dependents(lineage, leaf):
+                gone = f"cannot be made any more: {leaf}: {reason}"
+                self._set_aside(merge.id, gone, cause, setting)
+            for copy in lineage.models("finetune", "refused"):
+                if copy.reason == same_as(leaf):
+                    reopen(lineage, copy)
 
     def _set_aside(self, name: str, words: str, cause: Cause, setting: str | None) -> str:
         """Returns the reason as it is kept: it is always shown with the model's name before it."""

@@ -56,10 +56,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class _Rest:
-    """Why a kind of step, or all that needs the hub, is left alone, and until when."""
+    """
+    Why a kind of step, or all that needs the hub, is left alone, and until when.
+
+    Attributes:
+        holds_up: Whether a run that is to end fails over it, where there is such work.
+    """
 
     until: datetime
     error: KinshipError
+    holds_up: bool = True
 
 
 class Runner:
@@ -78,7 +84,8 @@ class Runner:
         self._faults = Faults(context)
         self._rests: dict[str, _Rest] = {}
         self._repeated: Counter[str] = Counter()  # how often a job was done since the last rest
-        self._dues: list[datetime] = []  # of the jobs that this turn found waiting
+        self._dues: list[datetime] = []  # of what this turn found waiting
+        self._planned: dict[str, set[str]] = {}  # keys by kind, of plans seen to their end
 
     def loop(self, now: datetime, *, look: bool = False, skip: Iterable[str] = ()) -> Turn:
         """
@@ -96,7 +103,7 @@ class Runner:
         self._reopen(now)
         left_out = {*skip} if look else {*skip, _BY_THE_CLOCK}
         waiting: list[KinshipError] = []
-        self._dues = []
+        self._dues, self._planned = [], {}
         for step in self._steps:
             if step.kind in left_out:
                 continue
@@ -104,11 +111,13 @@ class Runner:
             if rest is not None:
                 with _planned(step, self._context) as plan:
                     if next(plan, None) is not None:
-                        waiting.append(rest.error)
+                        self._dues.append(rest.until)
+                        waiting += [rest.error] if rest.holds_up else []
                 continue
             if self._work_through(step, now, waiting):
                 return Turn(step.kind, tuple(waiting))
         self._repeated.clear()
+        self._forget_unplanned()
         return Turn(None, tuple(waiting), self._due(now))
 
     def _reopen(self, now: datetime) -> None:
@@ -127,8 +136,14 @@ class Runner:
         """When something may be done that cannot be done now. Only of what is still planned."""
         set_aside = self._context.lineage.set_aside("world")
         times = [datetime.fromisoformat(each.retry_at) for each in set_aside if each.retry_at]
-        times += [rest.until for rest in self._rests.values()] + self._dues
-        return min((time for time in times if is_ahead(time, now)), default=None)
+        ahead = (time for time in [*times, *self._dues] if is_ahead(time, now))
+        return min(ahead, default=None)
+
+    def _forget_unplanned(self) -> None:
+        """What waits, and is wanted no more, as things are now: nothing keeps it any longer."""
+        for job in self._context.lineage.jobs("waiting"):
+            if job.kind in self._planned and job.key not in self._planned[job.kind]:
+                self._context.lineage.retry_job(job.key)
 
     def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
         """Every piece of a kind's work that can be done. Returns whether any was."""
@@ -158,25 +173,32 @@ class Runner:
                 if step.holds_up:
                     waiting.append(error)
                 if not error.others_may_go_on:
-                    until = self._context.midnight()
-                    self._rests[step.kind] = _Rest(until, error)
+                    self._rest(step.kind, self._context.midnight(), error, step.holds_up)
                     break
             except Transient as error:
                 self._note_wait(key)
                 missed, silent = error, silent + 1
                 if self._hub_is_away(error) or silent == SILENT:
                     break
+        else:
+            self._planned[step.kind] = seen
         if missed is not None and (not worked or self._hub_is_away(missed)):
             until = self._context.now() + (asked_for(missed) or self._faults.pause())
-            self._rests[step.kind] = _Rest(until, missed)
-            waiting.append(missed)
+            # One that does not come says nothing of the others; many do, and a hub that says when.
+            holds_up = step.holds_up or silent == SILENT or asked_for(missed) is not None
+            self._rest(step.kind, until, missed, holds_up)
+            waiting += [missed] if holds_up else []
         return worked
+
+    def _rest(self, name: str, until: datetime, error: KinshipError, holds_up: bool) -> None:
+        self._rests[name] = _Rest(until, error, holds_up)
+        self._dues.append(until)
 
     def _hub_is_away(self, error: KinshipError) -> bool:
         """Whether the hub has said when it is back: nothing is asked of it before."""
         wait = asked_for(error)
         if wait is not None:
-            self._rests["hub"] = _Rest(self._context.now() + wait, error)
+            self._rest("hub", self._context.now() + wait, error, holds_up=True)
         return wait is not None
 
     def _take(
@@ -206,10 +228,12 @@ class Runner:
                 step.commit(lineage, work, result)
         except Exception as error:
             self._faults.met(step, work, job.key, error)
+            self.doing = None
             return True
         self._faults.went_well(step, job.key)
         self._note_done(step, work, job.key)
         self._tell(step, work, result)
+        self.doing = None
         return True
 
     def _tell(self, step: Step[Any], work: Work, result: Any) -> None:

@@ -79,7 +79,7 @@ def factors_table(context: Context, model: Model) -> str | None:
     if is_leaf(model):
         return None
     made_of = coefficients(context, model)
-    leaves = leaf_models(context, made_of)
+    leaves = leaf_models(context.lineage, made_of)
     lines = [",".join(["tensor", context.base.id, *(leaf.id for leaf in leaves.values())])]
     for name, base, deltas in zip(
         context.ledger.names, made_of.base.tolist(), made_of.deltas.tolist(), strict=True
@@ -101,7 +101,7 @@ _GROUPS = (
 def _factors(context: Context, model: Model) -> tuple[tuple[str, str, float], ...]:
     """Mean factor of each leaf's delta over the tensors of a group."""
     made_of = coefficients(context, model)
-    leaves = leaf_models(context, made_of)
+    leaves = leaf_models(context.lineage, made_of)
     groups: dict[str, list[int]] = {}
     for place, name in enumerate(context.ledger.names):
         groups.setdefault(_group(name), []).append(place)

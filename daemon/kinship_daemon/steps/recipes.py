@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from kinship_daemon.context import Context, Rows
-from kinship_daemon.steps.assemblies import combination
+from kinship_daemon.steps.assemblies import combination, leaf_models
 from kinship_daemon.steps.leaves import is_leaf
 from kinship_daemon.weights.checkpoint import DTYPES, Checkpoint
 from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml
@@ -65,7 +65,7 @@ class Recipes:
             names = {each.id: self._part(each, parts) for each in parents}
             return to_yaml(Recipe.from_json(model.recipe), names, base, dtype)
         made_of = combination(self.lineage, self.rows, model)
-        leaves = {weights: self.lineage.by_weights(weights)[0] for weights in made_of.rows}
+        leaves = leaf_models(self.lineage, made_of)
         names = {weights: self._part(leaf, parts) for weights, leaf in leaves.items()}
         return collapsed_yaml(self.rows.ledger, made_of, names, base, dtype)
 
