@@ -17,6 +17,7 @@ from kinship_daemon import config, startup
 from kinship_daemon.errors import BudgetReached, KinshipError, ModelError, Transient, WorkerDied
 from kinship_daemon.evaluate import settings
 from kinship_daemon.evaluate.worker import WorkerEvaluator
+from kinship_daemon.explain import explain
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.steps import card_facts, facts
@@ -106,6 +107,19 @@ def test_a_repo_that_is_renamed_in_a_folder_hub_keeps_its_place_and_its_merges(h
         assert "demo/renamed" in d.lineage.require(old).reason
         assert {name: found[name] for name in merges} == merges
         assert d.lineage.require("demo/renamed").weights == d.lineage.require(old).weights
+    # Merges on the old name are judged by the new one's answers, also under other settings.
+    with opened(home, **{"evaluate.limit": "24"}) as d:
+        evolve(d)
+        on_it = [m.id for m in d.lineage.models("merge", "admitted") if old in m.parents]
+        settings = d.settings.fingerprint("validation")
+        best = [name for name in on_it if "not above" not in explain(d.lineage, name)]
+        assert all(d.lineage.gate(name, settings) for name in best)
+    (home / "hub" / "demo" / "renamed").rename(home / "hub" / old)
+    with opened(home) as d:
+        evolve(d)
+        found = statuses(d)
+        assert (found[old], found["demo/renamed"]) == ("admitted", "refused")
+        assert {name: found[name] for name in merges} == merges
 
 
 def test_other_evaluation_settings_are_other_scores_and_another_decision(home):
@@ -136,6 +150,17 @@ def test_another_policy_goes_on_from_what_the_last_one_made(home):
 
 def pair(a, b, role="pair"):
     return Proposal((f"demo/{a}", f"demo/{b}"), role, "as written")
+
+
+def test_a_policy_that_failed_is_asked_again_at_the_next_start(home):
+    clock = Clock(datetime(2026, 3, 1, 12, tzinfo=UTC))
+    for number in (1, 2):
+        with opened(home, clock) as d:
+            d = replace(d, policy=Broken())
+            for _ in range(2):
+                assert "no idea" in evolve(d)
+            assert len(d.lineage.generations()) == number
+        clock.pass_minutes(1)
 
 
 def test_a_policy_may_explore_twice_repeat_itself_and_fall_silent(home):
@@ -337,6 +362,7 @@ def test_trouble_with_publishing_is_not_the_models_fault(home, monkeypatch):
         d.lineage.recover()  # as at a next start
         one_generation(d)
         assert [p.model for p in d.lineage.publications()] == passed
+        assert {d.lineage.require(name).not_published for name in passed} == {None}
         assert not d.home.staging.exists()
 
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from huggingface_hub import get_token
 
 from kinship_daemon.policy_process import PolicyFailed, ask
 from kinship_policies.policy import Decision, Member, Population, Proposal
@@ -45,6 +46,21 @@ class Odd:
             case "nan":
                 return Decision((), ("a",), float("nan"), stop="done")
         return UNSOUND.get(self.way)
+
+
+class Nosy:
+    def propose(self, _population):
+        raise RuntimeError(f"token {get_token()}, {sorted(k for k in os.environ if 'TOKEN' in k)}")
+
+
+def test_a_policy_finds_no_token(tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("hf_ofafile")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "hf_oftheenvironment")
+    with pytest.raises(PolicyFailed, match="token None") as told:
+        ask(Nosy(), PAIR, 60)
+    assert "'HF_TOKEN'" not in str(told.value)
 
 
 def test_a_policy_answers_as_it_would_here():

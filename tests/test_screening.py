@@ -1,6 +1,7 @@
 """The quick screen, with the real harness on the demo's models: who is not worth a full look."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -134,6 +135,25 @@ def test_a_base_that_cannot_be_screened_lets_everyone_pass(hub, tmp_path, monkey
         warnings = events(d, "warning")
         assert len([w for w in warnings if "nobody is screened" in w]) == 1
         assert all(scores(d, m, "selection") for m in d.lineage.models("finetune"))
+
+
+def test_a_base_that_gets_nothing_right_is_asked_once_and_lets_everyone_pass(
+    hub, tmp_path, monkeypatch
+):
+    real = WorkerEvaluator.evaluate
+
+    def wrong(self, assembly, split, progress=None):
+        found = real(self, assembly, split, progress)
+        if assembly.base == hub / demo.BASE and not assembly.leaves:
+            return tuple(replace(score, score=0.0) for score in found)
+        return found
+
+    monkeypatch.setattr(WorkerEvaluator, "evaluate", wrong)
+    with opened(hub, tmp_path / "home") as d:
+        turns.poll(d)
+        turns.take(d, "screen")
+        assert {m.status for m in d.lineage.models()} == {"admitted"}
+        assert all(m.screen is not None for m in d.lineage.models("finetune"))
 
 
 def test_without_documents_nobody_is_screened(hub, tmp_path):

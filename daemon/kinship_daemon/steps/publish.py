@@ -121,8 +121,9 @@ def _commit(lineage: Lineage, _work: Work, publication: Publication) -> None:
 def _tell(context: Context, _work: Work, made: Publication) -> None:
     stage = context.home.staging / made.repo
     shutil.rmtree(stage, ignore_errors=True)
-    with suppress(OSError):
-        stage.parent.rmdir()  # unless another merge of that namespace is on its way
+    with suppress(OSError):  # unless another merge is on its way
+        stage.parent.rmdir()
+        context.home.staging.rmdir()
     context.report.event("publish", f"{made.model} as {made.repo}", model=made.model, url=made.url)
 
 
