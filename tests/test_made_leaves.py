@@ -227,9 +227,16 @@ def test_a_quarantined_parent_is_made_again_for_its_children(calm, undisturbed):
     assert content(calm / "made") == undisturbed["made"]
 
 
-@pytest.mark.parametrize("method", OTHERS)
-def test_every_method_may_be_the_configured_one(tmp_path, method):
-    settings = {"merge": f"{{method: {method}, parameters: {{weight: 0.7, density: 0.6}}}}"}
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        *((name, "{weight: 0.7, density: 0.6}") for name in OTHERS),
+        ("wudi", "{ridge: 0.05}"),
+        ("tsv", "{lambda: 0.7}"),
+    ],
+)
+def test_every_kind_of_method_may_be_the_configured_one(tmp_path, method, parameters):
+    settings = {"merge": f"{{method: {method}, parameters: {parameters}}}"}
     with opened(tmp_path / "home", **(SETTINGS | settings)) as d:
         evolve(d)
         merges = d.lineage.models(kind="merge", status="admitted")

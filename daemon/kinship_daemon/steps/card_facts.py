@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 from itertools import combinations
 from typing import get_args
@@ -16,7 +17,7 @@ from kinship_daemon.steps.assemblies import coefficients, kinship_matrix, leaf_m
 from kinship_daemon.steps.leaves import is_leaf
 from kinship_daemon.steps.scores import parents_of, scores
 from kinship_daemon.weights.checkpoint import DTYPES
-from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml
+from kinship_daemon.weights.mergekit import collapsed_yaml, lacks, several_yaml, to_yaml
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.records import Model, Score, Split
 
@@ -53,11 +54,18 @@ def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
         sources=tuple((each, tuple(context.lineage.files(each.id))) for each in sources),
         made=to_yaml(recipe, _names(context, model), base, _dtype(context)),
         collapsed=_from_leaves(context, model),
+        lacking=_lacking([model, *family]),
         factors=() if is_leaf(model) else _factors(context, model),
         version=version("kinship-daemon"),
         settings=_settings(context),
         hub_url=context.hub.name if "://" in context.hub.name else None,
     )
+
+
+def _lacking(family: Iterable[Model]) -> tuple[str, ...]:
+    """Methods that mergekit does not have, of merges that do not collapse to one it has."""
+    made = {each.recipe["method"] for each in family if each.recipe and is_leaf(each)}
+    return tuple(sorted(name for name in made if lacks(name)))
 
 
 def _verdict(context: Context, model: Model) -> str | None:
