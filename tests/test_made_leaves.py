@@ -15,6 +15,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.steps import make, validate
 from kinship_daemon.steps.assemblies import kinship_matrix
 from kinship_daemon.weights.gram import Ledger
+from kinship_daemon.weights.methods.method import MatrixMethod
 from kinship_storage.lineage import Lineage
 from scripted_policies import Scripted, merge
 from test_evolution import evolve, opened
@@ -242,6 +243,22 @@ def test_every_kind_of_method_may_be_the_configured_one(tmp_path, method, parame
         merges = d.lineage.models(kind="merge", status="admitted")
     assert {m.recipe["method"] for m in merges} == {method}
     assert any(parent.startswith("model-") for m in merges for parent in m.parents)
+
+
+def test_a_matrix_merge_of_another_machine_is_the_worlds_fault(tmp_path, monkeypatch):
+    home, settings = tmp_path / "home", SETTINGS | {"merge": "{method: wudi, parameters: {}}"}
+    with opened(home, **settings) as d:
+        d = replace(d, policy=Scripted([merge("add", "max")]))
+        evolve(d)
+    shutil.rmtree(home / "made")
+    exact = MatrixMethod.__call__
+    monkeypatch.setattr(MatrixMethod, "__call__", lambda *all_: exact(*all_) * 1.01)
+    with opened(home, **settings) as d:
+        d = replace(d, policy=Scripted([merge("add", "max")], [merge("model-1-1", "sort")]))
+        evolve(d)
+        child = d.lineage.require("model-1-1")
+        assert (child.status, child.cause) == ("quarantined", "world")
+        assert "the number of threads or torch's release is another" in child.reason
 
 
 def test_a_newcomer_may_come_while_what_was_made_is_gone(tmp_path):

@@ -19,6 +19,7 @@ from kinship_daemon.weights import gram
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.materialise import write
+from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import Recipe
 from kinship_daemon.weights.shard import Made
 from kinship_daemon.weights.whole_tensor import WholeTensorAssembly, whole_tensor_assembly
@@ -77,10 +78,20 @@ def _run(context: Context, work: Work) -> Written:
     )
     before = context.lineage.files(model.id)
     if before and sorted(files, key=_path) != sorted(before, key=_path):
-        raise ModelError(f"made again, {model.id} has other bytes than the first time")
+        raise _other_bytes(model)
     ledger.save(context.home.ledger)
     context.rows.use(ledger)
     return Written(folder, files)
+
+
+def _other_bytes(model: Model) -> ModelError:
+    assert model.recipe is not None
+    words = f"made again, {model.id} has other bytes than the first time"
+    if method(model.recipe["method"]).kind == "matrix":
+        # Whoever has the machine of the first time can make it.
+        words = f"{words}: the device, the number of threads or torch's release is another"
+        return ModelError(words, cause="world")
+    return ModelError(words)
 
 
 def _commit(lineage: Lineage, work: Work, made: Written) -> None:
