@@ -5,8 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import architectures
+import command
 import ledgers
 import tiny
 from kinship_daemon.errors import ModelError, UsageError
@@ -487,6 +489,25 @@ def test_biases_are_averaged(tmp_path):
     key = "model.layers.0.self_attn.q_proj.bias"
     mean = sum(tiny.tensors(folder)[key].float() for folder in leaves) / 2
     assert torch.allclose(all_made(child(base, leaves, "tsv"))[key], mean, atol=1e-6)
+
+
+def test_a_recipe_in_yaml_is_merged_by_hand(tmp_path, family, monkeypatch, capfd):
+    base, leaves = family
+    recipe = {
+        "merge_method": "optmerge",
+        "base_model": str(base),
+        "models": [{"model": str(folder)} for folder in leaves],
+        "parameters": {"lambda": [0.5, 1.5], "ridge": 0.02},
+    }
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    done = command.call(
+        ["merge", tmp_path / "recipe.yml", tmp_path / "out", "--device", "cpu"], monkeypatch, capfd
+    )
+    assert done.code == 0, done.err
+    by_hand = tiny.tensors(tmp_path / "out")
+    changes = {"lambda": [0.5, 1.5], "ridge": 0.02}
+    for key, tensor in all_made(child(base, leaves, "optmerge", **changes), torch.bfloat16).items():
+        assert torch.equal(by_hand[key], tensor), key
 
 
 @pytest.mark.gpu
