@@ -258,16 +258,22 @@ def test_deltas_of_low_rank_stay_in_what_they_span(name, rank):
         [noise(1, 9, 1), noise(2, 9, 1), noise(3, 9, 1)],
         [noise(1, 1, 1), noise(2, 1, 1)],
         [noise(1, 6, 6), 1e-6 * noise(2, 6, 6)],
+        [1e25 * noise(1, 9, 6), 1e25 * noise(2, 9, 6)],
+        [1e25 * noise(1, 2, 6), noise(2, 2, 6)],
+        [1e-25 * noise(1, 6, 6), 1e-25 * noise(2, 6, 6)],
     ],
-    ids=["zeros", "same", "opposite", "one zero", "cancel", "a row", "a column", "one", "tiny"],
+    ids=[
+        *("zeros", "same", "opposite", "one zero", "cancel", "a row", "a column", "one", "tiny"),
+        *("huge", "huge beside small", "minute"),
+    ],
 )
 def test_hard_matrices_give_finite_children_no_longer_than_their_parents(name, deltas):
     found = merged(name, deltas)
     assert found.shape == deltas[0].shape
     assert bool(found.isfinite().all())
     # Boosted, every one of few directions is as strong as the strongest.
-    longest = sum(float(delta.norm()) for delta in deltas) * min(deltas[0].shape) ** 0.5
-    assert float(found.norm()) <= longest * (1 + 1e-5)
+    longest = sum(float(delta.double().norm()) for delta in deltas) * min(deltas[0].shape) ** 0.5
+    assert float(found.double().norm()) <= longest * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)

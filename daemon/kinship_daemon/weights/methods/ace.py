@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from kinship_daemon.weights.methods.least_squares import RIDGE, solve
+from kinship_daemon.weights.methods.least_squares import RIDGE, solve, squared
 from kinship_daemon.weights.methods.method import Settings, matrix_method
 
 __all__ = ["ace"]
@@ -22,6 +21,6 @@ def ace(deltas: Sequence[Tensor], parameters: Settings) -> Tensor:
     spectrum that is added. They depend on the unit of the weights, and give one parent not back.
     The paper's ridge is 0.01 of no unit; this one is relative.
     """
-    traces = [float((delta - delta.mean(0)).square().sum(dtype=torch.float64)) for delta in deltas]
+    traces = [squared(delta - delta.mean(0)) for delta in deltas]
     scales = [1 / trace if trace else 0.0 for trace in traces]
     return solve(deltas, scales, parameters, centred=True)

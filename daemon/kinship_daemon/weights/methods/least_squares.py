@@ -17,13 +17,15 @@ from torch import Tensor
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.methods.method import Parameter, Settings
 
-__all__ = ["RIDGE", "solve"]
+__all__ = ["RIDGE", "solve", "squared"]
 
 # Below, float32 cannot tell rounding from what a delta of low rank leaves empty.
 _LEAST_RIDGE = 1e-6
 RIDGE = Parameter(
     "ridge", default=0.01, doc="added to each G_i, of its mean eigenvalue; more is nearer the mean"
 )
+# How often the ridge is raised tenfold before it is as if it were endless.
+_TRIES = 6
 # Columns of a symmetric product are made in so many runs, and what lies above copied from below.
 _RUNS = 4
 
@@ -39,7 +41,8 @@ def solve(
     The X with X sum_i (G_i + r I) = sum_i d_i (G_i + r I) and G_i = scale_i s_i^T s_i.
 
     s_i is d_i, or with `centred` d_i less the mean of its rows. r is `ridge` times the mean
-    eigenvalue of the G_i; where float32 cannot factor the sum all the same, ten times as much.
+    eigenvalue of the G_i; where float32 cannot factor the sum all the same, ten times as much, and
+    so on; in the end X is the mean, as for deltas whose squares float32 cannot hold.
 
     All in float32, without TF32. Of p parents the smaller of two equal systems is solved: of the n
     inputs, or of the p m rows.
@@ -59,17 +62,20 @@ def solve(
         return deltas[0]
     sources = [delta - delta.mean(0) for delta in deltas] if centred else list(deltas)
     rows, columns = deltas[0].shape
-    squares = [
-        scale * float(source.square().sum(dtype=torch.float64))
-        for scale, source in zip(scales, sources, strict=True)
-    ]
-    shift = ridge * sum(squares) / (len(deltas) * columns)
-    if shift == 0:
-        return _mean(deltas)
+    traces = [scale * squared(source) for scale, source in zip(scales, sources, strict=True)]
+    shift = ridge * sum(traces) / (len(deltas) * columns)
     way = _over_rows if len(deltas) * rows < columns else _over_inputs
-    while (found := way(deltas, sources, scales, shift)) is None:
+    for _ in range(_TRIES if shift else 0):
+        found = way(deltas, sources, scales, shift)
+        if found is not None:
+            return found
         shift *= 10
-    return found
+    return _mean(deltas)
+
+
+def squared(matrix: Tensor) -> float:
+    """The sum of its squares, in float64."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
 def _over_inputs(

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from kinship_daemon.weights.methods.least_squares import RIDGE, solve
+from kinship_daemon.weights.methods.least_squares import RIDGE, solve, squared
 from kinship_daemon.weights.methods.method import Settings, matrix_method
 from kinship_daemon.weights.methods.singular import svd
 
@@ -25,7 +24,7 @@ def optmerge(deltas: Sequence[Tensor], parameters: Settings) -> Tensor:
     if len(deltas) == 1:
         return deltas[0]
     kept = max(1, min(deltas[0].shape) // len(deltas))
-    squares = [float(delta.square().sum(dtype=torch.float64)) for delta in deltas]
+    squares = [squared(delta) for delta in deltas]
     largest = []
     for delta in deltas:
         u, s, v = svd(delta)

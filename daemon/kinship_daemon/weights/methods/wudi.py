@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from kinship_daemon.weights.methods.least_squares import RIDGE, solve
+from kinship_daemon.weights.methods.least_squares import RIDGE, solve, squared
 from kinship_daemon.weights.methods.method import Settings, matrix_method
 
 __all__ = ["wudi"]
@@ -21,5 +20,5 @@ def wudi(deltas: Sequence[Tensor], parameters: Settings) -> Tensor:
     ridge: directions in which all deltas are small are averaged. A matrix that a parent left as it
     was has no inputs of its own, and is only averaged in by the ridge.
     """
-    squares = [float(delta.square().sum(dtype=torch.float64)) for delta in deltas]
+    squares = [squared(delta) for delta in deltas]
     return solve(deltas, [1 / square if square else 0.0 for square in squares], parameters)
