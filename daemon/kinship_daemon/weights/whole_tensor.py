@@ -104,8 +104,9 @@ def whole_tensor_assembly(
         name: {parameter: values[row] for parameter, values in columns.items()}
         for row, name in enumerate(names)
     }
-    for name in names:
-        _check_settings(recipe.method, merge, settings[name], len(parents))
+    # Mostly the same for thousands of tensors.
+    for different in {repr(each): each for each in settings.values()}.values():
+        _check_settings(recipe.method, merge, different, len(parents))
     return WholeTensorAssembly(
         identity, base, tuple(parents), recipe.method, settings, donor, device
     )
