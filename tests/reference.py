@@ -122,6 +122,14 @@ def model_stock(base: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor
     return t * sum(tensors) / count + (1 - t) * base
 
 
+def metagpt(base: torch.Tensor, tensors: list[torch.Tensor], scale: float = 1.0) -> torch.Tensor:
+    squares = [float((t - base).norm()) ** 2 for t in tensors]
+    if not any(squares):
+        return base
+    shares = [square / sum(squares) for square in squares]
+    return base + scale * sum(s * (t - base) for s, t in zip(shares, tensors, strict=True))
+
+
 def _minus(tensor: torch.Tensor, origin: torch.Tensor | None) -> torch.Tensor:
     return tensor if origin is None else tensor - origin
 
@@ -135,6 +143,7 @@ SPAN: dict[str, Callable[[torch.Tensor, list[torch.Tensor], Mapping[str, Any]], 
     "extrapolation": lambda _, ws, p: extrapolation(p["lambda"], *ws),
     "karcher": lambda _, ws, p: karcher(ws, p["max_iter"], p["tol"]),
     "linear": lambda _, ws, p: linear(p["weight"], ws, p["normalize"]),
+    "metagpt": lambda b, ws, p: metagpt(b, ws, p["lambda"]),
     "model_stock": lambda b, ws, _: model_stock(b, ws),
     "multislerp": lambda b, ws, p: multislerp(
         ws, p["weight"], p["normalize_weights"], p["eps"], b if p["of_deltas"] else None

@@ -132,6 +132,12 @@ def test_the_card_says_what_a_reader_needs_to_trust_or_repeat_it():
         assert fact in text
 
 
+def test_what_mergekit_lacks_is_not_said_to_be_made_with_it():
+    text = " ".join(model_card(replace(FACTS, lacking=("iso_c", "tsv"))).split())
+    assert "from the sources at the revisions above (mergekit has no iso_c and tsv)" in text
+    assert "mergekit-yaml" not in text
+
+
 def test_the_recipes_in_the_card_are_the_recipes():
     blocks = model_card(FACTS).split("```yaml\n")[1:]
     recipes = [yaml.safe_load(block.partition("```")[0]) for block in blocks]

@@ -34,6 +34,13 @@ def test_the_default_tasks_are_the_papers():
     assert tasks == ["winogrande", "gsm8k", "truthfulqa_mc2"]
 
 
+def test_slerps_t_is_no_other_methods():
+    assert config.load().merge.parameters == {"t": 0.5}
+    assert config.load(overrides=["merge.method=model_stock"]).merge.parameters == {}
+    both = ["merge.method=wudi", "merge.parameters={ridge: 0.1}"]
+    assert config.load(overrides=both).merge.parameters == {"ridge": 0.1}
+
+
 def test_set_beats_flag_beats_file(tmp_path):
     file = write(tmp_path, "base: qwen3-8b\npolicy: {k: 4}\nseed: 3\n")
     loaded = config.load(file, base="gemma-2-9b", overrides=["policy.k=5"])

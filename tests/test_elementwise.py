@@ -12,11 +12,11 @@ import mergekit_oracle
 import tiny
 from kinship_daemon.errors import ModelError, UsageError
 from kinship_daemon.weights.assembly import assemble, leaf_assembly
-from kinship_daemon.weights.elementwise import ElementwiseAssembly, elementwise_assembly
 from kinship_daemon.weights.materialise import write
 from kinship_daemon.weights.methods import blocks, sparse
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import Recipe, combine, leaf
+from kinship_daemon.weights.whole_tensor import WholeTensorAssembly, whole_tensor_assembly
 
 CPU = torch.device("cpu")
 METHODS = [
@@ -269,11 +269,11 @@ def family(tmp_path_factory):
     return base, [tiny.finetune(base, room / name, seed) for seed, name in enumerate("abc", 1)]
 
 
-def child(base, leaves, name, **parameters) -> ElementwiseAssembly:
+def child(base, leaves, name, **parameters) -> WholeTensorAssembly:
     names = ledgers.of(base, {}).names
     recipe = Recipe(name, tuple(folder.name for folder in leaves), {"weight": 1.0} | parameters)
     parents = [leaf_assembly(folder, folder.name) for folder in leaves]
-    return elementwise_assembly(recipe, parents, names, base, "recipe:child", leaves[0])
+    return whole_tensor_assembly(recipe, parents, names, base, "recipe:child", leaves[0])
 
 
 def made(assembly, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -410,7 +410,7 @@ def test_a_parent_may_be_a_merge_of_leaves(family):
     first = assemble(ledger, halves, base, folders, "recipe:ab", donor=leaves[0])
     second = assemble(ledger, leaf(ledger, "c"), base, folders, "c", donor=leaves[2])
     recipe = Recipe("ties", ("ab", "c"), {"weight": 1.0, "density": 0.5})
-    assembly = elementwise_assembly(
+    assembly = whole_tensor_assembly(
         recipe, [first, second], ledger.names, base, "recipe:x", leaves[0]
     )
     own, (a, b, c) = tiny.tensors(base), map(tiny.tensors, leaves)
@@ -428,7 +428,7 @@ def test_the_base_and_plain_checkpoints_may_be_parents(family):
     names = ledgers.of(base, {}).names
     parents = [leaf_assembly(base, "base"), leaf_assembly(leaves[0], "a")]
     recipe = Recipe("ties", ("base", "a"), {"weight": 1.0})
-    assembly = elementwise_assembly(recipe, parents, names, base, "x", leaves[0])
+    assembly = whole_tensor_assembly(recipe, parents, names, base, "x", leaves[0])
     theirs = tiny.tensors(leaves[0])
     for key, tensor in all_made(assembly).items():
         # A delta of 0 has no sign, so it is not averaged in.
@@ -501,7 +501,7 @@ def test_a_parent_of_another_shape_is_refused(tmp_path, family):
 @pytest.mark.parametrize(
     ("name", "parameters", "said"),
     [
-        ("linear", {}, "linear is no elementwise method"),
+        ("linear", {}, "linear is a span method"),
         ("ties", {"denstiy": 0.5}, "did you mean 'density'"),
         ("ties", {"density": [0.5]}, "density has 1 values for 2 parents"),
         ("ties", {"density": [{"filter": "mlp", "value": 1.5}, {"value": 1}]}, "ties: density is"),
@@ -521,7 +521,7 @@ def test_a_recipe_needs_all_its_parents(family):
     recipe = Recipe("ties", ("a", "b"), {"weight": 1.0})
     parents = [leaf_assembly(leaves[0], "a")]
     with pytest.raises(UsageError, match="a recipe of 2 parents was given 1"):
-        elementwise_assembly(recipe, parents, ["x"], base, "x", base)
+        whole_tensor_assembly(recipe, parents, ["x"], base, "x", base)
 
 
 @pytest.mark.gpu

@@ -320,3 +320,28 @@ def test_the_demos_worlds_are_as_many_as_its_sets_of_founders(monkeypatch, capfd
             ["simulate", "--landscape", wrong, "--policy", "topk-greedy"], monkeypatch, capfd
         )
         assert (found.code, words in found.err) == (2, True)
+
+
+def test_a_flat_and_rugged_world_is_near_the_papers_table():
+    """Founders' standard deviation, and how often a pair is measured below its parents' mean."""
+
+    def facts(**settings):
+        landscape, spreads, losses = Synthetic(Parameters(founders=3, **settings)), [], []
+        for seed in range(40):
+            world = landscape.world(seed, NOTHING)
+            scores = [model.score for model in world.founders]
+            spreads.append(np.var(scores, ddof=1))
+            for i, j in ((0, 1), (0, 2), (1, 2)):
+                pair = (world.founders[i].name, world.founders[j].name)
+                child = world.merge(Merge(f"{i}-{j}", pair))
+                losses.append(child.score < (scores[i] + scores[j]) / 2)
+        return np.sqrt(np.mean(spreads)), np.mean(losses)
+
+    spread, losses = facts(slope=0.05, rugged=0.15)
+    assert spread == pytest.approx(0.022, abs=0.005)
+    assert losses == pytest.approx(0.4, abs=0.12)
+    spread, losses = facts()
+    assert spread > 0.07
+    assert losses < 0.02
+    title = Synthetic(Parameters(slope=0.05, rugged=0.15)).title
+    assert title.endswith(", slope 0.05, rugged 0.15")

@@ -15,6 +15,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.steps import make, validate
 from kinship_daemon.steps.assemblies import kinship_matrix
 from kinship_daemon.weights.gram import Ledger
+from kinship_daemon.weights.methods.method import MatrixMethod
 from kinship_storage.lineage import Lineage
 from scripted_policies import Scripted, merge
 from test_evolution import evolve, opened
@@ -227,14 +228,37 @@ def test_a_quarantined_parent_is_made_again_for_its_children(calm, undisturbed):
     assert content(calm / "made") == undisturbed["made"]
 
 
-@pytest.mark.parametrize("method", OTHERS)
-def test_every_method_may_be_the_configured_one(tmp_path, method):
-    settings = {"merge": f"{{method: {method}, parameters: {{weight: 0.7, density: 0.6}}}}"}
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        *((name, "{weight: 0.7, density: 0.6}") for name in OTHERS),
+        ("wudi", "{ridge: 0.05}"),
+        ("tsv", "{lambda: 0.7}"),
+    ],
+)
+def test_every_kind_of_method_may_be_the_configured_one(tmp_path, method, parameters):
+    settings = {"merge": f"{{method: {method}, parameters: {parameters}}}"}
     with opened(tmp_path / "home", **(SETTINGS | settings)) as d:
         evolve(d)
         merges = d.lineage.models(kind="merge", status="admitted")
     assert {m.recipe["method"] for m in merges} == {method}
     assert any(parent.startswith("model-") for m in merges for parent in m.parents)
+
+
+def test_a_matrix_merge_of_another_machine_is_the_worlds_fault(tmp_path, monkeypatch):
+    home, settings = tmp_path / "home", SETTINGS | {"merge": "{method: wudi, parameters: {}}"}
+    with opened(home, **settings) as d:
+        d = replace(d, policy=Scripted([merge("add", "max")]))
+        evolve(d)
+    shutil.rmtree(home / "made")
+    exact = MatrixMethod.__call__
+    monkeypatch.setattr(MatrixMethod, "__call__", lambda *all_: exact(*all_) * 1.01)
+    with opened(home, **settings) as d:
+        d = replace(d, policy=Scripted([merge("add", "max")], [merge("model-1-1", "sort")]))
+        evolve(d)
+        child = d.lineage.require("model-1-1")
+        assert (child.status, child.cause) == ("quarantined", "world")
+        assert "the number of threads or torch's release is another" in child.reason
 
 
 def test_a_newcomer_may_come_while_what_was_made_is_gone(tmp_path):

@@ -378,12 +378,18 @@ ELEMENTWISE = [
     Recipe("della_linear", ("a", "b"), {"weight": [1, 0.5], "density": [1.0, 1.0]}),
 ]
 
+OURS = [
+    Recipe("wudi", ("a", "b"), {"ridge": 0.1}),
+    Recipe("iso_cts", ("a", "b", "c"), {"common": GRADIENT, "lambda": 1.5}),
+    Recipe("metagpt", ("a", "b"), {"lambda": 0.5}),
+]
+
 
 def told(recipe: Recipe) -> str:
     return f"{recipe.method}-{'-'.join(recipe.parameters)}"
 
 
-@pytest.mark.parametrize("recipe", SPAN + ELEMENTWISE, ids=told)
+@pytest.mark.parametrize("recipe", SPAN + ELEMENTWISE + OURS, ids=told)
 def test_a_recipe_as_made_is_read_back(recipe):
     names = {"a": "org/a", "b": "kinship/model-1-2", "c": "org/c"}
     text = to_yaml(recipe, names, "org/base", "bfloat16")
@@ -392,6 +398,14 @@ def test_a_recipe_as_made_is_read_back(recipe):
     assert wanted.recipe == Recipe(recipe.method, parents, recipe.parameters)
     assert wanted.dtype == "bfloat16"
     assert "org/base" in text
+
+
+@pytest.mark.parametrize("recipe", SPAN + ELEMENTWISE + OURS, ids=told)
+def test_a_method_that_mergekit_lacks_is_said_to_be_ours_alone(recipe):
+    registry = pytest.importorskip("mergekit.merge_methods.registry")
+    text = to_yaml(recipe, dict(zip("abc", "abc", strict=True)), "org/base", "bfloat16")
+    has = {each.spec.name for each in registry.registered_methods()}
+    assert (f"# mergekit has no {recipe.method}" in text) == (recipe.method not in has)
 
 
 @pytest.mark.parametrize("step", [0.5, [0.1, 0.5], GRADIENT])

@@ -105,6 +105,7 @@ def settings(name: str, count: int) -> list[dict[str, Any]]:
     several: dict[str, list[dict[str, Any]]] = {
         "karcher": [{"max_iter": 10, "tol": 1e-5}, {"max_iter": 1, "tol": 1e-6}],
         "linear": [{"weight": weight, "normalize": choice} for choice in (True, False)],
+        "metagpt": [{"lambda": 1.0}, {"lambda": 0.4}],
         "model_stock": [{}],
         "multislerp": [
             mean,
@@ -175,7 +176,9 @@ def test_factors_give_the_definition(name, count, parameters, scale):
     assert torch.allclose(merged(name, [base, *tensors], parameters), exact, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize(("name", "count", "parameters"), EACH)
+@pytest.mark.parametrize(
+    ("name", "count", "parameters"), [each for each in EACH if each.values[0] != "metagpt"]
+)
 def test_tensors_do_not_touch_each_other(name, count, parameters):
     several = [products_of(drawn(count, scale)) for scale in (0.02, 1.0, 0.0, 50.0)]
     alone = [factors_of(name, one, parameters)[0] for one in several]
@@ -231,8 +234,11 @@ OTHERWISE = {
 }
 
 
+OURS = {"extrapolation", "metagpt"}  # mergekit has no such method
+
+
 @pytest.mark.parametrize(
-    ("name", "count", "parameters"), [each for each in EACH if each.values[0] != "extrapolation"]
+    ("name", "count", "parameters"), [each for each in EACH if each.values[0] not in OURS]
 )
 def test_hard_cases_are_mergekits(name, count, parameters):
     for case, models in HARD.items():
@@ -280,7 +286,7 @@ LEFT_OUT = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(reference.SPAN) - {"extrapolation"}))
+@pytest.mark.parametrize("name", sorted(set(reference.SPAN) - OURS))
 def test_parameters_have_mergekits_names_and_defaults(name):
     pytest.importorskip("mergekit")
     from mergekit.merge_methods.base import ParameterScope
@@ -334,6 +340,14 @@ def test_task_arithmetic_does_not_divide_by_weights_that_sum_to_nothing():
     assert factors_of("task_arithmetic", products_of([B, U, V]), parameters) == [[1, 0.5, -0.5]]
 
 
+def test_metagpt_weighs_whole_models():
+    small, large = products_of([B, B + U, B]), products_of([B, B + U, B + 3 * V])
+    factors = factors_of("metagpt", torch.cat([small, large]), {"lambda": 1.0})
+    # Over both tensors the squared lengths are 25 + 25 and 0 + 225.
+    assert factors == [pytest.approx([0, 50 / 275, 225 / 275])] * 2
+    assert factors_of("metagpt", products_of([B, B, B]), {"lambda": 1.0}) == [[1, 0, 0]]
+
+
 def test_directions_that_cannot_be_normalised_are_refused():
     parameters = {"weight": [1.0, -1.0], "normalize_weights": True, "eps": 1e-8, "of_deltas": False}
     with pytest.raises(UsageError, match=r"multislerp: the weights sum to 0.*normalize_weights"):
@@ -378,17 +392,29 @@ ELEMENTWISE = [
     "della_linear",
     "ties",
 ]
+MATRIX = [
+    "ace",
+    "actmat",
+    "iso_c",
+    "iso_cts",
+    "optmerge",
+    "star",
+    "subspace_boosting",
+    "svc",
+    "tsv",
+    "wudi",
+]
 
 
 def test_our_methods_come_through_the_entry_points():
     assert registry.method("slerp") is slerp
-    assert list(registry.methods()) == sorted([*ELEMENTWISE, *reference.SPAN])
+    assert list(registry.methods()) == sorted([*ELEMENTWISE, *MATRIX, *reference.SPAN])
     assert all("\n" in (found.__doc__ or "") for found in registry.methods().values())
 
 
 def test_an_unknown_method_names_those_installed_and_the_nearest():
     with pytest.raises(
-        UsageError, match=r"no merge method 'slurp'; installed: b.*, linear, .*; did"
+        UsageError, match=r"no merge method 'slurp'; installed: a.*, linear, .*; did"
     ):
         registry.method("slurp")
 

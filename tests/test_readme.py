@@ -83,8 +83,9 @@ def test_every_policy_is_in_the_list_of_policies():
 
 
 def test_every_merge_method_is_in_the_table_under_its_kind():
-    rows = re.findall(r"^\| (`.*`),? \| (`.*`),? \|$", section("Merge by hand"), re.M)
-    for cell, kind in ((0, "span"), (1, "elementwise")):
+    row = r"^\| (`.*`),? \| (`.*`),? \| (`.*`),? \|$"
+    rows = re.findall(row, section("Merge by hand"), re.M)
+    for cell, kind in enumerate(("span", "elementwise", "matrix")):
         named = {name for row in rows for name in re.findall(r"`(\w+)`", row[cell])}
         installed = {n for n in ours("kinship_daemon.methods") if method(n).kind == kind}
         assert named == installed

@@ -15,10 +15,12 @@ from kinship_storage.errors import UsageError
 OURS = [
     "cma-es",
     "evolver",
+    "greedy-soup",
     "kinship-gain",
     "m2n2",
     "model-glue",
     "random",
+    "soup",
     "topk-greedy",
     "topk-kinship",
 ]
@@ -250,7 +252,7 @@ def test_a_file_that_is_no_preset_is_told(tmp_path, text, words):
 
 
 def test_an_unknown_preset_is_told():
-    with pytest.raises(UsageError, match="random, topk-greedy, topk-kinship; nearest: topk-greedy"):
+    with pytest.raises(UsageError, match="soup, topk-greedy, topk-kinship; nearest: topk-greedy"):
         load_preset("topk-gredy")
     with pytest.raises(UsageError, match=r"cannot read the preset .*nowhere.yaml"):
         load_preset("nowhere.yaml")

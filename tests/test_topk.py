@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from kinship_policies.policy import Decision, Member, Population
+from kinship_policies.policy import Decision, Member, Past, Population
 from kinship_policies.registry import make
 from kinship_policies.testing import Landscape, evolve
 from kinship_policies.topk import TopKGreedy, TopKKinship
@@ -510,3 +511,31 @@ def test_reasons_are_words_with_the_facts_they_rest_on():
     assert exploration.reason == (
         "explores: of the 3 left to merge with the best, a (9), d (1) has the lowest kinship -0.200"
     )
+
+
+def test_pairs_that_all_lose_to_the_founders_are_no_reason_not_to_explore():
+    scores = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.1, "ab": 0.3, "ac": 0.2, "bc": 0.2}
+    founders = ("a", "b", "c", "d")
+    merges = [(a, b) for a, b in combinations(founders, 2)]
+    children = {f"{a}{b}": (a, b) for a, b in merges}
+    members = {name: scores.get(name, 0.1) for name in (*founders, *children)}
+    population = world(members, merged=merges, previous_top=("a", "b", "c"))
+    population = replace(
+        population,
+        members=tuple(
+            replace(member, parents=children.get(member.name, ()), generation=1)
+            for member in population.members
+        ),
+        history=(Past(1, ("a", "b", "c"), 0.5, tuple(children)),),
+    )
+    decision = TopKKinship().propose(population)
+    assert [merge.role for merge in decision.merges] == ["exploration"]
+    assert decision.stop is None
+    # Greedy never explores, and a second time the same top is the same top.
+    assert "converged" in TopKGreedy().propose(population).stop
+    assert "converged" in TopKKinship(explore="none").propose(population).stop
+    past = (*population.history, Past(2, ("a", "b", "c"), 0.5, ("ad-x",)))
+    assert "converged" in TopKKinship().propose(replace(population, history=past)).stop
+    # Nor is it early where another policy had merged before.
+    past = (Past(1, ("a", "b", "c"), 0.5, ("ab",)),)
+    assert "converged" in TopKKinship().propose(replace(population, history=past)).stop

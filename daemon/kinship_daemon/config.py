@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -91,7 +92,14 @@ class Merge(Section):
     method: str = "slerp"
     """A merge method of `kinship_daemon.methods`."""
     parameters: dict[str, Any] = Field(default_factory=lambda: {"t": 0.5})
-    """The method's parameters, in mergekit's forms."""
+    """The method's parameters, in mergekit's forms; for a method other than slerp, none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_method(cls, given: Any) -> Any:
+        """Slerp's t is no other method's."""
+        other = isinstance(given, dict) and given.get("method", "slerp") != "slerp"
+        return {"parameters": {}} | given if other else given
 
 
 class Gate(Section):

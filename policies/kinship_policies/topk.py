@@ -1,6 +1,10 @@
 """
 The two policies of *Exploring Model Kinship for Merging Large Language Models*
 (arXiv 2410.12613 v3, Algorithm 1): merge the k best with each other, with or without exploration.
+
+What is read otherwise, or added: the paper's text has k pairs of the k best, its algorithm all
+C(k, 2), as here (at k = 3 the same). A partner for exploration that was merged with the best before
+gives way to the next. `max_founders`, `patience` and `extrapolate` are ours.
 """
 
 from __future__ import annotations
@@ -126,7 +130,8 @@ class TopKGreedy(BaseModel):
         if population.newcomers:
             return None
         same_top = set(top) == set(population.previous_top or ())
-        if same_top and not any(_pairs(population, top, "best")):
+        settled = same_top and not any(_pairs(population, top, "best"))
+        if settled and not self._has_to_explore(population):
             same = f"converged: the {len(top)} best are the same as before"
             return f"{same} ({scored(population, top)})"
         if mean is not None and saturated >= self.patience:
@@ -136,6 +141,10 @@ class TopKGreedy(BaseModel):
                 f"above {self.early_stop:g}{times} ({scored(population, top)})"
             )
         return None
+
+    def _has_to_explore(self, population: Population) -> bool:  # noqa: ARG002
+        """Whether it would be too early to stop although the top stayed the same."""
+        return False
 
     def _later(self, population: Population, top: tuple[str, ...]) -> list[Proposal]:
         """From generation 2 on: the pairs of the top, then each newcomer with all of the top."""
@@ -168,6 +177,16 @@ class TopKKinship(TopKGreedy):
         merges = super()._later(population, top)
         exploration = self._explore(population, {_key(*merge.parents) for merge in merges})
         return merges if exploration is None else [*merges, exploration]
+
+    def _has_to_explore(self, population: Population) -> bool:
+        """
+        Only the founders' pairs have been made: the paper's loop begins after these, with an empty
+        previous top, so that it explores at least once though no pair enters the top.
+        """
+        made = [past.merges for past in population.history if past.merges]
+        if self.explore == "none" or len(made) != 1:
+            return False
+        return all(member.name in made[0] for member in population.members if member.parents)
 
     def _explore(self, population: Population, taken: set[Pair]) -> Proposal | None:
         if self.explore == "none" or not population.members:

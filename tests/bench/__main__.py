@@ -19,6 +19,7 @@ from tests.bench.device import device
 from tests.bench.kernel import kernel, small
 from tests.bench.kinships import all_pairs, exactness, growth, pair
 from tests.bench.lineage import lineage
+from tests.bench.matrices import matrix
 from tests.bench.merges import linear, slerp, ties
 from tests.bench.models import nbytes
 from tests.bench.processes import CommandFailed
@@ -37,6 +38,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "linear": linear,
     "slerp": slerp,
     "ties": ties,
+    "matrix": matrix,
     "unborn": unborn,
     "exactness": exactness,
     "growth": growth,
@@ -89,6 +91,8 @@ def _disk(parameters: float, models: int, only: Sequence[str]) -> int:
         whole = max(whole, 1 + min(models, 5))
     if any(name in only for name in _WRITING):
         whole += 2
+    if "matrix" in only:
+        whole += 7
     total = whole * nbytes(parameters)
     if "kernel" in only or "device" in only:
         total += 17 * nbytes(small(parameters))

@@ -30,7 +30,7 @@ from kinship_daemon.weights.recipe import combine, leaf
 from kinship_daemon.weights.vocabulary import Vocabulary, has_tokenizer, unite
 
 if TYPE_CHECKING:
-    from kinship_daemon.weights.elementwise import ElementwiseAssembly
+    from kinship_daemon.weights.whole_tensor import WholeTensorAssembly
 
 __all__ = ["merge_command"]
 
@@ -147,7 +147,7 @@ def _find(names: Sequence[str], made: Mapping[str, Path], options: _Options) -> 
 
 def _assembled(
     wanted: MergekitRecipe, found: Mapping[str, Found], options: _Options
-) -> Assembly | ElementwiseAssembly:
+) -> Assembly | WholeTensorAssembly:
     base = found[wanted.base]
     foundation = Checkpoint.open(base.folder)
     wanted.check(tuple(foundation.tensors))
@@ -171,13 +171,15 @@ def _assembled(
         child = combine(ledger, recipe, parents)
         return assemble(ledger, child, base.folder, folders, identity, donor=donor)
     # The rest of the package does without.
-    from kinship_daemon.weights.elementwise import elementwise_assembly  # noqa: PLC0415
+    from kinship_daemon.weights.whole_tensor import whole_tensor_assembly  # noqa: PLC0415
 
     assemblies = [
         assemble(ledger, parent, base.folder, folders, name, donor=donor)
         for name, parent in zip(recipe.parents, parents, strict=True)
     ]
-    return elementwise_assembly(recipe, assemblies, ledger.names, base.folder, identity, donor)
+    return whole_tensor_assembly(
+        recipe, assemblies, ledger.names, base.folder, identity, donor, options.device
+    )
 
 
 def _check_tokens(wanted: MergekitRecipe, base: Checkpoint, found: Mapping[str, Found]) -> None:
@@ -202,7 +204,7 @@ def _unread(base: Found, foundation: Checkpoint, others: Sequence[Found]) -> Led
 
 
 def _write(
-    assembly: Assembly | ElementwiseAssembly, wanted: MergekitRecipe, out: Path, options: _Options
+    assembly: Assembly | WholeTensorAssembly, wanted: MergekitRecipe, out: Path, options: _Options
 ) -> dict[str, str]:
     # Imports transformers, which takes seconds: not before all has been checked.
     from kinship_daemon.weights.materialise import write  # noqa: PLC0415

@@ -39,6 +39,7 @@ class CardFacts:
         sources: Every checkpoint whose bytes went in, and its weight files.
         factors: (group of tensors, leaf, mean factor) of a merge that is one combination of leaves.
         made, collapsed: mergekit's YAML.
+        lacking: Methods of `collapsed` that mergekit does not have.
         made_file, collapsed_file, factors_file: Names of the files that hold them all, in the same
             repo.
         settings: Evaluation settings in the order to show them.
@@ -62,6 +63,7 @@ class CardFacts:
     collapsed: str
     version: str
     factors: tuple[tuple[str, str, float], ...] = ()
+    lacking: tuple[str, ...] = ()
     made_file: str = "recipe.yml"
     collapsed_file: str = "mergekit_config.yml"
     factors_file: str = "factors.csv"
@@ -257,6 +259,12 @@ def _settings(facts: CardFacts) -> str:
 
 
 def _again(facts: CardFacts) -> str:
+    if facts.lacking:
+        return (
+            f"With kinship-daemon {facts.version}, from the sources at the revisions above "
+            f"(mergekit has no {_and(facts.lacking)}):\n\n"
+            f"```sh\nkinship-daemon merge {facts.collapsed_file} OUT\n```"
+        )
     several = "\n---\n" in facts.collapsed
     mergekit = "mergekit-multi" if several else "mergekit-yaml"
     return (

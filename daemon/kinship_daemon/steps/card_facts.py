@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from itertools import combinations
 from typing import get_args
@@ -15,6 +16,7 @@ from kinship_daemon.steps.assemblies import coefficients, kinship_matrix, leaf_m
 from kinship_daemon.steps.leaves import is_leaf
 from kinship_daemon.steps.recipes import Recipes, called
 from kinship_daemon.steps.scores import parents_of, scores
+from kinship_daemon.weights.mergekit import lacks
 from kinship_storage.records import Model, Score, Split
 
 __all__ = ["card_facts", "factors_table"]
@@ -48,11 +50,18 @@ def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
         sources=tuple((each, tuple(context.lineage.files(each.id))) for each in sources),
         made=recipes.made(model),
         collapsed=recipes.from_leaves(model),
+        lacking=_lacking([model, *family]),
         factors=() if is_leaf(model) else _factors(context, model),
         version=version("kinship-daemon"),
         settings=_settings(context),
         hub_url=context.hub.name if "://" in context.hub.name else None,
     )
+
+
+def _lacking(family: Iterable[Model]) -> tuple[str, ...]:
+    """Methods that mergekit does not have, of merges that do not collapse to one it has."""
+    made = {each.recipe["method"] for each in family if each.recipe and is_leaf(each)}
+    return tuple(sorted(name for name in made if lacks(name)))
 
 
 def _verdict(context: Context, model: Model) -> str | None:

@@ -15,7 +15,7 @@ from kinship_daemon.steps.assemblies import METRICS, coefficients, kinship_matri
 from kinship_daemon.steps.facts import is_unchanged, kept, policy_identity, population
 from kinship_daemon.steps.score import unscored
 from kinship_daemon.steps.step import Step, Work
-from kinship_daemon.weights.methods.registry import is_elementwise
+from kinship_daemon.weights.methods.registry import is_span
 from kinship_daemon.weights.recipe import Recipe, check, combine
 from kinship_policies.policy import Decision, Population, Proposal
 from kinship_storage.lineage import Lineage
@@ -225,7 +225,7 @@ def _child(
     )
     check(recipe, context.ledger.names)
     parents = [context.lineage.require(name) for name in proposal.parents]
-    if not is_elementwise(method):
+    if is_span(method):
         # What only shows with the parents at hand, such as weights that sum to 0, is refused too.
         combine(context.ledger, recipe, [coefficients(context, parent) for parent in parents])
     return Model(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kinship_daemon.context import Context
-from kinship_daemon.weights.methods.registry import is_elementwise
+from kinship_daemon.weights.methods.registry import is_span
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 
@@ -12,7 +12,7 @@ __all__ = ["dependents", "first_leaf", "is_leaf", "leaves", "source"]
 
 def is_leaf(model: Model) -> bool:
     """Whether its weights are its own: a fine-tune, or a merge that algebra cannot make."""
-    return model.recipe is None or is_elementwise(model.recipe["method"])
+    return model.recipe is None or not is_span(model.recipe["method"])
 
 
 def leaves(lineage: Lineage) -> dict[str, Model]:

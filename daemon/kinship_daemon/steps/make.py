@@ -17,11 +17,12 @@ from kinship_daemon.steps.ledger import joined, measured, measured_with_absent, 
 from kinship_daemon.steps.step import Step, Work, say_nothing
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.descendant import descend
-from kinship_daemon.weights.elementwise import ElementwiseAssembly, elementwise_assembly
 from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.materialise import write
+from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import Recipe
 from kinship_daemon.weights.shard import Made
+from kinship_daemon.weights.whole_tensor import WholeTensorAssembly, whole_tensor_assembly
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import File, Model
 
@@ -38,7 +39,7 @@ class Written:
 
 def _plan(context: Context) -> Iterator[Work]:
     """
-    Every elementwise merge in use, or that one in use rests on, whose weights or row are missing.
+    Every such merge in use, or that one in use rests on, whose weights or row are missing.
 
     In the order of generations, so that a parent is there before its children.
     """
@@ -77,10 +78,20 @@ def _run(context: Context, work: Work) -> Written:
     )
     before = context.lineage.files(model.id)
     if before and sorted(files, key=_path) != sorted(before, key=_path):
-        raise ModelError(f"made again, {model.id} has other bytes than the first time")
+        raise _other_bytes(model)
     ledger.save(context.home.ledger)
     context.rows.use(ledger)
     return Written(folder, files)
+
+
+def _other_bytes(model: Model) -> ModelError:
+    assert model.recipe is not None
+    words = f"made again, {model.id} has other bytes than the first time"
+    if method(model.recipe["method"]).kind == "matrix":
+        # Whoever has the machine of the first time can make it.
+        words = f"{words}: the device, the number of threads or torch's release is another"
+        return ModelError(words, cause="world")
+    return ModelError(words)
 
 
 def _commit(lineage: Lineage, work: Work, made: Written) -> None:
@@ -146,18 +157,19 @@ def _is_whole(context: Context, model: Model, folder: Path) -> bool:
     )
 
 
-def _assembly(context: Context, model: Model) -> ElementwiseAssembly:
+def _assembly(context: Context, model: Model) -> WholeTensorAssembly:
     assert model.recipe is not None
     assert model.weights is not None
     recipe = Recipe.from_json(model.recipe)
     parents = [context.lineage.require(name) for name in recipe.parents]
     first = first_leaf(context, model)
     assert first.weights is not None
-    return elementwise_assembly(
+    return whole_tensor_assembly(
         recipe,
         [assembly(context, parent) for parent in parents],
         context.ledger.names,
         context.base_folder,
         model.weights,
         donor=context.files.folder(source(context, first.weights)),
+        device=context.device,
     )

@@ -157,7 +157,7 @@ def combine(ledger: Ledger, recipe: Recipe, parents: Sequence[Coefficients]) -> 
     """
     merge, parameters = resolve(recipe, ledger.names)
     if merge.kind != "span":
-        raise UsageError(f"{recipe.method} looks at every element: its child has to be made first")
+        raise UsageError(f"{recipe.method} is no span method: its child has to be made first")
     if len(parents) != len(recipe.parents):
         raise UsageError(f"a recipe of {len(recipe.parents)} parents was given {len(parents)}")
     rows = tuple(sorted({row for parent in parents for row in parent.rows}))

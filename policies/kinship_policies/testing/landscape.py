@@ -139,7 +139,10 @@ def _shares(parents: int, method: str | None, parameters: Mapping[str, Any]) -> 
         return [1 + scale, -scale]
     if "t" in parameters:
         return [1 - _mean(parameters["t"]), _mean(parameters["t"])]
-    weights = [_mean(weight) for weight in parameters.get("weight", [1.0] * parents)]
+    each = parameters.get("weight", 1.0)
+    if not isinstance(each, list | tuple):
+        each = [each] * parents  # one setting for all
+    weights = [_mean(weight) for weight in each]
     # Weights that cancel out have no mean: as they stand, they give a difference.
     total = sum(weights) or 1.0
     return [scale * weight / total for weight in weights]

@@ -7,6 +7,7 @@ What mergekit can do and we cannot is `Unsupported`; `run` hands it to mergekit,
 
 from kinship_daemon.weights.mergekit.documents import Document, Unsupported, in_order, references
 from kinship_daemon.weights.mergekit.reading import MergekitRecipe, read_yaml
+from kinship_daemon.weights.mergekit.roles import lacks
 from kinship_daemon.weights.mergekit.running import INSTALL, ask, available, run
 from kinship_daemon.weights.mergekit.writing import collapsed_yaml, several_yaml, to_yaml
 
@@ -19,6 +20,7 @@ __all__ = [
     "available",
     "collapsed_yaml",
     "in_order",
+    "lacks",
     "read_yaml",
     "references",
     "run",

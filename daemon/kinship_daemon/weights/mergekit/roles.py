@@ -2,7 +2,9 @@
 
 from enum import Enum
 
-__all__ = ["FIXED", "ON_DELTAS", "WITHOUT_EFFECT", "Role", "role_of"]
+from kinship_daemon.weights.methods.registry import method
+
+__all__ = ["FIXED", "ON_DELTAS", "WITHOUT_EFFECT", "Role", "lacks", "role_of"]
 
 
 class Role(Enum):
@@ -45,7 +47,14 @@ FIXED = {
     "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
 }
 
+_OURS_ALONE = frozenset({"extrapolation", "metagpt"})
 
-def role_of(method: str) -> Role:
+
+def role_of(name: str) -> Role:
     """Of any method, mergekit's or not: a method that we do not know takes differences."""
-    return _ROLES.get(method, Role.ANCESTOR)
+    return _ROLES.get(name, Role.ANCESTOR)
+
+
+def lacks(name: str) -> bool:
+    """Whether mergekit 0.1.5 has no such method: none on whole matrices, nor some of ours."""
+    return name in _OURS_ALONE or method(name).kind == "matrix"

@@ -14,7 +14,7 @@ import yaml
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.assembly import weights_over
 from kinship_daemon.weights.ledger import Ledger
-from kinship_daemon.weights.mergekit.roles import ON_DELTAS, Role, role_of
+from kinship_daemon.weights.mergekit.roles import ON_DELTAS, Role, lacks, role_of
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.parameters import conditions
 from kinship_daemon.weights.recipe import Coefficients, Recipe
@@ -28,9 +28,10 @@ def to_yaml(recipe: Recipe, names: Mapping[str, str], base: str, dtype: str) -> 
     """
     A recipe as it was made.
 
-    Extrapolation, which mergekit lacks, is written as `linear`, with a remark that says so.
-    Methods of others are written under their own name. Without `base_model` (nuslerp and
-    multislerp of full weights) mergekit does not say whose tokenizer goes along.
+    Extrapolation, which mergekit lacks, is written as `linear`, with a remark that says so. What
+    else it lacks, and methods of others, are written under their own name, ours with a remark.
+    Without `base_model` (nuslerp and multislerp of full weights) mergekit does not say whose
+    tokenizer goes along.
 
     Args:
         recipe: Of an installed method.
@@ -57,7 +58,10 @@ def to_yaml(recipe: Recipe, names: Mapping[str, str], base: str, dtype: str) -> 
         for own, value in zip(of_model, each, strict=True):
             own[key] = value
     models = list(zip(parents, of_model, strict=True))
-    return _dump(recipe.method, models, shared, base_model, base, dtype)
+    text = _dump(recipe.method, models, shared, base_model, base, dtype)
+    if not lacks(recipe.method):
+        return text
+    return f"# mergekit has no {recipe.method}: this is for `kinship-daemon merge` alone.\n{text}"
 
 
 def collapsed_yaml(

@@ -7,7 +7,7 @@ done with bools, cost several times as much.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -15,21 +15,18 @@ from torch import Tensor
 
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.methods.blocks import Blocks, buffers_of, in_blocks
-from kinship_daemon.weights.methods.method import Parameter
+from kinship_daemon.weights.methods.method import Parameter, Settings
 
 __all__ = [
     "COMMON",
     "EPSILON",
     "GAMMA",
     "SEED",
-    "Settings",
     "epsilons",
     "merge",
     "shares",
     "switches",
 ]
-
-Settings = Mapping[str, float | bool | list[float]]
 
 # Those of mergekit that have one default for all methods.
 COMMON = (

@@ -7,12 +7,11 @@ from torch import Tensor
 from kinship_daemon.weights.methods.arithmetic import (
     COMMON,
     SEED,
-    Settings,
     merge,
     shares,
     switches,
 )
-from kinship_daemon.weights.methods.method import Draw, elementwise_method
+from kinship_daemon.weights.methods.method import Draw, Settings, elementwise_method
 from kinship_daemon.weights.methods.sparse import keep_random
 
 __all__ = ["dare_linear", "dare_ties"]

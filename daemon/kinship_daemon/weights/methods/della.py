@@ -8,13 +8,12 @@ from kinship_daemon.weights.methods.arithmetic import (
     COMMON,
     EPSILON,
     SEED,
-    Settings,
     epsilons,
     merge,
     shares,
     switches,
 )
-from kinship_daemon.weights.methods.method import Draw, elementwise_method
+from kinship_daemon.weights.methods.method import Draw, Settings, elementwise_method
 from kinship_daemon.weights.methods.sparse import keep_by_rank
 
 __all__ = ["della", "della_linear"]

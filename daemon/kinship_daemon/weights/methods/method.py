@@ -11,10 +11,13 @@ __all__ = [
     "Draw",
     "ElementwiseMethod",
     "Factors",
+    "MatrixMethod",
     "MergeMethod",
     "Parameter",
+    "Settings",
     "SpanMethod",
     "elementwise_method",
+    "matrix_method",
     "span_method",
 ]
 
@@ -28,11 +31,20 @@ Factors = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 # which tensors are made, and on every device (numbers are drawn on the CPU).
 Draw = Callable[[int], torch.Generator]
 
+# One tensor's parameters by name; a list where each parent has its own.
+Settings = Mapping[str, float | bool | list[float]]
+
 # (deltas, parameters, draw) -> the merged delta, for one tensor:
 #   deltas      p tensors w_i - b, float32, of the tensor's shape; may be overwritten
 #   parameters  by name: a float or bool, or a list of p of them where it is given per model
 #   returns     float32, of the same shape
-Blend = Callable[[Sequence[Tensor], Mapping[str, float | bool | list[float]], Draw], Tensor]
+Blend = Callable[[Sequence[Tensor], Settings, Draw], Tensor]
+
+# (deltas, parameters) -> the merged delta, for one matrix:
+#   deltas      p matrices w_i - b, float32, (m, n): m outputs, n inputs
+#   parameters  as above
+#   returns     float32, (m, n)
+Combine = Callable[[Sequence[Tensor], Settings], Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,16 +106,47 @@ class ElementwiseMethod:
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.blend.__doc__)
 
-    def __call__(
-        self,
-        deltas: Sequence[Tensor],
-        parameters: Mapping[str, float | bool | list[float]],
-        draw: Draw,
-    ) -> Tensor:
+    def __call__(self, deltas: Sequence[Tensor], parameters: Settings, draw: Draw) -> Tensor:
         return self.blend(deltas, parameters, draw)
 
 
-MergeMethod = SpanMethod | ElementwiseMethod
+@dataclass(frozen=True)
+class MatrixMethod:
+    """
+    A method that looks at whole matrices of the parents' deltas; its child becomes a leaf.
+
+    What is no matrix gets the plain mean of the deltas: norms, biases, and embeddings and the head,
+    whose rows are tokens and which come flat. The merged delta of either is multiplied by `lambda`.
+
+    Attributes:
+        parents: The fewest and the most it takes; None for no upper limit.
+    """
+
+    combine: Combine
+    parameters: tuple[Parameter, ...]
+    parents: tuple[int, int | None]
+    kind: Literal["matrix"] = "matrix"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.combine.__doc__)
+
+    def __call__(self, deltas: Sequence[Tensor], parameters: Settings) -> Tensor:
+        """The merged delta, float32; the deltas, contiguous float32, may be overwritten."""
+        scale = parameters[_LAMBDA.name]
+        assert isinstance(scale, float)
+        if deltas[0].dim() == 2:
+            merged = self.combine(deltas, parameters)
+        else:
+            merged = deltas[0]
+            for delta in deltas[1:]:
+                merged.add_(delta)
+            merged.div_(len(deltas))
+        return merged if scale == 1 else merged.mul_(scale)
+
+
+MergeMethod = SpanMethod | ElementwiseMethod | MatrixMethod
+
+_LAMBDA = Parameter("lambda", default=1.0, doc="factor of the merged delta")
 
 
 def span_method(
@@ -124,5 +167,16 @@ def elementwise_method(
 
     def declare(blend: Blend) -> ElementwiseMethod:
         return ElementwiseMethod(blend, parameters, parents)
+
+    return declare
+
+
+def matrix_method(
+    *parameters: Parameter, parents: tuple[int, int | None]
+) -> Callable[[Combine], MatrixMethod]:
+    """Declare a function as a matrix method; it gets the parameter `lambda` beside its own."""
+
+    def declare(combine: Combine) -> MatrixMethod:
+        return MatrixMethod(combine, (*parameters, _LAMBDA), parents)
 
     return declare

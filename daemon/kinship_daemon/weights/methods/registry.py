@@ -5,7 +5,7 @@ from functools import cache
 from kinship_daemon import extensions
 from kinship_daemon.weights.methods.method import MergeMethod
 
-__all__ = ["GROUP", "is_elementwise", "method", "methods"]
+__all__ = ["GROUP", "is_span", "method", "methods"]
 
 GROUP = "kinship_daemon.methods"
 
@@ -28,6 +28,6 @@ def method(name: str) -> MergeMethod:
     return found
 
 
-def is_elementwise(name: str) -> bool:
-    """Whether the child of this method has to be made before it can be a parent."""
-    return method(name).kind == "elementwise"
+def is_span(name: str) -> bool:
+    """Whether its child combines its parents; any other is made before it is a parent."""
+    return method(name).kind == "span"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kinship_daemon.weights.methods.arithmetic import COMMON, Settings, merge, shares, switches
-from kinship_daemon.weights.methods.method import Draw, elementwise_method
+from kinship_daemon.weights.methods.arithmetic import COMMON, merge, shares, switches
+from kinship_daemon.weights.methods.method import Draw, Settings, elementwise_method
 from kinship_daemon.weights.methods.sparse import keep_largest
 
 __all__ = ["ties"]

@@ -1,5 +1,5 @@
 """
-How the child of an elementwise merge is made: tensor by tensor, each whole in memory.
+How the child of an elementwise or a matrix merge is made: tensor by tensor, each whole in memory.
 
 Unlike a span merge's, such a child is no combination of leaves, so it is made from its parents'
 weights, whatever they are made from, and then is a leaf of its own.
@@ -20,32 +20,39 @@ from kinship_daemon.errors import ModelError, UsageError
 from kinship_daemon.weights.assembly import Assembly, Sources
 from kinship_daemon.weights.checkpoint import TensorInfo
 from kinship_daemon.weights.methods.blocks import Blocks, blocks_of, buffers_of, in_blocks
-from kinship_daemon.weights.methods.method import Draw, ElementwiseMethod
+from kinship_daemon.weights.methods.method import (
+    Draw,
+    ElementwiseMethod,
+    MatrixMethod,
+    Settings,
+    SpanMethod,
+)
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import Recipe, resolve
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
-__all__ = ["ElementwiseAssembly", "ElementwiseSources", "Settings", "elementwise_assembly"]
+__all__ = ["WholeTensorAssembly", "WholeTensorSources", "whole_tensor_assembly"]
 
 # Elements handed on at a time.
 _BLOCK = 1 << 22
 
-# One tensor's parameters by name; a list where each parent has its own.
-Settings = Mapping[str, float | bool | list[float]]
+_WholeTensorMethod = ElementwiseMethod | MatrixMethod
 
 
 @dataclass(frozen=True)
-class ElementwiseAssembly:
+class WholeTensorAssembly:
     """
-    Where an elementwise child's weights come from; picklable, and small.
+    Where the weights of an elementwise or matrix child come from; picklable, and small.
 
     Attributes:
         identity: Weights identity of the recipe.
         base: Folder of the base; names the tensors and their shapes.
         parents: In the order of the recipe; descendants of the base.
-        method: Name of an installed elementwise method.
+        method: Name of an installed elementwise or matrix method.
         parameters: The method's parameters by tensor name; names all tensors of the child.
         donor: Folder whose tokenizer, generation config and chat template go along.
+        device: Where matrices are merged. Their last bits depend on it, on the number of threads
+            and on torch's release; those of elementwise merges on nothing.
     """
 
     identity: str
@@ -54,31 +61,33 @@ class ElementwiseAssembly:
     method: str
     parameters: Mapping[str, Settings] = field(repr=False)
     donor: Path
+    device: str = "cpu"
 
     @property
     def config_base(self) -> Path:
         return self.base
 
-    def open(self) -> "ElementwiseSources":
+    def open(self) -> "WholeTensorSources":
         """
         Open base and parents; headers only.
 
         Raises:
             ModelError: A checkpoint cannot be read, or does not fit the base.
         """
-        return ElementwiseSources(self)
+        return WholeTensorSources(self)
 
 
-def elementwise_assembly(
+def whole_tensor_assembly(
     recipe: Recipe,
     parents: Sequence[Assembly],
     names: Sequence[str],
     base: Path,
     identity: str,
     donor: Path,
-) -> ElementwiseAssembly:
+    device: str = "cpu",
+) -> WholeTensorAssembly:
     """
-    The assembly of an elementwise recipe; no weight is read.
+    The assembly of an elementwise or matrix recipe; no weight is read.
 
     `parents` are in the order of the recipe's; `names` are all tensors of the base.
 
@@ -86,8 +95,8 @@ def elementwise_assembly(
         UsageError: The method, a parameter or the number of parents is wrong.
     """
     merge, resolved = resolve(recipe, names)
-    if not isinstance(merge, ElementwiseMethod):
-        raise UsageError(f"{recipe.method} is no elementwise method; its children are combined")
+    if merge.kind == "span":
+        raise UsageError(f"{recipe.method} is a span method; its children are combined, not made")
     if len(parents) != len(recipe.parents):
         raise UsageError(f"a recipe of {len(recipe.parents)} parents was given {len(parents)}")
     columns = {parameter: values.tolist() for parameter, values in resolved.items()}
@@ -95,35 +104,53 @@ def elementwise_assembly(
         name: {parameter: values[row] for parameter, values in columns.items()}
         for row, name in enumerate(names)
     }
-    for name in names:
-        _check_settings(recipe.method, merge, settings[name], len(parents))
-    return ElementwiseAssembly(identity, base, tuple(parents), recipe.method, settings, donor)
+    # Mostly the same for thousands of tensors.
+    for different in {repr(each): each for each in settings.values()}.values():
+        _check_settings(recipe.method, merge, different, len(parents))
+    return WholeTensorAssembly(
+        identity, base, tuple(parents), recipe.method, settings, donor, device
+    )
 
 
-def _check_settings(name: str, merge: ElementwiseMethod, settings: Settings, parents: int) -> None:
-    """Methods check their parameters when called: here on tensors of no elements."""
+def _check_settings(name: str, merge: _WholeTensorMethod, settings: Settings, parents: int) -> None:
+    """Methods check their parameters when called: here on the smallest of tensors."""
+    shape = (1, 1) if merge.kind == "matrix" else (0,)
     try:
-        merge([torch.empty(0) for _ in range(parents)], settings, _draw(settings, ""))
+        _blend(merge, [torch.zeros(shape) for _ in range(parents)], settings, "")
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
 
 
-class ElementwiseSources:
+def _blend(
+    merge: _WholeTensorMethod, deltas: Sequence[Tensor], settings: Settings, name: str
+) -> Tensor:
+    """The merged delta of one tensor, of that name and shape."""
+    if isinstance(merge, ElementwiseMethod):
+        return merge(deltas, settings, _draw(settings, name))
+    # A vocabulary's rows are tokens: no matrix that maps one thing to another.
+    flat = [delta.view(-1) for delta in deltas] if is_vocabulary(name) else deltas
+    return merge(flat, settings)
+
+
+class WholeTensorSources:
     """
-    The opened checkpoints of an elementwise assembly; see `Sources` for the attributes.
+    The opened checkpoints of such an assembly; see `Sources` for the attributes.
 
     Base and parents are all seen over the union of all leaves' tokens.
     """
 
-    def __init__(self, assembly: ElementwiseAssembly) -> None:
-        """See `ElementwiseAssembly.open`."""
+    def __init__(self, assembly: WholeTensorAssembly) -> None:
+        """See `WholeTensorAssembly.open`."""
         base, *parents = (_Source(one) for one in _over_all_leaves(assembly))
         self.base, self.leaves = base.base, base.leaves
         self.union, self.rows, self.tokenizers = base.union, base.rows, base.tokenizers
         self._from_base, self._parents = base, parents
         self._identities = [parent.identity for parent in assembly.parents]
         self._parameters = assembly.parameters
-        self._merge = method(assembly.method)
+        merge = method(assembly.method)
+        assert not isinstance(merge, SpanMethod)
+        self._merge: _WholeTensorMethod = merge
+        self._on = torch.device(assembly.device) if merge.kind == "matrix" else None
         self._held: Tensor | None = None
 
     @property
@@ -142,19 +169,18 @@ class ElementwiseSources:
             ModelError: A parent's tensor, or the base's, holds NaN or infinity.
         """
         info = self._infos[name]
-        deltas = self._room(info.elements, device)
+        on = self._on or device
+        deltas = self._room(info.elements, on)
         if not self._measure(name, deltas):
             yield from self._from_base.blocks(name, dtype, device)
             return
-        assert isinstance(self._merge, ElementwiseMethod)
-        settings = self._parameters[name]
         shaped = [delta.view(info.shape) for delta in deltas]
-        merged = self._merge(shaped, settings, _draw(settings, name)).reshape(-1)
+        merged = _blend(self._merge, shaped, self._parameters[name], name).reshape(-1)
         begin = 0
-        for (base,) in _pieces([self._from_base], info, device):
+        for (base,) in _pieces([self._from_base], info, on):
             for block in blocks_of(len(base), _BLOCK):
                 length = block.stop - block.start
-                yield _sum(merged[begin : begin + length], base[block], dtype)
+                yield _sum(merged[begin : begin + length], base[block], dtype).to(device)
                 begin += length
 
     @cached_property
@@ -259,7 +285,7 @@ def _sum(merged: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
     return total
 
 
-def _over_all_leaves(assembly: ElementwiseAssembly) -> list[Assembly]:
+def _over_all_leaves(assembly: WholeTensorAssembly) -> list[Assembly]:
     """
     The base and the parents as assemblies of the same leaves, hence with the same tokens.
 
