@@ -27,7 +27,8 @@ from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.mergekit import MergekitRecipe, Unsupported
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import combine, leaf
-from kinship_daemon.weights.vocabulary import Vocabulary, has_tokenizer, unite
+from kinship_daemon.weights.tokenizer import has_tokenizer
+from kinship_daemon.weights.vocabulary import Vocabulary, unite
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.elementwise import ElementwiseAssembly

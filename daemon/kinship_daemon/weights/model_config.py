@@ -12,7 +12,14 @@ from typing import Any
 
 from kinship_daemon.foreign.shown import shown
 
-__all__ = ["built_from", "generation_settings", "other_calculation", "other_settings"]
+__all__ = [
+    "built_from",
+    "chooses",
+    "generation_settings",
+    "other_calculation",
+    "other_settings",
+    "plain_settings",
+]
 
 Config = Mapping[str, Any]
 
@@ -52,7 +59,7 @@ _IDLE = re.compile(
 )
 _CHOOSES = re.compile(
     r"_.*|auto_\w+|\w*(attn|attention|experts)_implementation|use_kernels?|kernel_\w+"
-    r"|quant\w*|compression_\w+|custom_\w+|trust_\w+|code_\w+|\w+_(path|url|file|repo)"
+    r"|quant\w*|compression_\w+|custom_\w+|trust_\w+|code_\w+|\w+_(path|url|files?|repo)"
 )
 _PLACE = re.compile(r"[/\\]")
 _GENERATION = frozenset(
@@ -75,11 +82,21 @@ def built_from(base: Config, own: Config, rows: int | None) -> dict[str, Any]:
     Args:
         rows: Of its embeddings; None where they are the base's.
     """
-    config = {key: value for key, value in base.items() if _is_plain(key, value)}
+    config = plain_settings(base)
     config |= {key: own[key] for key in _OWN if key in own and _is_ids(own[key])}
     if rows is not None and "vocab_size" in config:
         config["vocab_size"] = rows
     return config
+
+
+def plain_settings(config: Config) -> dict[str, Any]:
+    """A config without whatever would choose code or name a place."""
+    return {key: value for key, value in config.items() if _is_plain(key, value)}
+
+
+def chooses(key: str) -> bool:
+    """Whether a setting of this name chooses code, kernels, quantisers or places."""
+    return _CHOOSES.fullmatch(key) is not None
 
 
 def generation_settings(said: Config) -> dict[str, Any]:
@@ -138,7 +155,7 @@ def _settings(config: Config) -> dict[str, Any]:
     found = {
         "dtype" if key == "torch_dtype" else key: value
         for key, value in config.items()
-        if key not in skipped and not _IDLE.fullmatch(key) and not _CHOOSES.fullmatch(key)
+        if key not in skipped and not _IDLE.fullmatch(key) and not chooses(key)
     }
     if isinstance(found.get("dtype"), str):
         found["dtype"] = found["dtype"].removeprefix("torch.")
@@ -191,7 +208,7 @@ def _parameters(rope: Config) -> dict[str, Any]:
 
 def _is_plain(key: str, value: object) -> bool:
     """Whether a setting chooses no code and names no place."""
-    return _CHOOSES.fullmatch(key) is None and not _names_a_place(value)
+    return not chooses(key) and not _names_a_place(value)
 
 
 def _names_a_place(value: object) -> bool:
