@@ -50,10 +50,10 @@ def check(value: object, limits: Limits) -> None:
         for each in level:
             kind = type(each)
             if kind is dict:
-                below.extend(each)  # type: ignore[call-overload]
+                below.extend(each)  # type: ignore[arg-type]
                 below.extend(each.values())  # type: ignore[attr-defined]
             elif kind is list:
-                below.extend(each)  # type: ignore[call-overload]
+                below.extend(each)  # type: ignore[arg-type]
             elif isinstance(each, str):
                 _check_text(each, limits)
             elif not (each is None or isinstance(each, int | float)):

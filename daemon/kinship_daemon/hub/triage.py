@@ -163,8 +163,8 @@ def _by_files(repo: Repo, rules: Rules) -> Refusal | None:
     names = {file.path for file in repo.files}
     for file in sidecars(repo.files):
         if file.size > (most := most_bytes(file.path)):
-            size, most = file.size / 1e6, most / 1e6
-            return Refusal(f"{file.path} of {size:.1f} MB; the most allowed is {most:g} MB")
+            words = f"of {file.size / 1e6:.1f} MB; the most allowed is {most / 1e6:g} MB"
+            return Refusal(f"{file.path} {words}")
     weights = weight_files(repo.files)
     if not weights:
         pickled = pickles(repo.files)

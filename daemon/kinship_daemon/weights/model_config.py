@@ -7,7 +7,7 @@ is built from is the base's. Nothing in a config chooses code, kernels, quantise
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kinship_daemon.foreign.shown import shown
@@ -18,6 +18,7 @@ __all__ = [
     "generation_settings",
     "other_calculation",
     "other_settings",
+    "other_sizes",
     "plain_settings",
 ]
 
@@ -104,24 +105,26 @@ def generation_settings(said: Config) -> dict[str, Any]:
     return {k: v for k, v in said.items() if k in _GENERATION and _is_plain(k, v)}
 
 
-def other_calculation(base: Config, own: Config) -> list[str]:
+def other_sizes(base: Config, own: Config) -> list[str]:
     """
-    What keeps a model from calculating as its base does: activation, rotary base, sizes.
+    Sizes that the base has not: layers, heads, widths, experts.
 
-    An activation or size that one of them leaves out is its architecture's default, of which
-    nothing is known here; the base's is used.
+    One that either leaves out is its architecture's default, of which nothing is known here; the
+    base's is used.
     """
-    ours, theirs = (_activations(each) | _sizes(each) for each in (base, own))
-    both = ours.keys() & theirs.keys()
-    pairs = [(key, ours[key], theirs[key]) for key in sorted(both)]
-    ours, theirs = _rope(base), _rope(own)
-    for key in sorted({*ours, *theirs}):
-        default = _ROPE_THETA if key in ("rope_theta", "rope_local_base_freq") else None
-        pairs.append((key, ours.get(key, default), theirs.get(key, default)))
+    ours, theirs = _sizes(base), _sizes(own)
     return [
-        f"{key} is {shown(other, 60)}, the base's is {shown(one, 60)}"
-        for key, one, other in pairs
-        if one != other
+        f"{key} is {shown(theirs[key], 60)}, the base's is {shown(ours[key], 60)}"
+        for key in sorted(ours.keys() & theirs.keys())
+        if ours[key] != theirs[key]
+    ]
+
+
+def other_calculation(base: Config, own: Config) -> list[str]:
+    """What makes the same tensors give other answers than the base's: activation, rotary base."""
+    return [
+        f"{shown(key, 60)} is {shown(other, 60)}, the base's is {shown(one, 60)}"
+        for key, one, other in _calculated_otherwise(base, own)
     ]
 
 
@@ -134,7 +137,10 @@ def other_settings(base: Config, own: Config, rows: tuple[int, int] | None = Non
     """
     ours, theirs = _settings(base), _settings(own)
     kept: list[str] = []
-    left: list[str] = []
+    left = [
+        f"{shown(key, 60)} {shown(other, 40)} (base {shown(one, 40)})"
+        for key, one, other in _calculated_otherwise(base, own)
+    ]
     if rows is not None and rows[0] != rows[1]:
         kept.append(f"vocab_size {rows[1]} (base {rows[0]})")
     for key in sorted(ours.keys() & theirs.keys()):
@@ -160,6 +166,20 @@ def _settings(config: Config) -> dict[str, Any]:
     if isinstance(found.get("dtype"), str):
         found["dtype"] = found["dtype"].removeprefix("torch.")
     return found
+
+
+def _calculated_otherwise(base: Config, own: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Key, the base's value and the other; of an activation that either leaves out, nothing."""
+    ours, theirs = _activations(base), _activations(own)
+    for key in sorted(ours.keys() & theirs.keys()):
+        if ours[key] != theirs[key]:
+            yield key, ours[key], theirs[key]
+    ours, theirs = _rope(base), _rope(own)
+    for key in sorted({*ours, *theirs}):
+        default = _ROPE_THETA if key in ("rope_theta", "rope_local_base_freq") else None
+        one, other = ours.get(key, default), theirs.get(key, default)
+        if one != other:
+            yield key, one, other
 
 
 def _activations(config: Config) -> dict[str, Any]:
