@@ -16,13 +16,17 @@ import torch
 from transformers.utils import logging
 
 import tiny
-from kinship_daemon import context
+import warm_workers
+from kinship_daemon import child_process, context
 from shared_worker import Shelf
 
 logging.disable_progress_bar()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files with slow tests first: begun last, each would run on alone at the end.
+    slow = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
@@ -38,8 +42,19 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
     found.close()
 
 
+@pytest.fixture(scope="session")
+def warm() -> None:
+    warm_workers.warm()
+
+
 @pytest.fixture
-def shared_worker(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def warm_worker(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this test need not import what they need; see `warm_workers.py`."""
+    monkeypatch.setattr(child_process, "_CONTEXT", warm_workers.CONTEXT)
+
+
+@pytest.fixture
+def shared_worker(shelf: Shelf, warm_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Daemons in this process borrow the shelf's worker; see `shared_worker.py`."""
     monkeypatch.setattr(context, "open_evaluator", shelf.lend)
 

@@ -6,7 +6,7 @@ Runs the daemon again and again on one home, each time killed with SIGKILL at an
 MOMENT is `before` (the job is written down as running), `during` (half a second later: its worker
 is at it, or still starting), `amid` (its work is done, nothing is written), or `after` (its result
 is committed). The imports are done once: every run is a fork of this process, which has started no
-thread.
+thread, and so are their workers of another (`warm_workers.py`).
 """
 
 import os
@@ -15,7 +15,8 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from kinship_daemon import scheduler, startup  # noqa: F401 - imported for the forks
+import warm_workers
+from kinship_daemon import child_process, scheduler, startup  # noqa: F401 - imported for the forks
 from kinship_daemon.cli import app, run  # noqa: F401
 from kinship_storage.jobs import Jobs
 
@@ -68,6 +69,8 @@ def fork(arguments, point=None):
 
 
 def main():
+    warm_workers.warm()
+    child_process._CONTEXT = warm_workers.CONTEXT
     split = sys.argv.index("--")
     points, arguments = sys.argv[1:split], sys.argv[split + 1 :]
     for point in points:

@@ -21,7 +21,15 @@ ROOMS = {
         *("child_process", "durable", "errors", "extensions", "foreign", "model_files", "ranges"),
         "weights",
     },
-    "evaluate": {"child_process", "errors", "evaluate", "extensions", "foreign", "weights"},
+    "evaluate": {
+        "child_process",
+        "errors",
+        "evaluate",
+        "extensions",
+        "foreign",
+        "imports",
+        "weights",
+    },
     "hub": {"durable", "errors", "extensions", "foreign", "hub", "model_files", "ranges"},
 }
 

@@ -122,6 +122,18 @@ def test_analyze(demo_home, tmp_path):
     compare("analyze --json FILE", json.loads(file.read_text()))
 
 
+def test_the_commands_to_look_around_work_on_the_demo(demo_home):
+    readme = (ROOT / "README.md").read_text()
+    (shown,) = [b for b in re.findall(r"```sh\n(.*?)```", readme, re.S) if "explain MODEL" in b]
+    for line in shown.splitlines():
+        program, *asked = line.split("#")[0].split()
+        assert program == "kinship-daemon"
+        asked = ["model-1-1" if word == "MODEL" else word for word in asked]
+        result = CliRunner().invoke(app, [*asked, "--home", str(demo_home)])
+        assert result.exit_code == 0, f"{line}: {result.output}"
+        assert result.output.strip(), line
+
+
 def test_replay(demo_home):
     compare("replay --format json", printed("replay", "--home", demo_home, "--format", "json"))
 

@@ -14,6 +14,8 @@ from kinship_daemon import config, startup
 from kinship_daemon.errors import DocumentsChanged, KinshipError
 from kinship_daemon.report import JsonReporter
 
+pytestmark = pytest.mark.usefixtures("warm_worker")
+
 DOCUMENTS = [{"prompt": f"{letter}{letter}=", "answer": letter} for letter in "abcdefgh"]
 CARD = {"base_model": "org/base", "base_model_relation": "finetune", "license": "apache-2.0"}
 CHECKED = ["loading the evaluation tasks", "asking org/base one question"]

@@ -262,7 +262,9 @@ def test_what_has_arrived_of_a_model_takes_no_room_twice(server, home, folders, 
         server.fault("/lfs/.*", "truncate", server="storage", n=-1)
         cycle.runner(d).loop(d.now(), look=True)
         d.lineage.update_candidate("org/a", triaged=True)
-        assert "org/a" in str(turns.take(d, "admit").waiting[-1])
+        turns.take(d, "admit")
+        (waiting,) = d.lineage.jobs("waiting", kind="admit")
+        assert "org/a" in waiting.reason
         arrived = d.files.bytes_on_disk("org/a")
         assert size / 3 < arrived < size
         assert abs(d.spent("download_bytes") - arrived) < 1000

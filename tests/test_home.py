@@ -1,11 +1,14 @@
 """A home: one daemon at a time, found without being named where there is just one."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from kinship_daemon.cli import app
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.home import Home, find_home
 
@@ -82,3 +85,13 @@ def test_what_a_home_holds_is_counted_without_links(tmp_path):
     (tmp_path / "cache" / "a").write_bytes(b"x" * 1000)
     (tmp_path / "link").symlink_to("/etc/passwd")
     assert Home(tmp_path).used_bytes() == 1000
+
+
+def test_stop_ends_the_holder_and_says_so(tmp_path, holder):
+    (tmp_path / "home" / "lineage.db").touch()
+    asked = ["stop", "--home", str(tmp_path / "home")]
+    result = CliRunner().invoke(app, asked)
+    assert (result.exit_code, result.output) == (0, f"stopped (pid {holder.pid})\n")
+    assert holder.wait(timeout=5) == -signal.SIGTERM
+    result = CliRunner().invoke(app, asked)
+    assert (result.exit_code, result.output) == (0, f"no daemon runs on {tmp_path / 'home'}\n")

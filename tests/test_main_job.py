@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import command
 from kinship_daemon import demo
+from kinship_daemon.cli import app
 from kinship_storage.lineage import Lineage
 
 RUN = ["run", "--base", "demo", "--until-converged", "--log-json"]
@@ -207,6 +209,17 @@ def test_the_published_recipe_makes_the_published_weights(repo, place, home, tmp
     # The YAML holds decimal coefficients: an element may fall to the next bf16 now and then.
     differing = sum(int((made[k] != published[k]).sum()) for k in made)
     assert differing <= 1e-3 * sum(t.numel() for t in made.values())
+
+
+def test_the_recipe_command_prints_what_is_published(lineage, home):
+    merges = lineage.publications()
+    assert len({made.model.split("-")[1] for made in merges}) > 1  # of two generations
+    for made in merges:
+        repo = home / "hub" / made.repo
+        for file, option in (("mergekit_config.yml", []), ("recipe.yml", ["--made"])):
+            asked = ["recipe", made.repo, *option, "--home", str(home)]
+            result = CliRunner().invoke(app, asked)
+            assert (result.exit_code, result.output) == (0, (repo / file).read_text())
 
 
 def test_explain_tells_why_on_which_facts_and_what_became_of_it(publication, place, home, lineage):

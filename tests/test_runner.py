@@ -11,6 +11,7 @@ from kinship_daemon import config, startup
 from kinship_daemon.bugs import bugs_noted
 from kinship_daemon.errors import (
     BudgetReached,
+    EvaluationFailed,
     KinshipError,
     LeafGone,
     ModelError,
@@ -39,8 +40,8 @@ def context(tmp_path):
         yield opened
 
 
-def step(run, *, needs="cpu", names=NAMES, **options):
-    """Work for everyone who waits; what `run` returns admits."""
+def step(run, *, needs="cpu", names=NAMES, writes=None, tell=say_nothing, **options):
+    """Work for everyone who waits; what `run` returns admits, once `writes` and `tell` let it."""
 
     def plan(context):
         for name in names:
@@ -49,9 +50,11 @@ def step(run, *, needs="cpu", names=NAMES, **options):
 
     def commit(lineage, work, _result):
         lineage.update_model(work.model, weights=f"sha256:{work.model}")
+        if writes is not None:
+            writes(lineage, work)
         lineage.move_model(work.model, "admit")
 
-    return Step("look", needs, plan, run, commit, say_nothing, **options)
+    return Step("look", needs, plan, run, commit, tell, **options)
 
 
 def failing(*errors):
@@ -96,6 +99,34 @@ def test_a_bug_over_one_model_keeps_back_that_model_alone_and_is_noted_in_full(c
     assert model.reason.isprintable()
     assert bugs_noted(context.home.bug_log) == 1
     assert "Traceback" in context.home.bug_log.read_text()
+
+
+def test_a_bug_while_one_models_result_is_written_leaves_nothing_of_it(context):
+    Runner(context, [step(failing(), writes=failing(None, TypeError("no cell")))]).loop(NOON)
+    assert statuses(context) == ["admitted", "quarantined", "admitted"]
+    assert context.lineage.require("org/b").weights is None
+    assert bugs_noted(context.home.bug_log) == 1
+
+
+def test_a_result_that_cannot_be_told_is_kept_all_the_same(context):
+    def tell(_context, work, _result):
+        if work.model == "org/b":
+            raise ValueError("no words")
+
+    Runner(context, [step(failing(), tell=tell)]).loop(NOON)
+    assert statuses(context) == ["admitted"] * 3
+    assert context.lineage.count_jobs() == {"done": 3}
+    assert bugs_noted(context.home.bug_log) == 1
+
+
+@pytest.mark.parametrize("named", ["org/b: ", "sha256:org/b: ", ""])
+def test_the_name_of_who_is_set_aside_stands_in_front_of_the_reason_once(context, named):
+    said = []
+    context.report.event = lambda kind, message, **_: said.append((kind, message))
+    context.lineage.update_model("org/b", weights="sha256:org/b")
+    Runner(context, [step(failing(None, ModelError(f"{named}NaN in it")))]).loop(NOON)
+    assert ("quarantine", "org/b: NaN in it") in said
+    assert context.lineage.require("org/b").reason == "NaN in it"
 
 
 def test_too_little_memory_for_one_model_is_no_bug(context):
@@ -188,13 +219,126 @@ def test_a_budget_is_waited_for_until_midnight_and_other_kinds_go_on(context):
     assert statuses(context) == ["admitted"] * 3
 
 
+def test_a_budget_that_others_may_use_is_asked_for_at_midnight_at_the_latest(context):
+    error = BudgetReached("limit", others_may_go_on=True)
+    runner = Runner(context, [step(failing(*[error] * 20), names=("org/a",))])
+    dues = []
+    while not dues or dues[-1] < NOON + timedelta(hours=12):
+        dues.append(runner.loop(context.now()).due)
+        context.now.now = dues[-1]
+    assert dues[-1] == NOON + timedelta(hours=12)
+
+
+def test_one_that_does_not_come_holds_up_no_run_where_its_kind_does_not(context):
+    error = Transient("500")
+    away = step(failing(error), needs="hub", names=("org/a",), holds_up=False)
+    runner = Runner(context, [away])
+    for _ in range(2):
+        turn = runner.loop(NOON)
+        assert (turn.kind, turn.waiting) == (None, ())
+        assert turn.due == NOON + timedelta(minutes=15)
+
+
+def test_many_that_do_not_come_hold_a_run_up(context):
+    names = [f"org/n{number}" for number in range(SILENT)]
+    for name in names:
+        model = Model(id=name, kind="finetune", status="seen", repo=name, revision="1" * 40)
+        context.lineage.add_model(model)
+    silent = failing(*[Transient("500")] * SILENT)
+    away = step(silent, needs="hub", names=names, holds_up=False)
+    assert Runner(context, [away]).loop(NOON).waiting
+
+
+def test_what_is_wanted_no_more_waits_no_longer(context):
+    runner = Runner(context, [step(failing(Transient("away")), names=("org/a",))])
+    runner.loop(NOON)
+    assert len(context.lineage.jobs("waiting")) == 1
+    context.lineage.move_model("org/a", "refuse", reason="merged by others", cause="model")
+    context.now.now += timedelta(minutes=15)
+    assert runner.loop(context.now()).due is None
+    assert context.lineage.jobs("waiting") == []
+
+
+def test_a_failed_evaluation_counts_for_the_day(context):
+    error = EvaluationFailed("too slow", setting="evaluate.time_limit_minutes")
+    error.seconds = 90.0
+    Runner(context, [step(failing(error), needs="device")]).loop(NOON)
+    assert context.spent("evaluation_seconds") == 90.0
+
+
+def proposed(context, *parents):
+    context.lineage.add_model(
+        Model(id="m", kind="merge", status="proposed", generation=1, parents=parents, recipe={})
+    )
+
+
+def asking_for(leaf, error):
+    """A kind that makes `m`, and never gets that leaf."""
+
+    def gone(_context, _work):
+        raise error(leaf)
+
+    def plan(context):
+        if context.lineage.require("m").status == "proposed":
+            yield Work({"m": 1}, "m")
+
+    return Step("make", "cpu", plan, gone, say_nothing, say_nothing)
+
+
+def test_a_leaf_that_its_hub_withholds_for_long_is_set_aside_with_what_rests_on_it(context):
+    Runner(context, [step(failing())]).loop(NOON)
+    proposed(context, *NAMES[:2])
+    withheld = asking_for("org/a", lambda leaf: Unavailable("accept its terms", model=leaf))
+    runner = Runner(context, [withheld])
+    while statuses(context)[0] != "quarantined":
+        context.now.now = runner.loop(context.now()).due
+    model, merge = map(context.lineage.require, ("org/a", "m"))
+    assert (model.status, model.cause, merge.status, merge.cause) == ("quarantined", "world") * 2
+    assert None not in (model.retry_at, merge.retry_at)
+
+
+def test_a_leaf_that_is_aside_and_asked_for_all_the_same_does_not_spin(context):
+    Runner(context, [step(failing())]).loop(NOON)
+    proposed(context, "org/b", "org/c")
+    gone = asking_for(
+        "org/a", lambda leaf: LeafGone("its bytes are gone", cause="world", model=leaf)
+    )
+    runner = Runner(context, [gone])
+    assert runner.loop(NOON).kind == "make"
+    assert statuses(context)[0] == "quarantined"
+    turn = runner.loop(NOON)
+    assert (turn.kind, turn.due) == (None, NOON + timedelta(minutes=15))
+
+
+def test_merges_rest_on_weights_not_on_the_name_that_had_them_first(context):
+    Runner(context, [step(failing())]).loop(NOON)
+    proposed(context, "org/a", "org/b")
+    copy = Model(id="zed/a", kind="finetune", status="seen", repo="zed/a", revision="1" * 40)
+    context.lineage.add_model(copy)
+    context.lineage.update_model("zed/a", weights="sha256:org/a")
+    context.lineage.move_model("org/a", "quarantine", reason="moved", cause="model")
+    context.lineage.move_model("zed/a", "admit")
+    gone = asking_for("zed/a", lambda leaf: LeafGone("gone", cause="world", model=leaf))
+    Runner(context, [gone]).loop(NOON)
+    assert context.lineage.require("m").reason == "cannot be made any more: zed/a: gone"
+
+
+def test_copies_of_what_is_lost_are_looked_at_again(context):
+    Runner(context, [step(failing())]).loop(NOON)
+    proposed(context, "org/a", "org/b")
+    copy = Model(id="zed/a", kind="finetune", status="seen", repo="zed/a", revision="1" * 40)
+    context.lineage.add_model(copy)
+    reason = "the same weights as org/a"
+    context.lineage.move_model("zed/a", "refuse", reason=reason, cause="model")
+    gone = asking_for("org/a", lambda leaf: LeafGone("gone", cause="world", model=leaf))
+    Runner(context, [gone]).loop(NOON)
+    assert context.lineage.require("zed/a").status == "seen"
+
+
 def test_a_leaf_that_is_gone_takes_its_merges_with_it(context):
     runner = Runner(context, [step(failing())])
     runner.loop(NOON)
-    merge = Model(
-        id="m", kind="merge", status="proposed", generation=1, parents=NAMES[:2], recipe={}
-    )
-    context.lineage.add_model(merge)
+    proposed(context, *NAMES[:2])
 
     def gone(_context, _work):
         raise LeafGone("its bytes are gone", cause="world", model="org/a")

@@ -70,8 +70,8 @@ def test_a_plan_is_the_same_for_ever():
     """Samples of different months are compared: if this fails, _VERSION has to change."""
     found = plan(tensor_infos(**{"a.weight": (300, 400)}), fraction=0.01, fewest=0)
     assert found.identity == "sample-1-d223693918a6563e"
-    assert found.strata[0].spans[:3] == ((1408, 1472), (14592, 14656), (18112, 18176))
-    assert found.strata[-1].spans[-1] == (119168, 119232)
+    assert found.strata[0].blocks[:3] == ((1408, 1472), (14592, 14656), (18112, 18176))
+    assert found.strata[-1].blocks[-1] == (119168, 119232)
 
 
 def test_of_large_models_no_more_is_read_than_the_fraction():
@@ -85,28 +85,28 @@ def test_of_large_models_no_more_is_read_than_the_fraction():
 def test_every_tensor_is_sampled_in_proportion_and_the_smallest_whole():
     tensors = large()
     scheme = plan(tensors, fraction=0.002)
-    for name, spans in scheme.spans:
-        share = sum(end - start for start, end in spans) / tensors[name].elements
-        assert len(spans) >= 2
+    for name, blocks in scheme.blocks:
+        share = sum(end - start for start, end in blocks) / tensors[name].elements
+        assert len(blocks) >= 2
         assert share == 1 if "norm" in name else 0.0015 < share < 0.0022
-    assert [name for name, _ in scheme.spans] == sorted(tensors)
+    assert [name for name, _ in scheme.blocks] == sorted(tensors)
 
 
 def test_blocks_lie_within_their_tensors_and_apart_and_those_of_vocabulary_within_a_row():
     tensors = large(layers=1, hidden=1000)
-    for name, spans in plan(tensors, fraction=0.01).spans:
-        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
-        assert spans[0][0] >= 0
-        assert spans[-1][1] <= tensors[name].elements
+    for name, blocks in plan(tensors, fraction=0.01).blocks:
+        assert all(end <= start for (_, end), (start, _) in pairwise(blocks))
+        assert blocks[0][0] >= 0
+        assert blocks[-1][1] <= tensors[name].elements
         if is_vocabulary(name):
-            assert all(start // 1000 == (end - 1) // 1000 for start, end in spans)
+            assert all(start // 1000 == (end - 1) // 1000 for start, end in blocks)
 
 
 def test_weights_stand_for_all_elements():
     for shape in ((1000, 777), (999_983,), (3, 5, 20_011)):
         infos = tensor_infos(**{"a": shape})
         strata = plan(infos, fraction=0.05, fewest=0).strata
-        stood = sum(s.elements * s.blocks / s.drawn for s in strata)
+        stood = sum(s.elements * s.total / s.drawn for s in strata)
         assert stood == pytest.approx(infos["a"].elements, rel=0.01)
 
 
@@ -149,8 +149,8 @@ def test_a_sample_is_the_difference_at_the_plans_places(tiny_base, tiny_finetune
     base, own = tiny.tensors(tiny_base), tiny.tensors(tiny_finetunes[1])
     wanted = [
         (own[name].float() - base[name].float()).reshape(-1)[start:end]
-        for name, spans in taken.plan.spans
-        for start, end in spans
+        for name, blocks in taken.plan.blocks
+        for start, end in blocks
     ]
     assert torch.equal(taken.deltas, torch.cat(wanted))
     assert 0.05 < len(taken.deltas) / sum(t.numel() for t in base.values()) < 0.5
@@ -318,8 +318,8 @@ def test_an_adapters_sample_is_that_of_its_dense_delta(tmp_path, tiny_base):
         found = take_local(scheme, own, descend(opened, tmp_path / "adapter"))
         wanted = [
             (merged[name].detach() - opened.tensor(name).float()).reshape(-1)[start:end]
-            for name, spans in scheme.spans
-            for start, end in spans
+            for name, blocks in scheme.blocks
+            for start, end in blocks
         ]
         torch.testing.assert_close(found.deltas, torch.cat(wanted), rtol=1e-4, atol=1e-6)
         assert float(found.deltas.abs().max()) > 0.01
@@ -368,8 +368,8 @@ def test_other_rows_are_refused_unless_their_places_are_known(tmp_path, tiny_bas
     found = take(scheme, base, remote(longer), rows)
     plain = take(scheme, base, remote(tiny_finetunes[0]))
     at = 0
-    for name, spans in scheme.spans:
-        for start, end in spans:
+    for name, blocks in scheme.blocks:
+        for start, end in blocks:
             ours, theirs = (s.deltas[at : at + end - start] for s in (found, plain))
             at += end - start
             if is_vocabulary(name) and rows[start // 32] < 0:

@@ -277,7 +277,7 @@ def test_a_stop_in_the_midst_of_a_step_is_clean_and_quick(service, events):
     begun = time.monotonic()
     assert running.run() is None
     assert time.monotonic() - begun < 5
-    said = "score of org/a is done again at the next start, unless seconds are enough for it"
+    said = "score of org/a is left, and done again at the next start; a second Ctrl-C stops at once"
     assert ("stopping", said) in events
 
 

@@ -16,10 +16,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
+
+from kinship_daemon.errors import Transient
 
 __all__ = ["ChildProcess", "last_line", "settle"]
 
+# Anew: a fork would have our threads' locks, and no CUDA.
+_CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
 # A process that hangs in the kernel (a lost disk, a GPU driver) dies when it comes back.
 _KILL_SECONDS = 30.0
 # The parent alone decides when a child ends; Ctrl-C and systemd signal the whole group.
@@ -29,6 +34,8 @@ _SECRETS = (
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_TOKEN_PATH"),
     "KINSHIP_WEBHOOK_SECRET",
 )
+# Nor does it find the token that `hf auth login` left in a file.
+_NOBODY = {"HF_TOKEN_PATH": os.devnull, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
 
 
 class ChildProcess:
@@ -51,15 +58,20 @@ class ChildProcess:
         *arguments: object,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self._process = context.Process(
+        self.pipe, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(
             target=target, args=(theirs, *arguments), name=name, daemon=True
         )
         # multiprocessing would send SIGTERM at exit and wait; this runs before it, and kills.
         atexit.register(self.close)
-        with _for_the_child(environment or {}):
-            self._process.start()
+        try:
+            with _for_the_child({**_NOBODY, **(environment or {})}):
+                self._process.start()
+        except OSError as error:
+            atexit.unregister(self.close)
+            self.pipe.close()
+            theirs.close()
+            raise Transient(f"a process of its own cannot be started: {error.strerror}") from error
         theirs.close()  # so that the child's death is the end of the pipe
 
     def close(self) -> None:

@@ -79,6 +79,7 @@ class Context:
     Attributes:
         base: The base's row in the lineage.
         base_folder: Where its files lie.
+        began: When this process opened the home, UTC.
         now: The clock, UTC.
         stop: Set when the daemon is to stop; ends every wait.
         dry_run: Write nothing to any hub.
@@ -97,6 +98,7 @@ class Context:
     base: Model
     base_folder: Path
     now: Callable[[], datetime]
+    began: datetime
     stop: threading.Event = field(default_factory=threading.Event)
     dry_run: bool = False
 

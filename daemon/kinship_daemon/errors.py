@@ -70,6 +70,7 @@ class EvaluationFailed(ModelError):
 
     Attributes:
         question: The task and the document that it failed at, where that is known.
+        seconds: That the evaluation took, which count for the day.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class EvaluationFailed(ModelError):
         setting: str | None = None,
         model: str | None = None,
         question: tuple[str, int] | None = None,
+        seconds: float = 0.0,
     ) -> None:
         super().__init__(message, cause=cause, setting=setting, model=model)
         self.question = question
+        self.seconds = seconds
 
 
 class WorkerDied(EvaluationFailed):
@@ -110,7 +113,18 @@ class Transient(KinshipError):
 
 
 class Unavailable(Transient):
-    """One repo cannot be had now, though its hub answers: terms to accept, a proxy's 403."""
+    """
+    One repo cannot be had now, though its hub answers: terms to accept, a proxy's 403.
+
+    Attributes:
+        model: Id of the model whose files are missed, where it is not the one worked on.
+    """
+
+    def __init__(
+        self, message: str, retry_seconds: float | None = None, *, model: str | None = None
+    ) -> None:
+        super().__init__(message, retry_seconds)
+        self.model = model
 
 
 class BudgetReached(KinshipError):

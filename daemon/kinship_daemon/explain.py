@@ -174,6 +174,11 @@ def _not_judged(lineage: Lineage, model: Model) -> str:
         return "gate: not judged: no selection scores under the present settings"
     best = max(sorted(scored), key=lambda p: scored[p])
     if _mean(mine) > scored[best]:
+        for name in model.parents:
+            parent = lineage.require(name)
+            in_use = any(m.status == "admitted" for m in lineage.by_weights(parent.weights or ""))
+            if not in_use and not _latest(lineage, parent, "validation"):
+                return f"gate: not judged: {name} is {parent.status} and has no validation scores"
         return "gate: not judged yet; the next run judges it"
     return (
         f"gate: not judged: its selection score {_mean(mine):.4f} is not above "

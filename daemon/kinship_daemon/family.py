@@ -25,7 +25,7 @@ def tree(export: Export, focus: str | None = None) -> str:
         focus: Only this model and its ancestors.
     """
     models = _shown(export, focus)
-    best = (export["best"] or {}).get("model")  # of the whole family, not of what is shown
+    best = export["best"] or {}  # of the whole family, not of what is shown
     lines = [f"{export['base']} (base)"]
     generations = sorted({model["generation"] for model in models if model["kind"] != "base"})
     for i, generation in enumerate(generations):
@@ -36,7 +36,7 @@ def tree(export: Export, focus: str | None = None) -> str:
         stem = "    " if last else "│   "
         for j, model in enumerate(members):
             branch = "└── " if j == len(members) - 1 else "├── "
-            lines.append(f"{stem}{branch}{_leaf(model, model['id'] == best)}")
+            lines.append(f"{stem}{branch}{_leaf(model, best)}")
     return "\n".join(lines)
 
 
@@ -91,12 +91,13 @@ def _edges(models: list[Mapping[str, Any]], base: str) -> list[tuple[str, str]]:
     return edges
 
 
-def _leaf(model: Mapping[str, Any], best: bool) -> str:
+def _leaf(model: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     value = mean(model["selection"])
     made = f" = {' + '.join(model['parents'])}" if model["parents"] else ""
     score = "" if value is None else f"  {value:.4f}"
+    first = f"  best on {best['split']}" if model["id"] == best.get("model") else ""
     published = f"  published as {model['published']}" if model["published"] else ""
-    return f"{model['id']}{made}{score}{'  best' if best else ''}{published}"
+    return f"{model['id']}{made}{score}{first}{published}"
 
 
 def _label(model: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kinship_daemon.durable import hash_file
-from kinship_daemon.errors import BudgetReached, LeafGone
+from kinship_daemon.errors import BudgetReached, LeafGone, Unavailable
 from kinship_daemon.home import Home
 from kinship_daemon.hub.files import place, wanted
 from kinship_daemon.hub.records import Hub, Repo, UnknownRepo
@@ -80,6 +80,7 @@ class FileCache:
 
         Raises:
             LeafGone: They cannot be had: the repo is gone, or its bytes are others now.
+            Unavailable: Its hub does not give them now.
             NoRoom: They do not fit into limits.disk_gb.
         """
         known = self._lineage.require(leaf.id).folder
@@ -100,6 +101,8 @@ class FileCache:
             raise LeafGone(
                 f"the bytes that were admitted are gone: {error}", cause="world", model=leaf.id
             ) from None
+        except Unavailable as error:
+            raise Unavailable(str(error), error.retry_seconds, model=leaf.id) from None
         if not self._unchanged(leaf, folder):
             raise LeafGone(f"{leaf.id} changed in {folder} since it was admitted", model=leaf.id)
         return folder

@@ -19,11 +19,11 @@ __all__ = ["PolicyDied", "PolicyFailed", "ask"]
 
 
 class PolicyFailed(KinshipError):
-    """A policy raised, took too long, or answered what is no decision: it would again."""
+    """A policy raised, or answered what is no decision: it would again."""
 
 
 class PolicyDied(PolicyFailed):
-    """Its process was ended from outside (killed, out of memory): it may well answer next time."""
+    """It was killed, out of memory, or too slow: it may well answer next time."""
 
 
 def ask(policy: Policy, population: Population, seconds: float) -> Decision:
@@ -34,7 +34,7 @@ def ask(policy: Policy, population: Population, seconds: float) -> Decision:
         seconds: After which it is stopped, its process's start included.
 
     Raises:
-        PolicyDied: Its process was killed.
+        PolicyDied: Its process was killed, or had too little memory or time.
         PolicyFailed: There is none, or it is about models that the population does not have.
     """
     deadline = time.monotonic() + seconds
@@ -59,13 +59,15 @@ def _answered(child: ChildProcess, question: bytes, deadline: float, seconds: fl
     try:
         child.pipe.send_bytes(question)
         if not child.pipe.poll(max(0.0, deadline - time.monotonic())):
-            raise PolicyFailed(f"it took longer than limits.decision_seconds ({seconds:g})")
+            raise PolicyDied(f"it took longer than limits.decision_seconds ({seconds:g})")
         kind, text = child.pipe.recv()
     except (EOFError, ConnectionError):
         how = child.ending()
         # An exit is the policy's own doing; a signal is somebody else's.
         died = PolicyFailed if how.startswith("exit code") else PolicyDied
         raise died(f"its process died ({how})") from None
+    if kind == "memory":
+        raise PolicyDied("it needs more memory than there is")
     if kind == "error":
         raise PolicyFailed(text)
     try:
@@ -92,6 +94,8 @@ def _answer(pipe: Connection) -> None:
     try:
         policy, population = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own parent
         answer = ("decision", _decided(policy, population))
+    except MemoryError:
+        answer = ("memory", "")
     except Exception as error:
         answer = ("error", _line(error))
     sys.stdout.flush()  # this process may be killed as soon as it has answered

@@ -214,9 +214,9 @@ def _saying_what_is_finished(context: Context, running: Runner) -> Iterator[None
     def say() -> None:
         context.stop.wait()
         if not ended.is_set():
-            doing = running.doing or "the step at hand"
-            message = f"{doing} is done again at the next start, unless seconds are enough for it"
-            context.report.event("stopping", message)
+            doing = running.doing
+            left = f"{doing} is left, and done again at the next start; " if doing else ""
+            context.report.event("stopping", f"{left}a second Ctrl-C stops at once")
 
     threading.Thread(target=say, name="stopping", daemon=True).start()
     try:

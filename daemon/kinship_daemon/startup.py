@@ -118,6 +118,7 @@ def opened(
             base=model,
             base_folder=folder,
             now=now,
+            began=now(),
             stop=stop,
             dry_run=dry_run,
         )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 
@@ -14,16 +11,19 @@ import click
 
 from kinship_daemon.errors import KinshipError, disk_words
 from kinship_daemon.foreign.shown import one_line
+from kinship_daemon.imports import uncollected
 
 __all__ = ["app", "main"]
 
 _COMMANDS = {
     "run": ("run", "Watch, merge, evaluate and publish: the daemon itself."),
     "status": ("home_reports", "What a home is doing and what waits, was refused or set aside."),
+    "stop": ("stop", "End the daemon of a home; what is done is saved."),
     "candidates": ("candidates", "Who waits and in which order, who was refused, budgets spent."),
     "retry": ("retry", "Open again what was refused, set aside or put off."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
+    "recipe": ("recipe", "A merge's recipe as mergekit's YAML, from fine-tunes alone."),
     "backup": ("backup", "Copy the lineage to one file, also while a daemon runs."),
     "restore": ("backup", "Put a backup in the lineage's place."),
     "verify": ("home_reports", "Hash again what the lineage claims."),
@@ -54,7 +54,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        with _uncollected():
+        with uncollected():
             module = import_module(f"kinship_daemon.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
@@ -64,22 +64,6 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, purpose) for name, (_, purpose) in _COMMANDS.items()])
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """
-    Import without garbage collection.
-
-    Modules stay until the end. To search torch's for garbage again and again, and once more at
-    exit, takes a third as long as to import them.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("kinship-daemon"), prog_name="kinship-daemon")
 def app() -> None:
@@ -87,7 +71,11 @@ def app() -> None:
 
 
 def main() -> None:
-    """Run a command. Exit 0: done; 2: wrong usage or config; 3: not done; 4: damaged lineage."""
+    """
+    Run a command.
+
+    Exits with 0: done; 2: wrong usage or config; 3: not done; 4: damaged lineage; 130: interrupted.
+    """
     # Idle threads that spin make a busy machine many times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

@@ -209,11 +209,11 @@ def oddities(config: Config) -> Iterator[str]:
             "triage.sample is 0, so nobody's novelty is known, and nothing else orders who waits; "
             "set triage.sample, or admission.popularity"
         )
-    for name in ("download_gb_per_day", "disk_gb"):
+    for name, fate in (("download_gb_per_day", "is refused"), ("disk_gb", "waits for ever")):
         if (limit := getattr(limits, name)) < largest:
             yield (
                 f"limits.{name} {limit:g} is below triage.max_gb {largest:g}: "
-                "a model between them waits for ever"
+                f"a model between them {fate}"
             )
     screened, evaluated = admission.screen_documents, config.evaluate.limit
     if evaluated is not None and screened >= evaluated:

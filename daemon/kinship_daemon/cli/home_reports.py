@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kinship_daemon import family
-from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.cli.options import find_model, home_options, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.explain import explain, returns, set_aside_words
@@ -67,7 +67,7 @@ def status_command(home: Path | None, base: str | None, as_json: bool) -> None:
 
 
 def _job_words(line: Mapping[str, str]) -> tuple[str, str]:
-    due = f"; tried again at {line['due']}" if line["due"] else ""
+    due = f"; tried again at {line['due']}" if line.get("due") else ""
     return line["job"], f"{line['reason']} ({line['cause']}{due})"
 
 
@@ -103,14 +103,14 @@ def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
             if model.not_published is not None
         ],
         "set_aside": list(_set_aside(lineage)),
-        "waiting": [_job(job) for job in lineage.jobs("waiting")],
+        "waiting": [{**_job(job), "due": job.due} for job in lineage.jobs("waiting")],
         "failed_jobs": [_job(job) for job in lineage.jobs("failed")],
     }
 
 
 def _job(job: Job) -> dict[str, str | None]:
     what = job.kind if job.model is None else f"{job.kind} of {job.model}"
-    return {"job": what, "reason": job.reason, "cause": job.cause, "due": job.due}
+    return {"job": what, "reason": job.reason, "cause": job.cause}
 
 
 def _best(lineage: Lineage) -> str:
@@ -160,7 +160,7 @@ def lineage_command(model: str | None, home: Path | None, base: str | None, form
     _, lineage = open_lineage(home, base)
     with lineage:
         if model is not None:
-            lineage.require(model)
+            model = find_model(lineage, model).id
         export = lineage.export()
         if form == "json":
             if model is not None:
@@ -178,7 +178,7 @@ def explain_command(model: str, home: Path | None, base: str | None) -> None:
     """Why MODEL was made, how it did, why it was published or not."""
     _, lineage = open_lineage(home, base)
     with lineage:
-        click.echo(explain(lineage, model))
+        click.echo(explain(lineage, find_model(lineage, model).id))
 
 
 @click.command("verify")

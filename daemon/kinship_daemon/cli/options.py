@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,11 +10,20 @@ from typing import Any, TypeVar
 
 import click
 
+from kinship_daemon.errors import UsageError
 from kinship_daemon.home import Home, find_home
 from kinship_daemon.hub.bases import resolve_base
 from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model
 
-__all__ = ["config_options", "find_home_of", "home_options", "now", "open_lineage"]
+__all__ = [
+    "config_options",
+    "find_home_of",
+    "find_model",
+    "home_options",
+    "now",
+    "open_lineage",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -66,3 +76,20 @@ def open_lineage(home: Path | None, base: str | None) -> tuple[Home, Lineage]:
     """The home that the options name, and its lineage for reading."""
     found = find_home_of(home, base)
     return found, Lineage.open(found.lineage, now=now, readonly=True)
+
+
+def find_model(lineage: Lineage, name: str) -> Model:
+    """
+    The model of that name, or that was published as it.
+
+    Raises:
+        UsageError: There is none; it names the nearest.
+    """
+    published = {each.repo: each.model for each in lineage.publications()}
+    model = lineage.model(name) or lineage.model(published.get(name, name))
+    if model is None:
+        known = [*(each.id for each in lineage.models()), *published]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+        hint = f"nearest: {near[0]}" if near else "it holds no model yet"
+        raise UsageError(f"no model {name!r} in {lineage.path}; {hint}")
+    return model

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import get_args
 
 import click
 
-from kinship_daemon.cli.options import find_home_of, home_options, now
+from kinship_daemon.cli.options import find_home_of, find_model, home_options, now
 from kinship_daemon.errors import UsageError
 from kinship_daemon.report import count
 from kinship_daemon.retry import reopen
@@ -45,7 +44,7 @@ def retry_command(
             chosen = [model for name in sorted(names) if (model := lineage.model(name)) is not None]
         else:
             jobs = []
-            chosen = [_named(lineage, name) for name in models]
+            chosen = [find_model(lineage, name) for name in models]
         opened = [model for model in chosen if _open(lineage, model)]
         for job in jobs:
             lineage.retry_job(job.key)
@@ -55,16 +54,6 @@ def retry_command(
         click.echo(f"{' and '.join(told)} to try again; a run on {found.path} does it")
     else:
         click.echo("there is nothing to try again")
-
-
-def _named(lineage: Lineage, name: str) -> Model:
-    model = lineage.model(name)
-    if model is None:
-        known = [each.id for each in lineage.models()]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-        hint = f"nearest: {near[0]}" if near else "it holds no model yet"
-        raise UsageError(f"no model {name!r} in {lineage.path}; {hint}")
-    return model
 
 
 def _open(lineage: Lineage, model: Model) -> bool:

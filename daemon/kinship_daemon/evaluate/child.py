@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kinship_daemon.child_process import settle
 from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Asked, Settings
+from kinship_daemon.imports import uncollected
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
@@ -58,9 +59,10 @@ def error_of(message: tuple[Any, ...]) -> KinshipError | None:
 
 def _answer(pipe: Connection, settings: Settings) -> None:
     # Here and not above, for they take seconds.
-    from tqdm import tqdm  # type: ignore[import-untyped]  # noqa: PLC0415
+    with uncollected():
+        from tqdm import tqdm  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    from kinship_daemon.evaluate.harness import Harness, pin_numerics  # noqa: PLC0415
+        from kinship_daemon.evaluate.harness import Harness, pin_numerics  # noqa: PLC0415
 
     # Its own lock is a semaphore of the system; a killed worker would leave it behind, and the
     # user would be told of it.

@@ -18,6 +18,7 @@ from kinship_daemon.steps.novelty import novelties_beside, novelty
 from kinship_daemon.steps.objections import (
     check_again,
     objection,
+    returns_at,
     rule_objection,
     same_weights,
     twin_objection,
@@ -43,6 +44,7 @@ class Examined:
     What examining a candidate gave: a reason to refuse it, or everything to admit it.
 
     Attributes:
+        again: When one that is refused for the world is looked into again.
         moved: Id of the model whose bytes these are under another name, which is gone.
         plan: Under which `vector`, its compact sample, was taken; None if it has one already.
         nearer: Novelties of others who wait, which become less by its admission.
@@ -57,6 +59,7 @@ class Examined:
     files: tuple[File, ...] = ()
     remarks: tuple[str, ...] = ()
     moved: str | None = None
+    again: str | None = None
     plan: str | None = None
     vector: bytes | None = None
     novelty: float | None = None
@@ -105,7 +108,8 @@ def _run(context: Context, work: Work) -> Examined:
             check_again(context, repo, ruled)
         refusal = ruled or objection(context, model, repo) or _too_large(context, repo)
         if refusal is not None:
-            return Examined(refusal, declared(repo.card))
+            again = returns_at(refusal, context.today)
+            return Examined(refusal, declared(repo.card), again=again)
         _check_day(context, model, repo)
         folder = context.files.fetch(model, repo, newcomer=True)
     except UnknownRepo:
@@ -193,7 +197,12 @@ def _commit(lineage: Lineage, work: Work, found: Examined) -> None:
     if found.refusal is not None:
         refusal = found.refusal
         lineage.move_model(
-            name, "refuse", reason=refusal.reason, cause=refusal.cause, setting=refusal.setting
+            name,
+            "refuse",
+            reason=refusal.reason,
+            cause=refusal.cause,
+            setting=refusal.setting,
+            retry_at=found.again,
         )
         lineage.update_candidate(name, gone=refusal == GONE)
         return

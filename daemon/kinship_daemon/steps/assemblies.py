@@ -86,7 +86,7 @@ def assembly(context: Context, model: Model) -> Assembly:
     made_of, first = coefficients(context, model), first_leaf(context, model)
     assert first.weights is not None
     donor = source(context, first.weights)
-    parts = leaf_models(context, made_of)
+    parts = leaf_models(context.lineage, made_of)
     # One that is fetched again must not take the room of another.
     with context.files.holding(donor.id, *(each.id for each in parts.values())):
         folders = {row: context.files.use(each) for row, each in parts.items()}
@@ -100,9 +100,9 @@ def assembly(context: Context, model: Model) -> Assembly:
         )
 
 
-def leaf_models(context: Context, made_of: Coefficients) -> dict[str, Model]:
+def leaf_models(lineage: Lineage, made_of: Coefficients) -> dict[str, Model]:
     """The leaves that a combination rests on, by weights identity."""
-    return {weights: source(context, weights) for weights in made_of.rows}
+    return {weights: lineage.by_weights(weights)[0] for weights in made_of.rows}
 
 
 def kinship_matrix(

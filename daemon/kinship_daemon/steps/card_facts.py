@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from importlib.metadata import version
 from itertools import combinations
 from typing import get_args
@@ -14,10 +13,8 @@ from kinship_daemon.hub.card import CardFacts
 from kinship_daemon.hub.licence import most_restrictive
 from kinship_daemon.steps.assemblies import coefficients, kinship_matrix, leaf_models
 from kinship_daemon.steps.leaves import is_leaf
+from kinship_daemon.steps.recipes import Recipes, called
 from kinship_daemon.steps.scores import parents_of, scores
-from kinship_daemon.weights.checkpoint import DTYPES
-from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml
-from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.records import Model, Score, Split
 
 __all__ = ["card_facts", "factors_table"]
@@ -32,27 +29,25 @@ def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
     family = context.lineage.ancestors(model)
     leaves = [each for each in family if each.recipe is None]
     parents = parents_of(context, model)
-    assert model.recipe is not None
-    recipe = Recipe.from_json(model.recipe)
-    base = context.base.name
+    recipes = Recipes.of(context)
     licences = {each.id: each.license for each in (context.base, *leaves)}
     terms = most_restrictive(licences, context.config.publish.allow_licenses)
     sources = (context.base, *leaves)
     return CardFacts(
         model=model,
         repo=repo,
-        base=base,
+        base=context.base.name,
         licence=terms.licence or "unknown",
         base_models=tuple(dict.fromkeys(_on_hub(context, model))),
         scores={each.id: _scores(context, each) for each in (model, *parents)},
         verdict=_verdict(context, model),
         family=tuple(family),
-        called={each.id: _called(context, each) for each in family},
+        called={each.id: called(context.lineage, each) for each in family},
         metric=context.config.kinship.metric,
         kinships=_kinships(context, [*leaves, *parents]),
         sources=tuple((each, tuple(context.lineage.files(each.id))) for each in sources),
-        made=to_yaml(recipe, _names(context, model), base, _dtype(context)),
-        collapsed=_from_leaves(context, model),
+        made=recipes.made(model),
+        collapsed=recipes.from_leaves(model),
         factors=() if is_leaf(model) else _factors(context, model),
         version=version("kinship-daemon"),
         settings=_settings(context),
@@ -69,7 +64,7 @@ def _verdict(context: Context, model: Model) -> str | None:
         gate.gain,
         (gate.low, gate.high),
         gate.n,
-        parent=_called(context, context.lineage.require(gate.parent)),
+        parent=called(context.lineage, context.lineage.require(gate.parent)),
         min_gain=gate.settings["min_gain"],
         confidence=gate.settings["confidence"],
     )
@@ -84,7 +79,7 @@ def factors_table(context: Context, model: Model) -> str | None:
     if is_leaf(model):
         return None
     made_of = coefficients(context, model)
-    leaves = leaf_models(context, made_of)
+    leaves = leaf_models(context.lineage, made_of)
     lines = [",".join(["tensor", context.base.id, *(leaf.id for leaf in leaves.values())])]
     for name, base, deltas in zip(
         context.ledger.names, made_of.base.tolist(), made_of.deltas.tolist(), strict=True
@@ -106,7 +101,7 @@ _GROUPS = (
 def _factors(context: Context, model: Model) -> tuple[tuple[str, str, float], ...]:
     """Mean factor of each leaf's delta over the tensors of a group."""
     made_of = coefficients(context, model)
-    leaves = leaf_models(context, made_of)
+    leaves = leaf_models(context.lineage, made_of)
     groups: dict[str, list[int]] = {}
     for place, name in enumerate(context.ledger.names):
         groups.setdefault(_group(name), []).append(place)
@@ -126,56 +121,6 @@ def _scores(context: Context, model: Model) -> tuple[Score, ...]:
     return tuple(
         row for split in get_args(Split) for row in scores(context, model, split, samples=False)
     )
-
-
-def _called(context: Context, model: Model) -> str:
-    """A model as others can find it: by repo, published or not yet by its name in the lineage."""
-    publication = context.lineage.publication(model.id)
-    return publication.repo if publication else model.name
-
-
-def _from_leaves(context: Context, model: Model) -> str:
-    """
-    The merge as it can be made again from fine-tunes alone.
-
-    One document where algebra collapses it; otherwise one for each merge that it rests on, too.
-    """
-    parts: dict[str, str] = {}
-    last = _document(context, model, _dtype(context), parts)
-    return several_yaml(parts, last) if parts else last
-
-
-def _document(context: Context, model: Model, dtype: str, parts: dict[str, str]) -> str:
-    """The YAML of one merge; those of the merges that it names are added to `parts` before it."""
-    base = context.base.name
-    assert model.recipe is not None
-    if is_leaf(model):
-        parents = [context.lineage.require(name) for name in model.parents]
-        called = {each.id: _part(context, each, parts) for each in parents}
-        return to_yaml(Recipe.from_json(model.recipe), called, base, dtype)
-    combination = coefficients(context, model)
-    leaves = leaf_models(context, combination)
-    names = {weights: _part(context, leaf, parts) for weights, leaf in leaves.items()}
-    return collapsed_yaml(context.ledger, combination, names, base, dtype)
-
-
-def _part(context: Context, model: Model, parts: dict[str, str]) -> str:
-    """What to call a model in the YAML: a fine-tune by its repo, a merge by its own document."""
-    if model.recipe is None:
-        adapter = any(
-            file.path == "adapter_config.json" for file in context.lineage.files(model.id)
-        )
-        return f"{context.base.name}+{model.name}" if adapter else model.name
-    if model.id not in parts:
-        # A leaf is rounded when it is written; what only passes through is not.
-        parts[model.id] = _document(
-            context, model, _dtype(context) if is_leaf(model) else "float32", parts
-        )
-    return model.id
-
-
-def _names(context: Context, model: Model) -> dict[str, str]:
-    return {parent.id: _called(context, parent) for parent in parents_of(context, model)}
 
 
 def _on_hub(context: Context, model: Model) -> list[str]:
@@ -198,12 +143,6 @@ def _kinships(context: Context, models: list[Model]) -> tuple[tuple[str, str, fl
     values = kinship_matrix(context, [known[n] for n in names], context.config.kinship.metric)
     places = combinations(range(len(names)), 2)
     return tuple((names[i], names[j], values[i][j]) for i, j in places)
-
-
-def _dtype(context: Context) -> str:
-    """The dtype that most of the base's tensors have, as mergekit and torch call it."""
-    counts = Counter(info.dtype for info in context.base_checkpoint.tensors.values())
-    return str(DTYPES[counts.most_common(1)[0][0]]).removeprefix("torch.")
 
 
 def _settings(context: Context) -> dict[str, str]:

@@ -20,6 +20,7 @@ from kinship_daemon.weights.recipe import Recipe, check, combine
 from kinship_policies.policy import Decision, Population, Proposal
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Generation, Model, StopKind
+from kinship_storage.rows import stamp
 
 __all__ = ["STEP", "converged"]
 
@@ -42,11 +43,17 @@ class Decided:
 
 
 def converged(context: Context) -> Generation | None:
-    """The stop that still holds: the last decision, where nothing changed since."""
+    """
+    The stop that still holds: the last decision, where nothing changed since.
+
+    That a policy failed holds no longer than the process: its code may be mended.
+    """
     last = context.lineage.last_generation()
     if last is None or last.stop is None:
         return None
     if (last.policy, last.settings) != policy_identity(context):
+        return None
+    if last.stop_kind == "policy failed" and last.created < stamp(context.began):
         return None
     then = context.lineage.facts(last.number)
     return last if then is not None and is_unchanged(context, then) else None
@@ -157,7 +164,9 @@ def _answered(
         total = context.config.limits.merges_total
         stop, kind = f"no more merges are allowed: limits.merges_total {total}", "budget"
     if children:
-        return decision, children, None, remarks
+        if decision.stop is not None:
+            remarks.append(f"it proposed merges, so it is not taken to stop: {decision.stop}")
+        return replace(decision, stop=None), children, None, remarks
     if decision.stop is None:
         decision = replace(decision, merges=(), stop=stop)
     return decision, [], kind, remarks

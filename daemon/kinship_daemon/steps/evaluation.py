@@ -21,9 +21,9 @@ from kinship_daemon.steps.step import Work
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Score, Split
 
-__all__ = ["Evaluated", "base_failure", "evaluate", "record", "work_for"]
+__all__ = ["BUDGET", "Evaluated", "base_failure", "evaluate", "record", "work_for"]
 
-_BUDGET = "evaluation_seconds"
+BUDGET = "evaluation_seconds"
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,15 @@ def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
     _check_hours(context)
     began = time.monotonic()
     try:
-        found = _scores(context, settings, work)
-    except WorkerDied as error:
-        # Someone else's memory on the device, say: once may be bad luck.
-        context.report.event("warning", f"{error}; once more", model=work.model)
-        found = _scores(context, settings, work)
+        try:
+            found = _scores(context, settings, work)
+        except WorkerDied as error:
+            # Someone else's memory on the device, say: once may be bad luck.
+            context.report.event("warning", f"{error}; once more", model=work.model)
+            found = _scores(context, settings, work)
+    except EvaluationFailed as error:
+        error.seconds = time.monotonic() - began
+        raise
     # Under what they were asked for, whatever a worker makes of it: that is how they are found.
     named = [replace(score, settings=work.inputs["settings"]) for score in found]
     return Evaluated(named, context.today, time.monotonic() - began)
@@ -85,7 +89,7 @@ def base_failure(context: Context, work: Work, failure: EvaluationFailed) -> Mod
 
 def record(lineage: Lineage, found: Evaluated) -> None:
     lineage.add_scores(found.scores)
-    lineage.spend(_BUDGET, found.day, found.seconds)
+    lineage.spend(BUDGET, found.day, found.seconds)
 
 
 def _scores(context: Context, settings: Settings, work: Work) -> Sequence[Score]:
@@ -98,7 +102,7 @@ def _scores(context: Context, settings: Settings, work: Work) -> Sequence[Score]
 
 def _check_hours(context: Context) -> None:
     limit = context.config.limits.eval_hours_per_day
-    if context.spent(_BUDGET) >= limit * 3600:
+    if context.spent(BUDGET) >= limit * 3600:
         raise BudgetReached(
             f"limits.eval_hours_per_day {limit:g} used up; the next day (UTC) has its own"
         )

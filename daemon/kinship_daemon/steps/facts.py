@@ -126,9 +126,13 @@ def is_unchanged(context: Context, then: Mapping[str, Any]) -> bool:
     """
     Whether a decision's facts still hold, as far as a stop depends on them.
 
-    That is the budget left, and everyone's scores by task: other evaluation settings are a change
-    too.
+    That is the budget left, the seed, the metric of kinship, and everyone's scores by task: other
+    evaluation settings are a change too.
     """
+    config = context.config
+    chosen = (config.seed, config.kinship.metric)
+    if (then.get("seed", chosen[0]), then.get("metric", chosen[1])) != chosen:
+        return False
     members = {m["name"]: dict(m["tasks"]) for m in then["members"]}
     now = {
         name: {row.task: row.score for row in rows}

@@ -34,12 +34,21 @@ def leaves(lineage: Lineage) -> dict[str, Model]:
 
 
 def dependents(lineage: Lineage, leaf: str) -> list[Model]:
-    """Living merges that rest on a model, in the order of generations."""
+    """
+    Living merges that rest on a model's weights, in the order of generations.
+
+    None where a copy of it is in use: that one's bytes will do.
+    """
+    weights = lineage.require(leaf).weights
+    copies = () if weights is None else lineage.by_weights(weights)
+    if any(copy.status == "admitted" and copy.id != leaf for copy in copies):
+        return []
+    names = {leaf, *(copy.id for copy in copies)}
     above = _ancestors(lineage)
     return [
         merge
         for merge in lineage.models("merge", ("admitted", "proposed"))
-        if leaf in above[merge.id]
+        if names & above[merge.id]
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError, Transient
@@ -10,14 +11,17 @@ from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.licence import declared, most_restrictive
 from kinship_daemon.hub.records import Repo, UnknownRepo
 from kinship_daemon.hub.triage import Refusal, refusal
-from kinship_daemon.steps.watch import rules
+from kinship_daemon.steps.watch import GONE, rules
 from kinship_daemon.weights.checkpoint import read_json, weights_identity
 from kinship_storage.records import Model
+from kinship_storage.rows import stamp
 
 __all__ = [
     "check_again",
     "objection",
+    "returns_at",
     "rule_objection",
+    "same_as",
     "same_weights",
     "told_identity",
     "twin_objection",
@@ -57,6 +61,17 @@ def check_again(context: Context, repo: Repo, found: Refusal) -> None:
         raise Transient(f"the hub describes {repo.id} differently each time: {found.reason}")
 
 
+def returns_at(refusal: Refusal, day: str) -> str | None:
+    """
+    When a refusal that is nobody's fault is looked into again: the day after.
+
+    None for the others, and for who is gone: the listing shows when that one is back.
+    """
+    if refusal.cause != "world" or refusal == GONE:
+        return None
+    return stamp(datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1))
+
+
 def told_identity(repo: Repo) -> str | None:
     """Of its weights, from the hashes that the hub tells; None where one is unknown."""
     return _identity({file.path: file.sha256 for file in weight_files(repo.files)})
@@ -75,7 +90,12 @@ def twin_objection(context: Context, twin: Model | None) -> Refusal | None:
     """
     if twin is None or _is_lost(context, twin):
         return None
-    return Refusal(f"the same weights as {twin.id}")
+    return Refusal(same_as(twin.id))
+
+
+def same_as(model: str) -> str:
+    """Why a copy is refused; it is looked at again when that model's bytes are lost."""
+    return f"the same weights as {model}"
 
 
 def same_weights(context: Context, model: Model, hashes: Mapping[str, str | None]) -> Model | None:

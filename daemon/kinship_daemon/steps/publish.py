@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from kinship_daemon.context import Context
-from kinship_daemon.errors import KinshipError, ModelError, Transient, Unavailable
+from kinship_daemon.errors import KinshipError, Transient, Unavailable
 from kinship_daemon.hub.card import CardFacts, model_card
 from kinship_daemon.hub.files import local_files
 from kinship_daemon.hub.licence import most_restrictive
@@ -106,7 +107,7 @@ def _run(context: Context, work: Work) -> Publication:
         revision, url = context.hub.publish(target, stage, message, private)
     except (Transient, LineageError):
         raise
-    except (KinshipError, ModelError, UnknownRepo) as error:
+    except (KinshipError, UnknownRepo) as error:
         # A repo that is not ours, say. The evolution goes on, and it is tried again later.
         raise Unavailable(f"cannot publish to {target}: {error}") from None
     return Publication(model.id, repo=target, revision=revision, url=url, files=files)
@@ -114,10 +115,14 @@ def _run(context: Context, work: Work) -> Publication:
 
 def _commit(lineage: Lineage, _work: Work, publication: Publication) -> None:
     lineage.add_publication(publication)
+    lineage.update_model(publication.model, not_published=None)
 
 
 def _tell(context: Context, _work: Work, made: Publication) -> None:
-    shutil.rmtree(context.home.staging, ignore_errors=True)
+    stage = context.home.staging / made.repo
+    shutil.rmtree(stage, ignore_errors=True)
+    with suppress(OSError):
+        stage.parent.rmdir()  # unless another merge of that namespace is on its way
     context.report.event("publish", f"{made.model} as {made.repo}", model=made.model, url=made.url)
 
 

@@ -58,9 +58,9 @@ def _plan(context: Context) -> Iterator[Work]:
         if model.weights not in known and model.screen is None
     ]
     settings = quick(context)
-    if newcomers and not _base_score(context, settings):
+    if newcomers and _base_score(context, settings) is None:
         yield work_for(settings, context.base, "selection")
-    for model in newcomers if _base_score(context, settings) else ():
+    for model in newcomers if _base_score(context, settings) is not None else ():
         yield work_for(settings, model, "selection")
 
 

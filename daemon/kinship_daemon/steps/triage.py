@@ -18,7 +18,13 @@ from kinship_daemon.hub.triage import Refusal
 from kinship_daemon.ranking import popularity
 from kinship_daemon.sampling import in_folder, on_hub
 from kinship_daemon.steps.novelty import novelty
-from kinship_daemon.steps.objections import check_again, objection, rule_objection, told_identity
+from kinship_daemon.steps.objections import (
+    check_again,
+    objection,
+    returns_at,
+    rule_objection,
+    told_identity,
+)
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.watch import GONE
 from kinship_daemon.weights.fit import refuse_other_calculation
@@ -156,7 +162,12 @@ def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
         lineage.update_model(name, license=seen.license)
         refusal = seen.refusal
         lineage.move_model(
-            name, "refuse", reason=refusal.reason, cause=refusal.cause, setting=refusal.setting
+            name,
+            "refuse",
+            reason=refusal.reason,
+            cause=refusal.cause,
+            setting=refusal.setting,
+            retry_at=returns_at(refusal, seen.day),
         )
     if seen.fault is not None:
         fault = seen.fault

@@ -45,10 +45,11 @@ def _plan(context: Context) -> Iterator[Work]:
     known = known_means(context, "validation")
     planned: set[str | None] = set()
     for child, parents in families(context):
-        missing = [m for m in (child, *parents) if m.weights not in known]
-        if any(model.status != "admitted" for model in missing):
+        missing = {m.weights or "" for m in (child, *parents)} - known.keys()
+        sources = [context.lineage.by_weights(weights)[0] for weights in sorted(missing)]
+        if any(model.status != "admitted" for model in sources):
             continue  # one of them cannot be evaluated: there is no fair comparison
-        for model in missing:
+        for model in sources:
             if model.weights not in planned:
                 planned.add(model.weights)
                 yield work_for(context.settings, model, "validation")

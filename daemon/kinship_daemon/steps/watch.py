@@ -89,7 +89,7 @@ def _commit(lineage: Lineage, _work: Work, seen: Seen) -> None:
         lineage.move_model(name, "refuse", cause="model", reason=reason)
     for model in seen.back:
         lineage.update_candidate(model.id, gone=False)
-        if model.status == "refused" and model.reason == GONE.reason:
+        if model.status == "refused" and model.cause == GONE.cause:
             reopen(lineage, model)
     for model in seen.gone:
         lineage.update_candidate(model.id, gone=True)

@@ -13,12 +13,12 @@ from torch import Tensor
 from kinship_daemon.weights.header import DTYPES
 from kinship_daemon.weights.remote import Remote
 
-__all__ = ["Progress", "Spans", "read_blocks"]
+__all__ = ["Blocks", "Progress", "read_blocks"]
 
 # Called with the bytes just read.
 Progress = Callable[[int], None]
 # [start, end) in elements of a tensor.
-Spans = Sequence[tuple[int, int]]
+Blocks = Sequence[tuple[int, int]]
 
 # Blocks nearer than this come in one request: it costs more than so many bytes.
 _GAP_BYTES = 1024
@@ -47,7 +47,7 @@ class _Run:
 
 
 def read_blocks(
-    source: Remote, places: Mapping[str, Spans], progress: Progress | None = None
+    source: Remote, places: Mapping[str, Blocks], progress: Progress | None = None
 ) -> dict[str, Tensor]:
     """
     Blocks of some tensors.
@@ -63,10 +63,10 @@ def read_blocks(
     """
     content: dict[str, NDArray[np.uint8]] = {}
     files: dict[str, list[_Block]] = {}
-    for name, spans in places.items():
+    for name, blocks in places.items():
         info = source.tensors[name]
         each, at = DTYPES[info.dtype].itemsize, 0
-        for start, end in spans:
+        for start, end in blocks:
             first, last = info.offset + start * each, info.offset + end * each
             files.setdefault(info.file, []).append(_Block(first, last, name, at))
             at += last - first

@@ -100,7 +100,7 @@ def _lay_out(values: Tensor, lengths: Sequence[int], blocks: Tensor) -> None:
 def _units(plan: Plan) -> Units:
     strata = plan.strata
     repeats = torch.tensor([stratum.drawn for stratum in strata])
-    blocks = torch.tensor([stratum.blocks for stratum in strata], dtype=torch.float64)
+    blocks = torch.tensor([stratum.total for stratum in strata], dtype=torch.float64)
     return Units(
         stratum=torch.arange(len(strata)).repeat_interleave(repeats),
         drawn=repeats.double().repeat_interleave(repeats),

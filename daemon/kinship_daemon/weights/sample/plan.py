@@ -68,10 +68,10 @@ class Plan:
         return sum(info.elements for info in self.tensors.values())
 
     @cached_property
-    def spans(self) -> tuple[tuple[str, tuple[tuple[int, int], ...]], ...]:
-        """Every tensor with the spans drawn of it, in the order of the strata."""
+    def blocks(self) -> tuple[tuple[str, tuple[tuple[int, int], ...]], ...]:
+        """Every tensor with the blocks drawn of it, in the order of the strata."""
         return tuple(
-            (name, tuple(span for stratum in strata for span in stratum.spans))
+            (name, tuple(block for stratum in strata for block in stratum.blocks))
             for name, strata in groupby(self.strata, lambda stratum: stratum.tensor)
         )
 

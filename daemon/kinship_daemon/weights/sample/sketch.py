@@ -57,7 +57,7 @@ def sketch(sample: Sample) -> bytes:
     """A sample's compact vector; only vectors of one plan can be compared."""
     ones = torch.zeros(_GROUPS, dtype=torch.float64)
     cells = torch.zeros(_GROUPS * _CELLS, dtype=torch.float64)
-    weights = torch.tensor([s.blocks / s.drawn for s in sample.plan.strata], dtype=torch.float64)
+    weights = torch.tensor([s.total / s.drawn for s in sample.plan.strata], dtype=torch.float64)
     at = 0
     for strata, lengths, folds in _folds(sample.plan):
         places = folds.long()
@@ -165,7 +165,7 @@ def _folds(plan: Plan) -> tuple[tuple[slice, Tensor, Tensor], ...]:
     begin, lengths, folds = 0, list[int](), list[Tensor]()
     for number, (stratum, groups) in enumerate(zip(plan.strata, _dealt(plan), strict=True)):
         # By the place in the tensor, so that the view without vocabulary folds as all of it does.
-        stream = chance.key(f"{plan.identity} fold {stratum.tensor} {stratum.spans[0][0]}")
+        stream = chance.key(f"{plan.identity} fold {stratum.tensor} {stratum.blocks[0][0]}")
         places = chance.mixed(stream, 0, stratum.elements) & np.uint64(2 * _CELLS - 1)
         own = groups.repeat_interleave(torch.tensor(stratum.lengths)) * (2 * _CELLS)
         folds.append((own + torch.from_numpy(places.astype(np.int64))).short())

@@ -25,23 +25,23 @@ class Stratum:
 
     Attributes:
         tensor: Its name.
-        blocks: How many there are.
-        spans: [start, end) of those drawn, in elements of the tensor, ascending; of almost equal
+        total: How many there are.
+        blocks: [start, end) of those drawn, in elements of the tensor, ascending; of almost equal
             length. In a vocabulary tensor each lies within one row.
     """
 
     tensor: str
-    blocks: int
-    spans: tuple[tuple[int, int], ...]
+    total: int
+    blocks: tuple[tuple[int, int], ...]
 
     @property
     def drawn(self) -> int:
-        return len(self.spans)
+        return len(self.blocks)
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Elements of each drawn block."""
-        return tuple(end - start for start, end in self.spans)
+        return tuple(end - start for start, end in self.blocks)
 
     @property
     def longest(self) -> int:
@@ -65,21 +65,21 @@ def drawn(info: TensorInfo, share: float, length: float, seed: str) -> Iterator[
     rows = info.shape[0] if in_rows else 1
     row = info.elements // rows
     pieces = max(1, min(row, -int(-row // length)))
-    blocks = rows * pieces
-    many = min(blocks, max(1, int(share * blocks / info.elements)))
-    if blocks > 1:
-        many = max(many, min(blocks, 2))  # of one alone no spread can be told
+    total = rows * pieces
+    many = min(total, max(1, int(share * total / info.elements)))
+    if total > 1:
+        many = max(many, min(total, 2))  # of one alone no spread can be told
     strata = max(1, many // _STRATUM)
     stream = chance.key(f"{seed} {info.name}")
     for number in range(strata):
-        first, last = (blocks * at // strata for at in (number, number + 1))
+        first, last = (total * at // strata for at in (number, number + 1))
         count = many * (number + 1) // strata - many * number // strata
         order = np.argsort(chance.mixed(stream, first, last), kind="stable")[:count]
-        spans = tuple(_span(int(at) + first, row, pieces) for at in np.sort(order))
-        yield Stratum(info.name, last - first, spans)
+        blocks = tuple(_block(int(at) + first, row, pieces) for at in np.sort(order))
+        yield Stratum(info.name, last - first, blocks)
 
 
-def _span(block: int, row: int, pieces: int) -> tuple[int, int]:
+def _block(block: int, row: int, pieces: int) -> tuple[int, int]:
     """Where a block lies: row by row, each cut into as many pieces."""
     number, piece = divmod(block, pieces)
     return number * row + row * piece // pieces, number * row + row * (piece + 1) // pieces

@@ -18,7 +18,7 @@ from kinship_daemon.errors import KinshipError, ModelError
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, LowRank
 from kinship_daemon.weights.remote import Remote
-from kinship_daemon.weights.sample.blocks import Progress, Spans, read_blocks
+from kinship_daemon.weights.sample.blocks import Blocks, Progress, read_blocks
 from kinship_daemon.weights.sample.plan import Plan
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
@@ -59,7 +59,7 @@ class BaseSample:
             raise KinshipError(
                 f"{path}: not a readable sample ({error}); remove it and it is read again"
             ) from error
-        sizes = {name: sum(end - start for start, end in spans) for name, spans in plan.spans}
+        sizes = {name: sum(end - start for start, end in blocks) for name, blocks in plan.blocks}
         if identity != plan.identity or {n: v.numel() for n, v in values.items()} != sizes:
             raise KinshipError(f"{path}: a sample of another plan; remove it and it is read again")
         return cls(identity, values)
@@ -94,10 +94,10 @@ def base_sample(
     """
     if isinstance(source, Checkpoint):
         values = {
-            name: _blocks(source.tensor(name).reshape(-1), spans) for name, spans in plan.spans
+            name: _values(source.tensor(name).reshape(-1), blocks) for name, blocks in plan.blocks
         }
     else:
-        values = read_blocks(source, dict(plan.spans), progress)
+        values = read_blocks(source, dict(plan.blocks), progress)
     for name, own in values.items():
         _refuse_bad(source.path, name, own)
     return BaseSample(plan.identity, values)
@@ -128,7 +128,7 @@ def take(
         Transient: It cannot be had now.
     """
     _check(plan, base)
-    places: dict[str, Spans] = dict(plan.spans)
+    places: dict[str, Blocks] = dict(plan.blocks)
     lacking: dict[str, Tensor] = {}
     for name in filter(is_vocabulary, list(places)):
         if rows is None:
@@ -137,7 +137,7 @@ def take(
             places[name], lacking[name] = _moved(plan, name, places[name], rows)
     values = read_blocks(source, places, progress)
     deltas = []
-    for name, _ in plan.spans:
+    for name, _ in plan.blocks:
         delta = _difference(source.path, name, values.pop(name), base.values[name])
         deltas.append(delta.masked_fill_(lacking[name], 0.0) if name in lacking else delta)
     return Sample(plan, torch.cat(deltas))
@@ -152,16 +152,16 @@ def take_local(plan: Plan, base: BaseSample, model: Descendant) -> Sample:
     """
     _check(plan, base)
     deltas = []
-    for name, spans in plan.spans:
+    for name, blocks in plan.blocks:
         match model.content(name):
             case None:
-                delta = torch.zeros(sum(end - start for start, end in spans))
+                delta = torch.zeros(sum(end - start for start, end in blocks))
             case LowRank() as factors:
-                delta = _multiplied(factors, spans)
+                delta = _multiplied(factors, blocks)
                 _refuse_bad(model.path, name, delta)
             case own:
-                blocks = _blocks(own.reshape(-1), spans)
-                delta = _difference(model.path, name, blocks, base.values[name])
+                values = _values(own.reshape(-1), blocks)
+                delta = _difference(model.path, name, values, base.values[name])
         deltas.append(delta)
     return Sample(plan, torch.cat(deltas))
 
@@ -180,11 +180,11 @@ def _refuse_other_rows(plan: Plan, source: Remote, name: str) -> None:
 
 
 def _moved(
-    plan: Plan, name: str, spans: Spans, rows: Tensor
+    plan: Plan, name: str, blocks: Blocks, rows: Tensor
 ) -> tuple[list[tuple[int, int]], Tensor]:
-    """Spans of a vocabulary tensor at a model's own rows, and (elements,) where it lacks these."""
+    """Blocks of a vocabulary tensor at a model's own rows, and (elements,) where it lacks these."""
     columns = plan.tensors[name].elements // plan.tensors[name].shape[0]
-    starts, ends = torch.tensor(spans).T
+    starts, ends = torch.tensor(blocks).T
     own = rows[starts // columns]
     shift = (own.clamp_min(0) - starts // columns) * columns
     # Of a row that is not there another is read, and not looked at.
@@ -194,8 +194,8 @@ def _moved(
     return moved, (own < 0).repeat_interleave(ends - starts)
 
 
-def _blocks(flat: Tensor, spans: Spans) -> Tensor:
-    return torch.cat([flat[start:end] for start, end in spans])
+def _values(flat: Tensor, blocks: Blocks) -> Tensor:
+    return torch.cat([flat[start:end] for start, end in blocks])
 
 
 def _difference(path: PurePath, name: str, own: Tensor, base: Tensor) -> Tensor:
@@ -212,12 +212,12 @@ def _refuse_bad(path: PurePath, name: str, values: Tensor) -> None:
         raise ModelError(f"{path}: tensor {name} holds {value}; the model is broken")
 
 
-def _multiplied(factors: LowRank, spans: Spans) -> Tensor:
+def _multiplied(factors: LowRank, blocks: Blocks) -> Tensor:
     """Some entries of up @ down, (elements,) float32; summed in float64."""
     up, down = factors.up.double(), factors.down.double()
     columns = down.shape[1]
     found = []
-    for start, end in spans:
+    for start, end in blocks:
         row, column = divmod(start, columns)
         last = (end - 1) // columns
         if row == last:
