@@ -2,18 +2,29 @@
 Every parser of strangers' texts, fed with seeded mutations of real ones.
 
 `python -m tests.fuzz --inputs 200000` tries so many for each parser and ends with 1 if one raised
-what it must not, took over a second, or let this process grow by 200 MB.
+what it must not, took over a second, or let this process grow by 200 MB. With `--large` each is
+given hostile texts of many megabytes instead.
 """
 
 import argparse
 import json
+import os
 import random
 import resource
+import socket
 import sys
 import time
-from pathlib import PurePosixPath
+from functools import cache
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
-from kinship_daemon.errors import KinshipError, ModelError
+import torch
+from safetensors.torch import save_file
+
+from kinship_daemon import webhook
+from kinship_daemon.errors import KinshipError, ModelError, UsageError
+from kinship_daemon.evaluate.task_files import TaskFiles
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.patterns import Patterns
 from kinship_daemon.foreign.shown import LONGEST_WORDS, shown
@@ -22,8 +33,17 @@ from kinship_daemon.hub.answers import Request, message_of
 from kinship_daemon.hub.description import described
 from kinship_daemon.hub.front_matter import declared_bases, front_matter, relation, tags
 from kinship_daemon.hub.licence import declared
-from kinship_daemon.weights.checkpoint import parse_json
+from kinship_daemon.weights.adapter import Adapter
+from kinship_daemon.weights.checkpoint import Checkpoint, parse_json
 from kinship_daemon.weights.header import parse_header
+from kinship_daemon.weights.model_config import (
+    built_from,
+    generation_settings,
+    other_calculation,
+    other_settings,
+)
+from kinship_daemon.weights.tokenizer import load_tokenizer, tokenizer_files
+from kinship_daemon.weights.vocabulary import Vocabulary
 
 MOST_SECONDS, MOST_BYTES = 1.0, 200_000_000
 PATH = PurePosixPath("model.safetensors")
@@ -61,6 +81,46 @@ ANSWERS = [
             "error": "none",
         }
     ).encode()
+]
+ADAPTERS = [
+    json.dumps(
+        {
+            "peft_type": "LORA",
+            "base_model_name_or_path": "org/base",
+            "r": 2,
+            "lora_alpha": 4,
+            "rank_pattern": {"^model.layers.[0-9].*q_proj": 2},
+            "alpha_pattern": {"q_proj": 8},
+            "target_modules": ["q_proj"],
+            "modules_to_save": None,
+            "use_rslora": False,
+            "init_lora_weights": True,
+        }
+    ).encode()
+]
+# The file's name, and what is in it.
+TOKENIZERS = [
+    b"tokenizer.json\n" + CONFIGS[1],
+    b'tokenizer.json\n{"model": {"vocab": [["a", -1.5], ["b", 0]]}, "added_tokens": [{"id": 2, '
+    b'"content": "<s>", "special": true}]}',
+    b'vocab.json\n{"a": 0, "\\u0120b": 1}',
+    b"vocab.txt\n[PAD]\na\n##b\n",
+    b'added_tokens.json\n{"<s>": 1}',
+    b'tokenizer_config.json\n{"added_tokens_decoder": {"0": {"content": "<s>", "special": true}}, '
+    b'"chat_template": "{{ messages }}", "auto_map": {"AutoTokenizer": ["x.Y", null]}}',
+    b'special_tokens_map.json\n{"bos_token": {"content": "<s>"}}',
+]
+TASKS = [
+    b"task: own\ninclude: [other.yaml]\ncustom_dataset: !function code.load\n"
+    b"doc_to_text: '{{prompt}}'\nmetric_list:\n"
+    b"  - {metric: acc, aggregation: !function code.mean}\n",
+    b"group: all\ntask: [own, {task: x, include: &a ../x.yaml}]\nmetadata: {version: 1.0, y: *a}\n",
+]
+MESSAGES = [
+    b"POST /webhook HTTP/1.1\r\nX-Webhook-Secret: secret\r\nContent-Length: 62\r\n\r\n"
+    b'{"event": {"action": "update"}, "repo": {"name": "a/b\\u00e9"}}',
+    b"POST /webhook HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+    b"GET / HTTP/1.0\r\n\r\n",
 ]
 PATTERNS = [
     rb"(?:model|base)\.layers\.[0-9]+\.q_proj",
@@ -111,15 +171,176 @@ def try_yaml(data):
     parse_yaml(data.decode("utf-8", errors="replace"), Limits(nbytes=200_000, items=50_000))
 
 
+@cache
+def room():
+    """A folder of this process, with an adapter's weights and their base's; it goes with it."""
+    kept = TemporaryDirectory(prefix="fuzz")
+    folder = Path(kept.name)
+    for name in ("base", "adapter", "tokenizer", "tasks"):
+        (folder / name).mkdir()
+    projection = "model.layers.0.self_attn.q_proj"
+    save_file({f"{projection}.weight": torch.ones(4, 4)}, folder / "base" / "model.safetensors")
+    (folder / "base" / "config.json").write_text("{}")
+    factors = {"lora_A": torch.ones(2, 4), "lora_B": torch.ones(4, 2)}
+    save_file(
+        {f"base_model.model.{projection}.{name}.weight": each for name, each in factors.items()},
+        folder / "adapter" / "adapter_model.safetensors",
+    )
+    (folder / "tasks" / "other.yaml").write_text("test_split: test\n")
+    (folder / "tasks" / "code.py").touch()
+    return kept, folder
+
+
+def try_config(data):
+    config = parse_json(PATH, data)
+    said = [*other_calculation({}, config), *other_calculation(config, {"hidden_act": "silu"})]
+    said += [other_settings({}, config) or "", other_settings({"x": 1, **config}, config) or ""]
+    assert all(line.isprintable() for line in said)
+    json.dumps([built_from(config, config, 3), generation_settings(config)]).encode()
+
+
+def try_adapter(data):
+    folder = room()[1]
+    (folder / "adapter" / "adapter_config.json").write_bytes(data)
+    Adapter.open(Checkpoint.open(folder / "base"), folder / "adapter")
+
+
+def try_tokenizer(data, load=False):
+    folder = room()[1] / "tokenizer"
+    name, _, content = data.partition(b"\n")
+    seeds = [seed.partition(b"\n")[0] for seed in TOKENIZERS]
+    name = name if name in seeds else seeds[0]
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / name.decode()).write_bytes(content)
+    if b"vocab" not in name and name != seeds[0]:
+        (folder / "vocab.txt").write_text("a\nb\n")
+    for token, row in (Vocabulary(folder, 3).ids or {}).items():
+        assert isinstance(token, str)
+        assert row >= 0
+    tokenizer_files(folder)
+    if load:
+        load_tokenizer(folder)
+
+
+def try_task(data):
+    folder = room()[1] / "tasks"
+    (folder / "own.yaml").write_bytes(data)
+    files = TaskFiles([folder])
+    files.check()
+    files.check_task(folder / "own.yaml")
+    files.with_code()
+
+
+def try_message(data):
+    asked = []
+    server = SimpleNamespace(secret=b"secret", ask=lambda: asked.append(1))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # More than the socket holds is never sent: the answer does not wait for it.
+        theirs.setblocking(False)
+        theirs.send(data)
+        theirs.shutdown(socket.SHUT_WR)
+        theirs.setblocking(True)
+        try:
+            webhook._Handler(ours, ("", 0), server)
+            ours.close()
+            answer = theirs.recv(1000)
+        except OSError:
+            return  # as when a client goes away
+    assert not answer or answer.startswith(b"HTTP/1."), answer
+    assert bool(asked) == (b" 202 " in answer.partition(b"\r\n")[0])
+
+
 # By name: what is tried, what it may raise, what the mutations begin with.
 PARSERS = {
     "front matter": (try_card, (), CARDS),
     "yaml": (try_yaml, (Malformed,), CARDS),
     "header": (try_header, (ModelError,), HEADERS),
-    "config": (lambda data: parse_json(PATH, data), (ModelError,), CONFIGS),
+    "config": (try_config, (ModelError,), CONFIGS),
+    "adapter config": (try_adapter, (ModelError,), ADAPTERS),
+    "tokenizer": (try_tokenizer, (ModelError,), TOKENIZERS),
+    "task file": (try_task, (UsageError,), TASKS),
+    "webhook": (try_message, (), MESSAGES),
     "hub answer": (try_answer, (KinshipError,), ANSWERS),
     "patterns": (try_patterns, (Malformed,), PATTERNS),
 }
+
+
+def large():
+    """Hostile texts of many megabytes: of what, and one after another."""
+    yield "100 MB of brackets", b"[" * 100_000_000
+    yield "100 MB of one text", b'{"a": "' + b"x" * 100_000_000 + b'"}'
+    yield "100 MB of digits", b'{"a": ' + b"9" * 100_000_000 + b"}"
+    yield "5 million lists", b'{"a": [' + b"[]," * 5_000_000 + b"[]]}"
+    yield "1 million lists", b'{"a": [' + b"[]," * 990_000 + b"[]]}"
+    yield "1 million numbers", b'{"a": [' + b"1," * 990_000 + b"1]}"
+    for many in (490_000, 590_000, 990_000):  # just below what some parser still reads
+        names = b",".join(b'"%x": 1' % number for number in range(many))
+        yield f"{many} names", b"{" + names + b"}"
+        yield f"{many} tokens", b'{"model": {"vocab": {' + names + b"}}}"
+        pieces = b",".join(b'["%x", 1]' % number for number in range(many))
+        yield f"{many} pieces", b'{"model": {"vocab": [' + pieces + b"]}}"
+    merges = b'["a", "b"],' * 990_000
+    yield "merges", b'{"model": {"merges": [' + merges + b'["a", "b"]], "vocab": {}}}'
+    added = b",".join(b'{"id": %d, "content": "%x"}' % (n, n) for n in range(99_000))
+    yield "99,000 added tokens", b'{"model": {"vocab": {}}, "added_tokens": [' + added + b"]}"
+    most = 2**63 - 1
+    shape = b'"dtype": "F32", "shape": [%d, %d], "data_offsets": [0, %d]' % (most, most, most)
+    yield (
+        "64-bit shapes",
+        b"{" + b",".join(b'"%x": {%b}' % (n, shape) for n in range(79_000)) + b"}",
+    )
+    far = b'"dtype": "F32", "shape": [], "data_offsets": [0, 4]'
+    yield (
+        "300,000 tensors",
+        b"{" + b",".join(b'"%x": {%b}' % (n, far) for n in range(300_000)) + b"}",
+    )
+    ones = b",".join([b"1"] * 1_900_000)
+    yield "a million dimensions", b'{"a": {"dtype": "F32", "shape": [%b]}}' % ones
+    yield "YAML in 90,000 levels", b"a: " + b"{a: " * 90_000
+    yield "200 kB of YAML items", b"- \n" * 66_000
+    yield "10 MB of YAML", b"- a\n" * 2_500_000
+
+
+def measured(attempt, fine, data):
+    """Try one text in a process of its own. Returns what was wrong in it; CPU seconds; bytes."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before, start, wrong = grown(), time.process_time(), ""
+        try:
+            attempt(data)
+        except fine:
+            pass
+        except BaseException as error:
+            wrong = repr(error)[:300]
+        told = json.dumps([wrong, time.process_time() - start, grown() - before])
+        os.write(into, told.encode())
+        os._exit(0)
+    os.close(into)
+    with os.fdopen(out) as told:
+        text = told.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else ["it died", 0.0, 0]
+
+
+def try_large(names):
+    """The worst of every parser, by its name: what was wrong, CPU seconds, bytes."""
+    found = {name: [[], 0.0, 0] for name in names}
+    room()
+    for what, data in large():
+        for name in names:
+            attempt, fine, seeds = PARSERS[name]
+            # The tokenizer's texts begin with the name of a file.
+            files = {seed.partition(b"\n")[0] + b"\n" for seed in seeds if name == "tokenizer"}
+            for file in files or {b""}:
+                wrong, seconds, more = measured(attempt, fine, file + data)
+                if wrong or seconds > MOST_SECONDS or more > MOST_BYTES:
+                    words = wrong or f"{seconds:.1f} s, {more / 1e6:.0f} MB"
+                    found[name][0].append(f"{what} {file.decode()}: {words}")
+                found[name][1:] = max(seconds, found[name][1]), max(more, found[name][2])
+    return found
 
 
 def mutated(chance, seeds):
@@ -174,9 +395,16 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--inputs", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=PARSERS, action="append")
+    parser.add_argument("--large", action="store_true", help="hostile texts of many megabytes")
     options = parser.parse_args()
-    bad = 0
-    for name in PARSERS:
+    bad, names = 0, options.only or [*PARSERS]
+    if options.large:
+        for name, (wrong, seconds, more) in try_large(names).items():
+            bad += len(wrong)
+            print(f"{name}: at most {seconds:.2f} s and {more / 1e6:.0f} MB", *wrong, sep="\n  ")
+        sys.exit(bool(bad))
+    for name in names:
         before, start = grown(), time.perf_counter()
         wrong, longest = fuzz(name, options.inputs, options.seed)
         more, took = grown() - before, time.perf_counter() - start

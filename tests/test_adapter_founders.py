@@ -79,6 +79,20 @@ def test_an_adapter_is_refused_where_none_are_wanted(home):
     assert lora.reason == "an adapter (triage.allow_adapters admits such)"
 
 
+def test_another_rope_is_refused_until_it_is_allowed(home):
+    other = "demo/add"
+    tiny.config(home / "hub" / other, rope_parameters={"rope_theta": 1e6, "rope_type": "default"})
+    with opened(home, **SETTINGS) as d:
+        turns.poll(d)
+        found = d.lineage.require(other)
+        assert (found.status, found.cause) == ("quarantined", "settings")
+        assert found.setting == "triage.allow_other_calculation"
+        assert "rope_theta is 1000000.0" in found.reason
+    with opened(home, **SETTINGS, **{"triage.allow_other_calculation": "true"}) as d:
+        turns.poll(d)
+        assert d.lineage.require(other).status == "admitted"
+
+
 def test_an_adapter_of_another_model_of_the_hub_is_refused(home):
     config = home / "hub" / LORA / "adapter_config.json"
     saved = json.loads(config.read_text()) | {"base_model_name_or_path": "other/model"}

@@ -1,10 +1,14 @@
 """Backup and restore: also beside a running daemon, checked, whole or not at all."""
 
+import os
+import shutil
+import signal
 import threading
 
 import pytest
 
 from command import run
+from kinship_daemon.cli import app
 from kinship_daemon.home import Home
 from small_lineage import fill, finetune, open_lineage
 
@@ -128,3 +132,76 @@ def test_nothing_is_restored_under_a_running_daemon(home, tmp_path):
         told = run(["restore", tmp_path / "copy.db", "--home", home], tmp_path)
     assert told.code == 3
     assert "is held by another daemon" in told.err
+
+
+CALLS = ("link", "rename", "replace", "unlink", "fsync")
+
+
+def killed_at(number, arguments, tmp_path):
+    """Restores in a child that dies before its number-th change of a file; whether it died."""
+    child = os.fork()
+    if child == 0:
+        left = number
+
+        def mortal(call):
+            def counted(*given, **named):
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*given, **named)
+
+            return counted
+
+        for name in CALLS:
+            setattr(os, name, mortal(getattr(os, name)))
+        try:
+            app.main(args=[str(each) for each in arguments], standalone_mode=False)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def written_and_killed(home):
+    """A daemon that dies over its work leaves what is new in the log alone."""
+    child = os.fork()
+    if child == 0:
+        open_lineage(home / "lineage.db").__enter__().add_model(finetune("late"))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (home / "lineage.db-wal").stat().st_size
+
+
+def exports(home):
+    """What each lineage in a home says."""
+    found = {}
+    for file in sorted(home.glob("*lineage*.db")):
+        with open_lineage(file, readonly=True) as lineage:
+            assert lineage.verify() == []
+            found[file.name] = lineage.export()
+    return found
+
+
+def test_killed_at_any_moment_a_restore_loses_nothing(home, tmp_path):
+    backup = tmp_path / "copy.db"
+    run(["backup", backup, "--home", home], tmp_path)
+    with open_lineage(backup, readonly=True) as lineage:
+        new = lineage.export()
+    number = 0
+    while True:
+        there = shutil.copytree(home, tmp_path / f"home{number}")
+        written_and_killed(there)
+        with open_lineage(there / "lineage.db", readonly=True) as lineage:
+            old = lineage.export()
+        died = killed_at(number, ["restore", backup, "--home", there], tmp_path)
+        for _ in range(2):
+            found = exports(there)
+            assert found["lineage.db"] in (old, new)
+            assert old in found.values()
+            # Repeated, it does what it was to do.
+            assert not killed_at(1000, ["restore", backup, "--home", there], tmp_path)
+        assert exports(there)["lineage.db"] == new
+        if not died:
+            break
+        number += 1
+    assert number >= 6

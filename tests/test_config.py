@@ -73,6 +73,8 @@ def test_an_unknown_key_of_a_task_is_refused_with_the_nearest():
     [
         ("a: [1", "not YAML"),
         ("- a\n- b\n", "expected a mapping"),
+        ("seed: 1\nbase: demo\nseed: 2\n", "key 'seed' stands twice, line 3"),
+        ("gate:\n  min_gain: 0\n  'min_gain': 1\n", "key 'min_gain' stands twice, line 3"),
         ("gate: {confidence: 1.5}\n", "gate.confidence"),
         ("gate: 3\n", "gate"),
         ("limits: {disk_gb: lots}\n", "limits.disk_gb"),
@@ -87,6 +89,10 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, text, said):
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     assert "nowhere.yaml" in refused(path=tmp_path / "nowhere.yaml")
+
+
+def test_a_value_that_says_two_things_is_refused():
+    assert "key 'k' stands twice" in refused(overrides=["policy={use: topk-kinship, k: 2, k: 3}"])
 
 
 def test_set_without_a_value_is_refused():

@@ -180,5 +180,6 @@ def test_what_our_header_check_admits_the_safetensors_library_opens(tmp_path_fac
 
 @pytest.mark.parametrize("name", sorted(fuzz.PARSERS))
 def test_mutations_are_read_or_refused_but_raise_nothing_else(name):
-    wrong, _ = fuzz.fuzz(name, 2000, seed=1)
+    # Those that read folders take milliseconds.
+    wrong, _ = fuzz.fuzz(name, 400 if name in {"adapter config", "task file"} else 2000, seed=1)
     assert wrong == []

@@ -1,6 +1,7 @@
 """Killed at every step, the daemon ends in the same lineage as one that was never disturbed."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from itertools import product
@@ -36,13 +37,37 @@ def content(hub: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
-def test_killed_at_every_step_it_ends_in_the_same_lineage(tmp_path):
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
-    undisturbed = command.run([*ARGUMENTS, "--home", calm], tmp_path)
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory) -> Path:
+    """The home of a daemon that was never disturbed."""
+    place = tmp_path_factory.mktemp("calm")
+    undisturbed = command.run([*ARGUMENTS, "--home", place / "home"], place)
     assert undisturbed.code == 0, undisturbed.err
-    assert (calm / "hub" / demo.NAMESPACE).is_dir()
+    assert (place / "home" / "hub" / demo.NAMESPACE).is_dir()
+    return place / "home"
 
+
+@pytest.mark.slow
+def test_with_its_worker_killed_ten_times_it_ends_in_the_same_lineage(calm, tmp_path):
+    killed, script = tmp_path / "killed", Path(__file__).with_name("worker_kills.py")
+    result = subprocess.run(
+        [sys.executable, script, "1", "--", *ARGUMENTS, "--home", killed],
+        env=command.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    kills, asked = map(int, re.findall(r"killed (\d+) of (\d+)", result.stderr)[0])
+    assert kills == 10, f"asked {asked} times"
+    assert history(killed) == history(calm)
+    assert content(killed / "hub") == content(calm / "hub")
+
+
+@pytest.mark.slow
+def test_killed_at_every_step_it_ends_in_the_same_lineage(calm, tmp_path):
+    killed = tmp_path / "killed"
     script = Path(__file__).parent / "kill_points.py"
     result = subprocess.run(
         [sys.executable, script, *POINTS, "--", *ARGUMENTS, "--home", killed],

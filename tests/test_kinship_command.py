@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import torch
 import command
 import reference
 import tiny
+from test_adapter import adapter
 
 
 @pytest.fixture
@@ -27,6 +29,64 @@ def of_three(call, tiny_base, tiny_finetunes):
         return result.out
 
     return kinship
+
+
+@pytest.fixture
+def adapters(tiny_base, tmp_path):
+    """Two of the same base, one of which says that it was trained on another model."""
+    for name, said in (("one", "org/base"), ("two", "other/model")):
+        folder = tmp_path / name
+        adapter(tiny_base, folder, seed=len(said), target_modules=["q_proj"])
+        path = folder / "adapter_config.json"
+        saved = json.loads(path.read_text()) | {"base_model_name_or_path": said}
+        path.write_text(json.dumps(saved))
+    return tmp_path / "one", tmp_path / "two"
+
+
+def cached(tiny_base, tmp_path):
+    """A base as a snapshot of the Hub's cache, whose folder tells its id."""
+    place = tmp_path / "models--org--base" / "snapshots" / ("a" * 40)
+    return shutil.copytree(tiny_base, place)
+
+
+def test_an_adapter_of_another_model_of_the_hub_is_refused(call, adapters, tiny_base, tmp_path):
+    base = cached(tiny_base, tmp_path)
+    for sample in ((), ("--sample", "0.5")):
+        told = call("kinship", *adapters, "--base", base, *sample)
+        assert told.code == 3
+        assert told.err.splitlines()[-1] == (
+            f"kinship-daemon: {adapters[1]}: its adapter_config.json says that it was trained on "
+            "other/model, not on org/base"
+        )
+
+
+def test_where_a_folder_does_not_tell_which_model_it_holds_one_is_warned(
+    call, adapters, tiny_base, tmp_path
+):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    told = call("kinship", *adapters, "--base", base)
+    assert told.code == 0
+    (line,) = (line for line in told.err.splitlines() if line.startswith("warning"))
+    assert line == (
+        f"warning: {adapters[1]}: it says that it was trained on other/model; "
+        f"is that what {base} holds?"
+    )
+
+
+@pytest.mark.parametrize("sample", [(), ("--sample", "0.5")])
+def test_another_rope_is_refused_unless_it_is_allowed(
+    call, tiny_base, tiny_finetunes, tmp_path, sample
+):
+    other = shutil.copytree(tiny_finetunes[0], tmp_path / "other")
+    tiny.config(other, rope_parameters={"rope_theta": 1e6, "rope_type": "default"})
+    asked = ["kinship", other, tiny_finetunes[1], "--base", tiny_base, *sample]
+    told = call(*asked)
+    assert told.code == 3
+    assert "rope_theta is 1000000.0, the base's is" in told.err
+    told = call(*asked, "--allow-other-calculation")
+    assert told.code == 0
+    if not sample:
+        assert "the base's is taken of: rope_theta 1000000.0 (base" in told.err
 
 
 def exact(metric, folders, base, names):

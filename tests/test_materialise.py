@@ -32,7 +32,7 @@ from kinship_daemon.weights.materialise import (
     write,
 )
 from kinship_daemon.weights.recipe import Recipe, combine, leaf
-from kinship_daemon.weights.sidecars import load_tokenizer
+from kinship_daemon.weights.tokenizer import load_tokenizer
 
 TOKENS = torch.tensor([[4, 9, 23, 40, 31, 7]])
 

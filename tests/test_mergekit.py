@@ -523,8 +523,8 @@ def test_mergekit_reads_several_documents_alike():
         (f"name: x\n{FIRST}---\nname: x\n{FIRST}---\n{LAST}", "two merges are called x"),
         (f"name: ../x\n{FIRST}---\n{LAST}", "expected a plain name"),
         (f"name: a\n{FIRST}---\n{LAST}", "use each other: a, None"),
-        ("a: &a [*a]\n---\n{}\n", "contains itself"),
-        ("name: x\nmodels: &a [*a]\n---\n{}\n", "contains itself"),
+        ("a: &a [*a]\n---\n{}\n", "names nothing, or what it is a part of"),
+        ("name: x\nmodels: &a [*a]\n---\n{}\n", "names nothing, or what it is a part of"),
         ("1\n---\n2\n", "not a merge recipe"),
     ],
 )

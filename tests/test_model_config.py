@@ -15,6 +15,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.weights.assembly import Assembly
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
+from kinship_daemon.weights.fit import refuse_other_calculation
 from kinship_daemon.weights.live_model import live_model
 from kinship_daemon.weights.materialise import leaf_assembly, write
 from kinship_daemon.weights.model_config import (
@@ -22,6 +23,7 @@ from kinship_daemon.weights.model_config import (
     generation_settings,
     other_calculation,
     other_settings,
+    other_sizes,
 )
 
 LLAMA = {
@@ -39,6 +41,14 @@ LLAMA = {
     "bos_token_id": 1,
 }
 SCALED = {"rope_type": "linear", "factor": 4.0}
+
+
+def two(place, own):
+    """A base, and a model of its weights whose config says something else."""
+    for folder, config in (("one", {}), ("two", own)):
+        tiny.bare(place / folder, {"model.norm.weight": torch.ones(4)})
+        (place / folder / "config.json").write_text(json.dumps({**LLAMA, **config}))
+    return Checkpoint.open(place / "one"), Checkpoint.open(place / "two")
 
 
 @pytest.mark.parametrize(
@@ -73,8 +83,8 @@ SCALED = {"rope_type": "linear", "factor": 4.0}
 def test_two_ways_to_say_the_same_are_the_same(base, own):
     own = {**LLAMA, **own}
     own = {key: value for key, value in own.items() if value is not None}
-    assert other_calculation({**LLAMA, **base}, own) == []
-    assert other_calculation(own, {**LLAMA, **base}) == []
+    for compare in (other_calculation, other_sizes):
+        assert compare({**LLAMA, **base}, own) == compare(own, {**LLAMA, **base}) == []
 
 
 @pytest.mark.parametrize(
@@ -86,6 +96,22 @@ def test_two_ways_to_say_the_same_are_the_same(base, own):
         ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "rope_type is dynamic"),
         ({"hidden_act": "gelu"}, "hidden_act is gelu, the base's is silu"),
         ({"hidden_act": ["silu"]}, r"hidden_act is \['silu'\]"),
+    ],
+)
+def test_what_calculates_otherwise_is_refused_unless_it_is_allowed(tmp_path, own, said):
+    base, other = two(tmp_path, own)
+    refuse_other_calculation(base, base)
+    with pytest.raises(ModelError, match=f"calculates otherwise: .*{said}") as refused:
+        refuse_other_calculation(base, other)
+    assert refused.value.setting == "triage.allow_other_calculation"
+    found = descend(base, other.path)  # whoever allows it, is told
+    assert "the base's is taken of: " in found.differs
+    assert said.split(" ")[0] in found.differs
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, the base's is 4"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3"),
         ({"num_attention_heads": 4}, "num_attention_heads is 4"),
@@ -94,14 +120,12 @@ def test_two_ways_to_say_the_same_are_the_same(base, own):
         ({"hidden_size": "64"}, "hidden_size is 64"),
     ],
 )
-def test_what_calculates_otherwise_is_refused_from_its_config(tmp_path, own, said):
-    tensors = {"model.norm.weight": torch.ones(4)}
-    for folder, config in (("one", {}), ("two", own)):
-        tiny.bare(tmp_path / folder, tensors)
-        (tmp_path / folder / "config.json").write_text(json.dumps({**LLAMA, **config}))
-    descend(Checkpoint.open(tmp_path / "one"), tmp_path / "one")
-    with pytest.raises(ModelError, match=f"calculates otherwise: .*{said}"):
-        descend(Checkpoint.open(tmp_path / "one"), tmp_path / "two")
+def test_other_sizes_are_refused_from_the_config(tmp_path, own, said):
+    base, other = two(tmp_path, own)
+    descend(base, base.path)
+    with pytest.raises(ModelError, match=f"has other sizes: .*{said}") as refused:
+        descend(base, other.path)
+    assert refused.value.cause == "model"
 
 
 @pytest.mark.parametrize("architecture", architectures.ARCHITECTURES)
@@ -205,7 +229,8 @@ keys = st.sampled_from(
 
 @given(st.dictionaries(keys | st.text(max_size=8), values), st.dictionaries(keys, values))
 def test_any_json_is_compared(own, base):
-    assert all("\n" not in line for line in other_calculation(base, own))
+    lines = [*other_calculation(base, own), *other_sizes(base, own)]
+    assert all("\n" not in line for line in lines)
     assert "\n" not in (other_settings(base, own) or "")
     assert json.dumps(built_from(base, own, 3))
     assert other_calculation(LLAMA, LLAMA | {"hidden_act": "silu"}) == []

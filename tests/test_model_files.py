@@ -4,8 +4,8 @@ import pytest
 
 from kinship_daemon.hub.files import has_tokenizer, wanted
 from kinship_daemon.hub.records import RepoFile
-from kinship_daemon.weights import vocabulary
-from kinship_daemon.weights.sidecars import tokenizer_files
+from kinship_daemon.weights import tokenizer
+from kinship_daemon.weights.tokenizer import tokenizer_files
 
 FAMILIES = [
     {"tokenizer.json"},
@@ -48,7 +48,7 @@ def test_hub_and_weights_know_the_same_tokenizer_files(tmp_path, family):
     assert {file.path for file in wanted(everything)} == family | BESIDE
     assert set(tokenizer_files(tmp_path)) == family | BESIDE
     assert has_tokenizer(everything)
-    assert vocabulary.has_tokenizer(tmp_path)
+    assert tokenizer.has_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("names", [set(), {"vocab.json"}, {"merges.txt"}, BESIDE, OTHERS])
@@ -58,4 +58,4 @@ def test_hub_and_weights_miss_the_same_tokenizers(tmp_path, names):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     assert not has_tokenizer(listed(names))
-    assert not vocabulary.has_tokenizer(tmp_path)
+    assert not tokenizer.has_tokenizer(tmp_path)

@@ -240,6 +240,7 @@ def test_a_preset_of_ones_own_is_a_file(tmp_path):
         ("k: 5", "names no policy; it needs a line like `use: topk-kinship`"),
         ("- use", "names no policy"),
         ("use: [", "is not YAML"),
+        ("use: topk-kinship\nk: 2\nk: 3\n", "the key 'k' twice"),
         ("", "names no policy"),
     ],
 )

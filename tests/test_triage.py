@@ -67,6 +67,11 @@ def test_an_ordinary_fine_tune_may_be_fetched_whatever_its_licence():
             "no weights; model.safetensors is needed, or shards with their index",
         ),
         (repo(files=GOOD | {"model.safetensors": 50 * 10**9}), "weights of 50.0 GB, more than"),
+        (
+            repo(files=GOOD | {"tokenizer.json": 10**9}),
+            "tokenizer.json of 1000.0 MB; the most allowed is 64 MB",
+        ),
+        (repo(files=GOOD | {"chat_template.jinja": 2_000_000}), "jinja of 2.0 MB; the most"),
     ],
 )
 def test_a_refusal_says_why(candidate, reason):

@@ -22,9 +22,14 @@ from pydantic_core import ErrorDetails
 from kinship_daemon import demo
 from kinship_daemon.errors import UsageError
 from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, Task, UserPath
+from kinship_daemon.foreign.limits import Limits as TextLimits
+from kinship_daemon.foreign.limits import Malformed
+from kinship_daemon.foreign.yaml_text import parse_yaml
 from kinship_policies.registry import choice
 
 __all__ = ["Config", "examine", "load", "reference", "schema", "to_yaml"]
+
+_LONGEST = TextLimits(nbytes=1_000_000, items=50_000)
 
 
 class Watch(Section):
@@ -51,6 +56,8 @@ class Triage(Section):
     """Admit other people's merges; their own parents are rarely all declared."""
     allow_adapters: bool = True
     """Admit LoRA adapters: their weight changes count as those of a fine-tune."""
+    allow_other_calculation: bool = False
+    """Admit fine-tunes with another activation or rope than the base; merges have the base's."""
     only_publishable: bool = False
     """Refuse candidates whose licence would keep every merge of them from being published."""
     sample: float = Field(0.002, ge=0, le=0.5)
@@ -292,12 +299,12 @@ def _validated(given: Mapping[str, Any]) -> tuple[Config, list[str]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"), _LONGEST, strict=True)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UsageError(f"cannot read config {path}: {reason}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except Malformed as error:
+        raise UsageError(f"cannot read config {path}: {error}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -318,9 +325,9 @@ def _override(given: dict[str, Any], override: str) -> None:
         target[section] = dict(inner)
         target = target[section]
     try:
-        target[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {override}: the value is not YAML") from None
+        target[last] = parse_yaml(text, _LONGEST, strict=True)
+    except Malformed as error:
+        raise UsageError(f"--set {override}: the value cannot be read: {error}") from None
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

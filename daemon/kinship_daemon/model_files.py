@@ -9,10 +9,12 @@ __all__ = [
     "GENERATION",
     "INDEX",
     "SINGLE",
+    "TEMPLATES",
     "TOKENIZERS",
     "has_tokenizer",
     "is_sidecar",
     "is_tokenizer_file",
+    "most_bytes",
 ]
 
 SINGLE = "model.safetensors"
@@ -42,7 +44,18 @@ _BESIDE_TOKENIZER = frozenset(
         "chat_template.json",
     }
 )
-_TEMPLATES = "additional_chat_templates/"
+TEMPLATES = "additional_chat_templates/"
+
+# Twice the largest known of each kind, or more.
+_MOST_BYTES = {
+    INDEX: 20_000_000,
+    "tokenizer.json": 64_000_000,
+    **dict.fromkeys(("vocab.json", "vocab.txt", _MERGES), 32_000_000),
+    **dict.fromkeys(("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"), 16_000_000),
+    "tokenizer_config.json": 20_000_000,
+    "added_tokens.json": 4_000_000,
+}
+_MOST_OTHER_BYTES = 1_000_000
 
 
 def has_tokenizer(names: Iterable[str]) -> bool:
@@ -57,10 +70,15 @@ def is_tokenizer_file(name: str) -> bool:
     folder, slash, file = name.partition("/")
     if slash:
         plain = "/" not in file and not file.startswith(".")
-        return folder + slash == _TEMPLATES and plain and file.endswith(".jinja")
+        return folder + slash == TEMPLATES and plain and file.endswith(".jinja")
     return name in TOKENIZERS or name in _BESIDE_TOKENIZER
 
 
 def is_sidecar(name: str) -> bool:
     """Whether a file goes along with a model's weights or its adapter."""
     return name in {CONFIG, GENERATION, ADAPTER_CONFIG} or is_tokenizer_file(name)
+
+
+def most_bytes(name: str) -> int:
+    """How large a file beside the weights may be to be looked at."""
+    return _MOST_BYTES.get(name, _MOST_OTHER_BYTES)

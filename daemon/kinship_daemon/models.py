@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kinship_daemon import demo
 from kinship_daemon.errors import UsageError
-from kinship_daemon.hub.bases import resolve_base
+from kinship_daemon.hub.bases import cached_repo, resolve_base
 from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.names import user_path
 from kinship_daemon.hub.open import open_hub
@@ -23,10 +23,16 @@ DEFAULT_HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class Found:
-    """A model by the name the user gave it, and where its files lie."""
+    """
+    A model by the name the user gave it, and where its files lie.
+
+    Attributes:
+        repo: Its id on a hub; None where that is not known.
+    """
 
     name: str
     folder: Path
+    repo: str | None = None
 
 
 def hub_for(base: str | None, hub: str | None) -> str:
@@ -47,8 +53,8 @@ def find_base(text: str, hub: str | None) -> Found:
         return find_models([demo.BASE], text, hub)[0]
     base = resolve_base(text)
     if base.path is not None:
-        return Found(text, base.path)
-    return Found(text, _fetch(base.id, base.revision, hub_for(text, hub)))
+        return Found(text, base.path, cached_repo(base.path))
+    return Found(text, _fetch(base.id, base.revision, hub_for(text, hub)), base.id)
 
 
 def find_models(names: Sequence[str], base: str | None, hub: str | None) -> list[Found]:
@@ -69,11 +75,11 @@ def find_models(names: Sequence[str], base: str | None, hub: str | None) -> list
 def _find(name: str, hub: str) -> Found:
     folder = user_path(name)
     if folder.is_dir():
-        return Found(name, folder)
+        return Found(name, folder, cached_repo(folder))
     if folder.is_absolute() or name.startswith("."):
         raise UsageError(f"no folder {name}")
     repo, _, revision = name.partition("@")
-    return Found(name, _fetch(repo, revision or None, hub))
+    return Found(name, _fetch(repo, revision or None, hub), repo)
 
 
 def _fetch(repo_id: str, revision: str | None, where: str) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from kinship_storage.errors import DamagedLineage, LineageError
 
-__all__ = ["BUSY_SECONDS", "in_a_line", "primary_code", "reading", "writing"]
+__all__ = ["BUSY_SECONDS", "empty_log", "in_a_line", "primary_code", "reading", "writing"]
 
 BUSY_SECONDS = 30.0
 
@@ -51,6 +52,23 @@ def reading(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def empty_log(path: Path) -> bool:
+    """
+    Write what a file's log holds into the file itself; False where it is damaged.
+
+    Raises:
+        LineageError: Another program reads it, which needs the log.
+    """
+    try:
+        with closing(writing(path)) as connection:
+            (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
+        return False
+    if busy:
+        raise LineageError(f"{path} is read by another program; end that program and try again")
+    return True
 
 
 def primary_code(error: sqlite3.Error) -> int | None:

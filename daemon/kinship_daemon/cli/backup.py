@@ -13,6 +13,7 @@ from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import resolve_base
 from kinship_daemon.report import count
+from kinship_storage.connections import empty_log
 from kinship_storage.lineage import Lineage
 
 __all__ = ["backup_command", "restore_command"]
@@ -75,7 +76,7 @@ def restore_command(file: Path, home: Path | None, base: str | None) -> None:
                     backup.backup(partial)
                 with Lineage.open(partial, now=now, readonly=True) as copy:
                     models, last = len(copy.models()), copy.last_generation()
-                kept = _set_aside(found.lineage)
+                kept = _keep(found.lineage)
                 _put(partial, found.lineage)
             finally:
                 partial.unlink(missing_ok=True)
@@ -108,8 +109,16 @@ def _put(partial: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def _set_aside(lineage: Path) -> Path | None:
-    """The lineage under another name, with its log; None where there is none."""
+def _keep(lineage: Path) -> Path | None:
+    """
+    Give the lineage a second name, with its log; None where there is none.
+
+    A kill at any moment leaves `lineage` in its place. Its log is emptied into it first, as it
+    must not be found beside another file; only of a damaged one, which nobody writes to, it is
+    moved.
+    """
+    _forget_names(lineage)
+    emptied = lineage.exists() and empty_log(lineage)
     stem, number = f"lineage-{now():%Y-%m-%dT%H-%M-%SZ}", 1
     kept = lineage.with_name(f"{stem}.replaced.db")
     while kept.exists():
@@ -117,9 +126,20 @@ def _set_aside(lineage: Path) -> Path | None:
         kept = lineage.with_name(f"{stem}-{number}.replaced.db")
     there = lineage.exists()
     if there:
-        lineage.rename(kept)
+        kept.hardlink_to(lineage)
+        sync(lineage.parent)
     for log in _LOGS:
         file = lineage.with_name(f"{lineage.name}{log}")
-        if file.exists():
+        if emptied:
+            file.unlink(missing_ok=True)
+        elif file.exists():
             file.rename(kept.with_name(f"{kept.name}{log}"))
     return kept if there else None
+
+
+def _forget_names(lineage: Path) -> None:
+    """A second name that a restore gave before it was killed: both would be written to."""
+    for kept in lineage.parent.glob("lineage-*.replaced.db"):
+        own_log = kept.with_name(f"{kept.name}{_LOGS[0]}")
+        if lineage.exists() and kept.samefile(lineage) and not own_log.exists():
+            kept.unlink()

@@ -17,7 +17,8 @@ from kinship_daemon import demo
 from kinship_daemon.bugs import bugs_noted
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.config import Config
-from kinship_daemon.errors import KinshipError
+from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.evaluate.task_files import TaskFiles
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
@@ -69,6 +70,7 @@ def _look(config: Config) -> Iterator[_Line]:
     yield _home(config)
     yield _bugs(config)
     yield _policy(config)
+    yield from _tasks(config)
     yield from _webhook(config)
     yield from _hub(config)
     yield from ((None, "config", oddity) for oddity in oddities(config))
@@ -110,6 +112,21 @@ def _policy(config: Config) -> _Line:
     except KinshipError as error:
         return False, "policy", str(error)
     return True, "policy", config.policy.use
+
+
+def _tasks(config: Config) -> Iterator[_Line]:
+    """Whose code an evaluation runs: task files are programs."""
+    for folder in config.evaluate.include_path:
+        try:
+            if not folder.is_dir():
+                raise UsageError(f"no folder {folder} for evaluate.include_path")
+            files = TaskFiles([folder])
+            files.check()
+        except UsageError as error:
+            yield False, "tasks", str(error)
+            continue
+        code = f"{files.with_code()} name code to run (!function)"
+        yield True, "tasks", f"{folder}: {count(len(files.paths), 'task file')}, {code}"
 
 
 def _hub(config: Config) -> Iterator[_Line]:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from kinship_daemon import config as configuration
+from kinship_daemon.cli.ledger import check_adapter
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.evaluate.evaluator import open_evaluator
 from kinship_daemon.home import state_directory
@@ -47,8 +48,10 @@ def evaluate_command(
     config = configuration.load(config_file, overrides=overrides, **flags)
     settings = evaluation_settings(config)
     found = find_models([model], config.base, config.hub)[0]
-    base = find_base(config.base, config.hub).folder if is_adapter(found.folder) else None
-    assembly = leaf_assembly(found.folder, model, base)
+    base = find_base(config.base, config.hub) if is_adapter(found.folder) else None
+    if base is not None:
+        check_adapter(found, base)
+    assembly = leaf_assembly(found.folder, model, None if base is None else base.folder)
     report = reporter(log_json=False, stream=sys.stderr)
     log = state_directory() / "evaluate.log"
     with closing(open_evaluator(settings, log=log)) as evaluator:

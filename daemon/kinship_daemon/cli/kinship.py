@@ -14,7 +14,7 @@ import click
 import torch
 
 from kinship_daemon.cli.figures import cell, matrix_and_mean, short
-from kinship_daemon.cli.ledger import device_option, hub_option, ledger_of
+from kinship_daemon.cli.ledger import calculation_option, device_option, hub_option, ledger_of
 from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import UsageError
 from kinship_daemon.models import find_base, find_models
@@ -61,6 +61,7 @@ _OUTSIDE = "outside"  # the layers
     metavar="FRACTION",
     help="Estimate from this part of the weights, such as 0.002; nothing is fetched.",
 )
+@calculation_option
 @device_option
 @click.option(
     "form",
@@ -77,6 +78,7 @@ def kinship_command(
     by: str,
     plot: Path | None,
     fraction: float | None,
+    otherwise: bool,
     device: str,
     form: str,
     hub: str | None,
@@ -88,12 +90,12 @@ def kinship_command(
         raise UsageError(f"--by {by} reads whole models; leave out --sample, or --by")
     picture = None if plot is None else _format(plot)
     if fraction is None:
-        result = _exact(models, base, metric, by, device, hub)
+        result = _exact(models, base, metric, by, device, hub, otherwise=otherwise)
         show = _FORMS
     else:
         from kinship_daemon.cli import sample  # noqa: PLC0415 - only where it is asked for
 
-        result = sample.sampled_kinship(models, base, metric, fraction, hub)
+        result = sample.sampled_kinship(models, base, metric, fraction, hub, otherwise=otherwise)
         show = {"table": sample.table, "json": _json, "csv": sample.csv_lines}
     if plot and picture:
         whole_file(plot, _picture(result, picture))
@@ -102,12 +104,19 @@ def kinship_command(
 
 
 def _exact(
-    models: Sequence[str], base: str, metric: Metric, by: str, device: str, hub: str | None
+    models: Sequence[str],
+    base: str,
+    metric: Metric,
+    by: str,
+    device: str,
+    hub: str | None,
+    *,
+    otherwise: bool,
 ) -> dict[str, Any]:
     start = time.monotonic()
     found_base = find_base(base, hub)
     found = find_models(models, base, hub)
-    ledger, read = ledger_of(found_base, found, device)
+    ledger, read = ledger_of(found_base, found, device, otherwise=otherwise)
     rows = [leaf(ledger, name) for name in models]
     result: dict[str, Any] = {
         "base": base,

@@ -3,37 +3,89 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import click
 
 from kinship_daemon.device import resolve_device
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.models import Found
 from kinship_daemon.report import count, reporter
 from kinship_daemon.weights import gram
+from kinship_daemon.weights.adapter import is_adapter, named_base, refuse_other_base
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, descend
+from kinship_daemon.weights.fit import refuse_other_calculation
 
-__all__ = ["device_option", "hub_option", "ledger_of", "tell_differences"]
+__all__ = [
+    "calculation_option",
+    "check_adapter",
+    "descendants",
+    "device_option",
+    "hub_option",
+    "ledger_of",
+]
 
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
 hub_option = click.option("--hub", help="Where ids that are no folders are looked up.")
 
+calculation_option = click.option(
+    "--allow-other-calculation",
+    "otherwise",
+    is_flag=True,
+    help="Also models with another activation or rope than the base; the base's is taken.",
+)
 
-def tell_differences(models: Mapping[str, Descendant]) -> None:
-    """Say what configs differ from the base's, and whose values are taken."""
-    for name, model in models.items():
-        if model.differs is not None:
-            click.echo(f"warning: {name}: {model.differs}", err=True)
+
+def check_adapter(adapter: Found, base: Found) -> None:
+    """
+    See that an adapter names no other base; where nobody knows what a folder holds, warn.
+
+    Raises:
+        ModelError: It does.
+    """
+    if base.repo is not None:
+        refuse_other_base(adapter.folder, base.repo)
+        return
+    said = named_base(adapter.folder)
+    if said is not None and said.rpartition("/")[2].lower() != base.folder.resolve().name.lower():
+        words = f"it says that it was trained on {shown(said)}; is that what {base.name} holds?"
+        click.echo(f"warning: {adapter.name}: {words}", err=True)
 
 
-def ledger_of(base: Found, models: Sequence[Found], device: str) -> tuple[gram.Ledger, int]:
+def descendants(
+    base: Found, foundation: Checkpoint, models: Sequence[Found], *, otherwise: bool
+) -> dict[str, Descendant]:
+    """
+    Models by name, checked; what their configs say otherwise than the base's is told.
+
+    Args:
+        otherwise: Also those with another activation or rope.
+
+    Raises:
+        ModelError: One cannot descend from the base.
+    """
+    found = {}
+    for model in models:
+        if is_adapter(model.folder):
+            check_adapter(model, base)
+        elif not otherwise:
+            refuse_other_calculation(foundation, Checkpoint(model.folder, {}))
+        found[model.name] = descend(foundation, model.folder)
+    for name, each in found.items():
+        if each.differs is not None:
+            click.echo(f"warning: {name}: {each.differs}", err=True)
+    return found
+
+
+def ledger_of(
+    base: Found, models: Sequence[Found], device: str, *, otherwise: bool = False
+) -> tuple[gram.Ledger, int]:
     """The ledger of some checkpoints, rows named as the user named them, and the bytes read."""
     foundation = Checkpoint.open(base.folder)
-    checkpoints = {model.name: descend(foundation, model.folder) for model in models}
-    tell_differences(checkpoints)
+    checkpoints = descendants(base, foundation, models, otherwise=otherwise)
     total = foundation.nbytes + sum(c.nbytes for c in checkpoints.values())
     report = reporter(log_json=False, stream=sys.stderr)
     chosen = resolve_device(device)

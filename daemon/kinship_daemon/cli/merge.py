@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
-from kinship_daemon.cli.ledger import device_option, hub_option, ledger_of, tell_differences
+from kinship_daemon.cli.ledger import (
+    calculation_option,
+    descendants,
+    device_option,
+    hub_option,
+    ledger_of,
+)
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import UsageError
@@ -27,7 +33,8 @@ from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.mergekit import MergekitRecipe, Unsupported
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import combine, leaf
-from kinship_daemon.weights.vocabulary import Vocabulary, has_tokenizer, unite
+from kinship_daemon.weights.tokenizer import has_tokenizer
+from kinship_daemon.weights.vocabulary import Vocabulary, unite
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.whole_tensor import WholeTensorAssembly
@@ -40,6 +47,7 @@ class _Options:
     device: str
     hub: str | None
     shard_bytes: int
+    otherwise: bool
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,12 @@ class _Merge:
     show_default=True,
     help="Largest weight file.",
 )
+@calculation_option
 @device_option
 @hub_option
-def merge_command(recipe: Path, out: Path, shard_gb: float, device: str, hub: str | None) -> None:
+def merge_command(
+    recipe: Path, out: Path, shard_gb: float, otherwise: bool, device: str, hub: str | None
+) -> None:
     """
     Make a model from RECIPE, mergekit's YAML, in the folder OUT.
 
@@ -76,7 +87,7 @@ def merge_command(recipe: Path, out: Path, shard_gb: float, device: str, hub: st
         raise UsageError(f"cannot read {recipe}: {error}") from None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; name a new folder")
-    options = _Options(resolve_device(device), hub, int(shard_gb * 1e9))
+    options = _Options(resolve_device(device), hub, int(shard_gb * 1e9), otherwise)
     merges = [_understood(each) for each in mergekit.in_order(text)]
     if len(merges) == 1:
         files = _make(merges[0], {}, out, options)
@@ -154,15 +165,15 @@ def _assembled(
     _check_tokens(wanted, foundation, found)
     recipe = wanted.recipe
     others = [
-        Found(name, found[name.rpartition("+")[2]].folder)  # an adapter, or a model
+        replace(found[name.rpartition("+")[2]], name=name)  # an adapter, or a model
         for name in recipe.parents
         if name != base.name
     ]
     merge = method(recipe.method)
     if merge.kind == "span" and merge.uses_dots:
-        ledger, _ = ledger_of(base, others, options.device)
+        ledger, _ = ledger_of(base, others, options.device, otherwise=options.otherwise)
     else:
-        ledger = _unread(base, foundation, others)
+        ledger = _unread(base, foundation, others, options)
     folders = {model.name: model.folder for model in others}
     donor = found[wanted.donor].folder
     identity = recipe.identity(recipe.parents)
@@ -194,9 +205,11 @@ def _check_tokens(wanted: MergekitRecipe, base: Checkpoint, found: Mapping[str, 
         raise Unsupported(f"tokenizer: {wanted.donor} lacks {token!r}; with union, nothing is lost")
 
 
-def _unread(base: Found, foundation: Checkpoint, others: Sequence[Found]) -> Ledger:
+def _unread(
+    base: Found, foundation: Checkpoint, others: Sequence[Found], options: _Options
+) -> Ledger:
     """A ledger without inner products, for methods that ask for none: headers are read, no more."""
-    tell_differences({model.name: descend(foundation, model.folder) for model in others})
+    descendants(base, foundation, others, otherwise=options.otherwise)
     blank = unmeasured(foundation, base.name)
     width = len(others) + 2
     gram = torch.zeros(len(blank.names), width, width, dtype=torch.float64)

@@ -15,16 +15,18 @@ import click
 
 from kinship_daemon import demo, sampling
 from kinship_daemon.cli.figures import cell, matrix_and_mean, plain, short
+from kinship_daemon.cli.ledger import check_adapter
 from kinship_daemon.errors import KinshipError, UsageError
-from kinship_daemon.hub.bases import resolve_base
+from kinship_daemon.hub.bases import cached_repo, resolve_base
 from kinship_daemon.hub.names import slug, user_path
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
-from kinship_daemon.models import cache_folder, hub_for
+from kinship_daemon.models import Found, cache_folder, hub_for
 from kinship_daemon.report import Advance, Reporter, amount, count, reporter
 from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import Descendant, descend
+from kinship_daemon.weights.fit import refuse_other_calculation
 from kinship_daemon.weights.kinship import Metric
 from kinship_daemon.weights.sample.estimate import estimate
 from kinship_daemon.weights.sample.jackknife import interval
@@ -88,7 +90,13 @@ class _Reading:
 
 
 def sampled_kinship(
-    models: Sequence[str], base: str, metric: Metric, fraction: float, hub: str | None
+    models: Sequence[str],
+    base: str,
+    metric: Metric,
+    fraction: float,
+    hub: str | None,
+    *,
+    otherwise: bool,
 ) -> dict[str, Any]:
     """
     What --format json prints.
@@ -105,6 +113,10 @@ def sampled_kinship(
         foundation = _base(reading, base)
         scheme = plan(foundation.tokens.source.tensors, fraction=fraction)
         found = [_model(reading, name, foundation) for name in models]
+        if not otherwise:
+            for each in found:
+                if isinstance(each, _Place):
+                    refuse_other_calculation(foundation.tokens.source, each.tokens.source)
         kept = _kept_sample(foundation, scheme)
         total = scheme.nbytes * (len(models) + (kept is None))
         with report.progress(f"sample of {count(len(models), 'model')}", total, "bytes") as advance:
@@ -191,6 +203,8 @@ def _model(reading: _Reading, name: str, base: _Place) -> _Place | Descendant:
         return reading.folder(name, folder)
     if base.folder is None:
         raise UsageError(f"{name}: an adapter, whose base must be here too: --base FOLDER")
+    own = Found(base.tokens.source.name, base.folder, cached_repo(base.folder))
+    check_adapter(Found(name, folder), own)
     adapter = descend(Checkpoint.open(base.folder), folder)
     reading.adapters.append(adapter)
     return adapter

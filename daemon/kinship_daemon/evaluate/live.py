@@ -19,7 +19,8 @@ from kinship_daemon.evaluate.settings import Question
 from kinship_daemon.weights.checkpoint import read_json
 from kinship_daemon.weights.live_model import live_model, load_into
 from kinship_daemon.weights.materialise import Assembly
-from kinship_daemon.weights.sidecars import load_tokenizer, sidecars
+from kinship_daemon.weights.sidecars import sidecars
+from kinship_daemon.weights.tokenizer import load_tokenizer
 
 __all__ = ["LiveModel", "ModelSlot", "is_out_of_memory", "unusable"]
 

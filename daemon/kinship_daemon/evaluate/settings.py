@@ -109,7 +109,7 @@ class Evaluate(Section):
     apply_chat_template: bool = False
     """Ask in the model's own chat format. It can move a score by half; one setting for all."""
     include_path: tuple[UserPath, ...] = ()
-    """Folders with further lm-eval task files."""
+    """Folders with further lm-eval task files. Their code is run: name only whom you trust."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the evaluation; the machine's cores, at most 8, by default."""
 

@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings, Task
+from kinship_daemon.evaluate.task_files import TaskFiles
 
 __all__ = ["LoadedTask", "load_tasks", "seed_all"]
 
@@ -77,15 +78,20 @@ def load_tasks(settings: Settings) -> Mapping[Task, LoadedTask]:
     All tasks of both splits; their data is downloaded where it is not here yet.
 
     Raises:
-        UsageError: An unknown task or metric, a group, or a metric that cannot be averaged.
+        UsageError: An unknown task or metric, a group, a metric that cannot be averaged, or a
+            task file that cannot be read or uses what is in no folder that the user named.
         Transient: The data's host is away.
         KinshipError: The data cannot be loaded for another reason.
     """
     specs = dict.fromkeys((*settings.selection, *settings.validation))
+    files = TaskFiles(settings.include_path)
+    files.check()
     manager = _manager({spec.task for spec in specs}, settings.include_path)
     for spec in specs:
         _refuse_unless_single(manager, spec.task)
         _refuse_code(manager, spec.task)
+        if (path := manager.task_index[spec.task].yaml_path) is not None:
+            files.check_task(path)
     return {spec: _load(manager, spec, settings.seed) for spec in specs}
 
 

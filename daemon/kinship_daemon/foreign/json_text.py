@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
 
 from kinship_daemon.foreign.limits import Limits, Malformed, check
 
-__all__ = ["parse_json"]
+__all__ = ["parse_as", "parse_json"]
+
+_Kind = TypeVar("_Kind")
 
 _DIGITS = 40  # of a whole number: tokenizers say 10 ** 30 for "no limit"
 _FLOAT_DIGITS = 400  # of any other: the smallest float has some 330 after its point
@@ -46,9 +50,36 @@ def parse_json(text: bytes | str, limits: Limits, *, strict: bool = False) -> An
     return value
 
 
+def parse_as(content: bytes, kind: type[_Kind], limits: Limits) -> _Kind:
+    """
+    What a JSON text says, as far as it is asked for; nothing is built of the rest.
+
+    Args:
+        kind: A msgspec.Struct, or a type made of plain ones.
+        limits: Of these the bytes; and `items` for lists as well as for keys.
+
+    Raises:
+        Malformed: It is no JSON, is of another kind, or breaks the limits.
+    """
+    if len(content) > limits.nbytes:
+        raise Malformed(f"too long: more than {limits.nbytes} bytes")
+    if max(content.count(b":"), content.count(b"[")) > limits.items:
+        raise Malformed(f"holds more than {limits.items} items")
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except RecursionError:
+        raise Malformed("nested too deep") from None
+    except UnicodeDecodeError as error:
+        raise Malformed("not UTF-8") from error
+    except msgspec.ValidationError as error:
+        raise Malformed(f"not of the kind that is needed ({error})") from error
+    except msgspec.DecodeError as error:
+        raise Malformed(f"not JSON ({error})") from error
+
+
 def _check_count(text: str, limits: Limits) -> None:
-    """Before anything is built of it. Commas within texts count, so there may be twice as many."""
-    if len(text) > limits.items and text.count(",") + text.count("[") > 2 * limits.items:
+    """Before anything is built of it. Marks within texts count, so there may be twice as many."""
+    if len(text) > limits.items and sum(map(text.count, ",:[")) > 2 * limits.items:
         raise Malformed(f"holds more than {limits.items} items")
 
 

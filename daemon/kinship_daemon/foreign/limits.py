@@ -48,15 +48,16 @@ def check(value: object, limits: Limits) -> None:
             raise Malformed(f"nested more than {limits.depth} deep")
         below: list[object] = []
         for each in level:
-            if isinstance(each, str):
+            kind = type(each)
+            if kind is dict:
+                below.extend(each)  # type: ignore[arg-type]
+                below.extend(each.values())  # type: ignore[attr-defined]
+            elif kind is list:
+                below.extend(each)  # type: ignore[arg-type]
+            elif isinstance(each, str):
                 _check_text(each, limits)
-            elif isinstance(each, dict):
-                below += each.keys()
-                below += each.values()
-            elif isinstance(each, list):
-                below += each
             elif not (each is None or isinstance(each, int | float)):
-                raise Malformed(f"holds a {type(each).__name__}, which is no text and no number")
+                raise Malformed(f"holds a {kind.__name__}, which is no text and no number")
             if items + len(below) > limits.items:
                 raise Malformed(f"holds more than {limits.items} items")
         items += len(below)

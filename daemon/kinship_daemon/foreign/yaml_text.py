@@ -1,5 +1,5 @@
 """
-YAML of strangers, such as the front matter of a README.
+YAML of others: the front matter of a README, a task file, a config.
 
 Read twice: once as events, which shows how deep, how many and how long things are and how often
 what has an anchor is referred to, before anything is built; then by PyYAML's safe constructors.
@@ -14,11 +14,18 @@ import yaml
 from kinship_daemon.foreign.limits import Limits, Malformed, check
 from kinship_daemon.foreign.shown import shown
 
-__all__ = ["parse_yaml"]
+__all__ = ["Function", "parse_documents", "parse_yaml"]
 
 # libyaml's, ten times faster, where PyYAML was built with it.
 _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LONGEST_NUMBER = 30  # characters; base 60 (1:2:3:...) takes a time that grows with their square
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class Function(str):
+    """What a task file writes behind `!function`: the name of code that it would have run."""
+
+    __slots__ = ()
 
 
 class _Loader(_Safe):  # type: ignore[misc]
@@ -41,18 +48,65 @@ for _kind in ("int", "float"):
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.date)
 
 
-def parse_yaml(text: str, limits: Limits) -> Any:
+class _Task(_Loader):
+    """With lm-eval's tag, of which only the name is read."""
+
+    def function(self, node: yaml.Node) -> Function:
+        return Function(self.construct_scalar(node))
+
+
+_Task.add_constructor("!function", _Task.function)
+
+
+class _Strict(_Loader):
+    """Of two values under one name, none is taken."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if (key.tag, key.value) in seen:
+                line = key.start_mark.line + 1
+                raise Malformed(f"the key '{shown(key.value, 80)}' stands twice, line {line}")
+            seen.add((key.tag, key.value))
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def parse_yaml(text: str, limits: Limits, *, strict: bool = False, functions: bool = False) -> Any:
     """
     What one YAML document says, in JSON's kinds of values; mappings have keys of any plain kind.
+
+    Args:
+        strict: A key stands once in a mapping.
+        functions: It may name code as lm-eval's task files do; the names come as `Function`.
 
     Raises:
         Malformed: It is no YAML, or breaks the limits.
     """
+    found = _parsed(text, limits, _Task if functions else _Strict if strict else _Loader)
+    if len(found) > 1:
+        raise Malformed("not YAML of one document")
+    return found[0] if found else None
+
+
+def parse_documents(text: str, limits: Limits) -> list[Any]:
+    """
+    What all documents of a YAML stream say; the limits are those of all together.
+
+    Raises:
+        Malformed: As `parse_yaml`.
+    """
+    return _parsed(text, limits, _Loader)
+
+
+def _parsed(text: str, limits: Limits, loader: type[_Loader]) -> list[Any]:
     if len(text) > limits.nbytes:
         raise Malformed(f"too long: more than {limits.nbytes} characters")
     try:
         _check_events(text, limits)
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader with limits
+        found = list(yaml.load_all(text, Loader=loader))
     except Malformed:
         raise
     except yaml.MarkedYAMLError as error:
@@ -62,12 +116,13 @@ def parse_yaml(text: str, limits: Limits) -> Any:
         # Its constructors raise all kinds over a tag that a value does not suit: KeyError for
         # `!!bool y`, IndexError for `!!int ''`, AttributeError for `!!timestamp y`.
         raise Malformed("not YAML") from error
-    check(value, limits)
-    return value
+    for value in found:
+        check(value, limits)
+    return found
 
 
 def _check_events(text: str, limits: Limits) -> None:
-    """Count what the document stands for, with everything that is referred to in its place."""
+    """Count what the documents stand for, with everything that is referred to in its place."""
     sizes: dict[str, int] = {}
     # Of every list or mapping that is open: its anchor, and how many items it has so far.
     open_: list[tuple[str | None, int]] = [(None, 0)]

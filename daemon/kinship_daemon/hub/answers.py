@@ -18,8 +18,8 @@ from kinship_daemon.hub.records import RepoFile, UnknownRepo
 __all__ = ["Request", "check_unchanged", "message_of"]
 
 _AGAIN = {408, 425, 429}
-# A repo of 300,000 files is described in less.
-_LIMITS = Limits(nbytes=100_000_000, depth=64, items=5_000_000)
+# A repo of 60,000 files is described in less.
+_LIMITS = Limits(nbytes=64_000_000, depth=64, items=900_000)
 _REFUSAL = Limits(nbytes=1_000_000, depth=16, items=10_000)
 _DISABLED = "Access to this resource is disabled."
 

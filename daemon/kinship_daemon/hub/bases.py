@@ -13,7 +13,7 @@ from types import MappingProxyType
 from kinship_daemon.errors import UsageError
 from kinship_daemon.hub.names import check_repo_id, check_revision, slug, user_path
 
-__all__ = ["ALIASES", "Base", "resolve_base"]
+__all__ = ["ALIASES", "Base", "cached_repo", "resolve_base"]
 
 # The bases people merge most, by the repo that their fine-tunes declare.
 ALIASES: Mapping[str, str] = MappingProxyType(
@@ -76,6 +76,12 @@ def resolve_base(text: str) -> Base:
         f"no base {text!r}; nearest: {alike[0]}; known: {', '.join(known)}; "
         "or give org/name[@revision] or a folder"
     )
+
+
+def cached_repo(folder: Path) -> str | None:
+    """The repo that a folder is a cached snapshot of; None if it is none."""
+    cached = _CACHED.search(folder.resolve().as_posix())
+    return f"{cached[1]}/{cached[2]}" if cached else None
 
 
 def _repo(repo_id: str, revision: str | None) -> Base:

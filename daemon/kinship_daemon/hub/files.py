@@ -33,7 +33,7 @@ __all__ = [
 _SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.safetensors")
 _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
 # The largest open models have some 60,000 tensors.
-_INDEX_LIMITS = Limits(nbytes=20_000_000, items=400_000)
+_INDEX_LIMITS = Limits(nbytes=model_files.most_bytes(INDEX), items=500_000)
 
 
 def has_tokenizer(files: Iterable[RepoFile]) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from kinship_daemon.errors import Cause
 from kinship_daemon.foreign.shown import one_line, shown
-from kinship_daemon.hub.files import has_tokenizer, is_adapter, pickles, weight_files
+from kinship_daemon.hub.files import has_tokenizer, is_adapter, pickles, sidecars, weight_files
 from kinship_daemon.hub.front_matter import relation, tags
 from kinship_daemon.hub.records import Listing, Repo
+from kinship_daemon.model_files import most_bytes
 
 __all__ = ["Refusal", "Rules", "listed_refusal", "refusal", "remarks"]
 
@@ -160,6 +161,10 @@ def _by_words(words: Iterable[str]) -> Refusal | None:
 
 def _by_files(repo: Repo, rules: Rules) -> Refusal | None:
     names = {file.path for file in repo.files}
+    for file in sidecars(repo.files):
+        if file.size > (most := most_bytes(file.path)):
+            words = f"of {file.size / 1e6:.1f} MB; the most allowed is {most / 1e6:g} MB"
+            return Refusal(f"{file.path} {words}")
     weights = weight_files(repo.files)
     if not weights:
         pickled = pickles(repo.files)

@@ -26,8 +26,9 @@ from kinship_daemon.steps.objections import (
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.watch import GONE
 from kinship_daemon.weights.adapter import is_adapter, refuse_other_base
-from kinship_daemon.weights.checkpoint import weights_identity
+from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.descendant import Descendant, descend
+from kinship_daemon.weights.fit import refuse_other_calculation
 from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate, File, Model
@@ -127,6 +128,8 @@ def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Exam
     """What the fetched files themselves say."""
     if is_adapter(folder):
         refuse_other_base(folder, context.base.id)
+    elif not context.config.triage.allow_other_calculation:
+        refuse_other_calculation(context.base_checkpoint, Checkpoint(folder, {}))
     found = descend(context.base_checkpoint, folder)
     hashes = {name: context.files.sha256(folder / name) for name in found.files}
     twin = same_weights(context, model, hashes)

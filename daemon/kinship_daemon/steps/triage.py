@@ -27,6 +27,7 @@ from kinship_daemon.steps.objections import (
 )
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.watch import GONE
+from kinship_daemon.weights.fit import refuse_other_calculation
 from kinship_daemon.weights.remote import check_fits
 from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
@@ -245,6 +246,8 @@ def _sampled(context: Context, repo: Repo) -> _Sample:
     with closing(context.hub.ranges(repo)) as ranges:
         try:
             tokens = on_hub(repo, ranges)
+            if not context.config.triage.allow_other_calculation:
+                refuse_other_calculation(context.base_checkpoint, tokens.source)
             if context.sampler is not None:
                 return _Sample(context.sampler.on_hub(tokens), ranges.bytes_read)
             check_fits(in_folder(context.base_folder).source, tokens.source)

@@ -27,7 +27,8 @@ _FEW = 20  # repos that are named one by one
 
 
 def rules(context: Context) -> Rules:
-    chosen = context.config.triage.model_dump(exclude={"only_publishable", "sample"})
+    others = {"allow_other_calculation", "only_publishable", "sample"}
+    chosen = context.config.triage.model_dump(exclude=others)
     return Rules(**chosen)
 
 

@@ -37,7 +37,7 @@ from kinship_daemon.weights.fit import (
 from kinship_daemon.weights.header import TensorInfo, read_header
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
-__all__ = ["Adapter", "Content", "LowRank", "is_adapter", "refuse_other_base"]
+__all__ = ["Adapter", "Content", "LowRank", "is_adapter", "named_base", "refuse_other_base"]
 
 _PREFIX = "base_model.model."
 # As of a hub; an absolute path or ./folder is where its author kept the base, which says nothing.
@@ -208,6 +208,12 @@ def is_adapter(folder: Path) -> bool:
     return not whole and (folder / ADAPTER_CONFIG).is_file()
 
 
+def named_base(folder: Path) -> str | None:
+    """The model of the hub that an adapter says it was trained on; None where it names none."""
+    said = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return said if isinstance(said, str) and _REPO_ID.fullmatch(said) else None
+
+
 def refuse_other_base(folder: Path, base_id: str) -> None:
     """
     See that an adapter does not say itself that it was trained on another model of the hub.
@@ -218,8 +224,8 @@ def refuse_other_base(folder: Path, base_id: str) -> None:
     Raises:
         ModelError: It does. Its shapes may fit all the same, and its delta would be a false one.
     """
-    said = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(said, str) or not _REPO_ID.fullmatch(said):
+    said = named_base(folder)
+    if said is None:
         return
     own = said if "/" in base_id else said.rpartition("/")[2]
     if own.lower() != base_id.lower():

@@ -16,7 +16,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.foreign import json_text
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
-from kinship_daemon.model_files import ADAPTER, INDEX, SINGLE
+from kinship_daemon.model_files import ADAPTER, INDEX, SINGLE, most_bytes
 from kinship_daemon.weights.fit import (
     HEAD,
     alike_tied,
@@ -49,8 +49,8 @@ __all__ = [
 ]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# The longest are tokenizers, with some 600,000 pairs of tokens.
-_JSON = Limits(nbytes=100_000_000, items=5_000_000)
+# The longest are indices: two items for each of some 100,000 tensors.
+_JSON = Limits(nbytes=most_bytes(INDEX), items=500_000)
 _LONGEST_NAME = 200
 # Buffers that old transformers saved and every one we support computes from config.json.
 _COMPUTED = re.compile(r"(^|\.)(\w*inv_freq|cos_cached|sin_cached|masked_bias|position_ids)$")
@@ -236,8 +236,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: It is missing, larger than any such file, or no JSON object.
     """
     try:
-        if path.stat().st_size > _JSON.nbytes:
-            raise ModelError(f"{path}: over {_JSON.nbytes} bytes, which no such file needs")
+        if path.stat().st_size > (most := most_bytes(path.name)):
+            raise ModelError(f"{path}: over {most} bytes, which no such file needs")
         return parse_json(path, path.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{path.parent}: has no {path.name}") from None

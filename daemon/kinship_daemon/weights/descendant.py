@@ -18,10 +18,10 @@ from kinship_daemon.weights.adapter import Adapter, Content, LowRank, is_adapter
 from kinship_daemon.weights.checkpoint import Checkpoint, alike_tied, compare, refuse_other_head
 from kinship_daemon.weights.fit import alike_named
 from kinship_daemon.weights.model_config import other_settings
+from kinship_daemon.weights.tokenizer import has_tokenizer
 from kinship_daemon.weights.vocabulary import (
     Vocabulary,
     alignment,
-    has_tokenizer,
     is_vocabulary,
     same,
 )

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from kinship_daemon.errors import ModelError
 from kinship_daemon.weights.header import FLOATS, TensorInfo
-from kinship_daemon.weights.model_config import other_calculation
+from kinship_daemon.weights.model_config import other_calculation, other_sizes
 
 __all__ = [
     "HEAD",
@@ -22,6 +22,7 @@ __all__ = [
     "first_three",
     "input_embeddings",
     "other_head",
+    "refuse_other_calculation",
     "refuse_quantised",
     "says_tied",
     "their_names",
@@ -74,10 +75,8 @@ def compare(base: Model, other: Model, *, resizable: Container[str] = ()) -> Non
         raise ModelError(f"{other.path}: its architecture is {theirs!r}, the base's is {ours!r}")
     for model in (base, other):
         refuse_quantised(model)
-    if otherwise := other_calculation(base.config() or {}, other.config() or {}):
-        raise ModelError(
-            f"{other.path}: its config.json calculates otherwise: {first_three(otherwise)}"
-        )
+    if sizes := other_sizes(base.config() or {}, other.config() or {}):
+        raise ModelError(f"{other.path}: its config.json has other sizes: {first_three(sizes)}")
     _refuse_half_tied(base, other)
     differences = []
     for name in sorted({*base.tensors, *other.tensors}):
@@ -88,6 +87,25 @@ def compare(base: Model, other: Model, *, resizable: Container[str] = ()) -> Non
     if differences:
         raise ModelError(
             f"{other.path}: its weights do not fit the base's: {first_three(differences)}"
+        )
+
+
+def refuse_other_calculation(base: Model, other: Model) -> None:
+    """
+    See that a model's config calculates as its base's does, of the same architecture.
+
+    Raises:
+        ModelError: It does not. What is built of its weights would calculate as the base, and give
+            other answers than were trained.
+    """
+    if _architecture(base) != _architecture(other):
+        return  # which is told by `compare`
+    if otherwise := other_calculation(base.config() or {}, other.config() or {}):
+        raise ModelError(
+            f"{other.path}: its config.json calculates otherwise: {first_three(otherwise)} "
+            "(allow_other_calculation admits it, with the base's values)",
+            cause="settings",
+            setting="triage.allow_other_calculation",
         )
 
 

@@ -14,7 +14,8 @@ from kinship_daemon.errors import KinshipError
 from kinship_daemon.model_files import INDEX, SINGLE
 from kinship_daemon.weights.assembly import Assembly, Makeable, Opened, assemble, leaf_assembly
 from kinship_daemon.weights.shard import Made, Shard, plan, write_shard
-from kinship_daemon.weights.sidecars import sidecars, tokenizer_files, write_json
+from kinship_daemon.weights.sidecars import sidecars, write_json
+from kinship_daemon.weights.tokenizer import tokenizer_files
 
 __all__ = [
     "Assembly",

@@ -7,12 +7,20 @@ is built from is the base's. Nothing in a config chooses code, kernels, quantise
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kinship_daemon.foreign.shown import shown
 
-__all__ = ["built_from", "generation_settings", "other_calculation", "other_settings"]
+__all__ = [
+    "built_from",
+    "chooses",
+    "generation_settings",
+    "other_calculation",
+    "other_settings",
+    "other_sizes",
+    "plain_settings",
+]
 
 Config = Mapping[str, Any]
 
@@ -52,7 +60,7 @@ _IDLE = re.compile(
 )
 _CHOOSES = re.compile(
     r"_.*|auto_\w+|\w*(attn|attention|experts)_implementation|use_kernels?|kernel_\w+"
-    r"|quant\w*|compression_\w+|custom_\w+|trust_\w+|code_\w+|\w+_(path|url|file|repo)"
+    r"|quant\w*|compression_\w+|custom_\w+|trust_\w+|code_\w+|\w+_(path|url|files?|repo)"
 )
 _PLACE = re.compile(r"[/\\]")
 _GENERATION = frozenset(
@@ -75,11 +83,21 @@ def built_from(base: Config, own: Config, rows: int | None) -> dict[str, Any]:
     Args:
         rows: Of its embeddings; None where they are the base's.
     """
-    config = {key: value for key, value in base.items() if _is_plain(key, value)}
+    config = plain_settings(base)
     config |= {key: own[key] for key in _OWN if key in own and _is_ids(own[key])}
     if rows is not None and "vocab_size" in config:
         config["vocab_size"] = rows
     return config
+
+
+def plain_settings(config: Config) -> dict[str, Any]:
+    """A config without whatever would choose code or name a place."""
+    return {key: value for key, value in config.items() if _is_plain(key, value)}
+
+
+def chooses(key: str) -> bool:
+    """Whether a setting of this name chooses code, kernels, quantisers or places."""
+    return _CHOOSES.fullmatch(key) is not None
 
 
 def generation_settings(said: Config) -> dict[str, Any]:
@@ -87,24 +105,26 @@ def generation_settings(said: Config) -> dict[str, Any]:
     return {k: v for k, v in said.items() if k in _GENERATION and _is_plain(k, v)}
 
 
-def other_calculation(base: Config, own: Config) -> list[str]:
+def other_sizes(base: Config, own: Config) -> list[str]:
     """
-    What keeps a model from calculating as its base does: activation, rotary base, sizes.
+    Sizes that the base has not: layers, heads, widths, experts.
 
-    An activation or size that one of them leaves out is its architecture's default, of which
-    nothing is known here; the base's is used.
+    One that either leaves out is its architecture's default, of which nothing is known here; the
+    base's is used.
     """
-    ours, theirs = (_activations(each) | _sizes(each) for each in (base, own))
-    both = ours.keys() & theirs.keys()
-    pairs = [(key, ours[key], theirs[key]) for key in sorted(both)]
-    ours, theirs = _rope(base), _rope(own)
-    for key in sorted({*ours, *theirs}):
-        default = _ROPE_THETA if key in ("rope_theta", "rope_local_base_freq") else None
-        pairs.append((key, ours.get(key, default), theirs.get(key, default)))
+    ours, theirs = _sizes(base), _sizes(own)
     return [
-        f"{key} is {shown(other, 60)}, the base's is {shown(one, 60)}"
-        for key, one, other in pairs
-        if one != other
+        f"{key} is {shown(theirs[key], 60)}, the base's is {shown(ours[key], 60)}"
+        for key in sorted(ours.keys() & theirs.keys())
+        if ours[key] != theirs[key]
+    ]
+
+
+def other_calculation(base: Config, own: Config) -> list[str]:
+    """What makes the same tensors give other answers than the base's: activation, rotary base."""
+    return [
+        f"{shown(key, 60)} is {shown(other, 60)}, the base's is {shown(one, 60)}"
+        for key, one, other in _calculated_otherwise(base, own)
     ]
 
 
@@ -117,7 +137,10 @@ def other_settings(base: Config, own: Config, rows: tuple[int, int] | None = Non
     """
     ours, theirs = _settings(base), _settings(own)
     kept: list[str] = []
-    left: list[str] = []
+    left = [
+        f"{shown(key, 60)} {shown(other, 40)} (base {shown(one, 40)})"
+        for key, one, other in _calculated_otherwise(base, own)
+    ]
     if rows is not None and rows[0] != rows[1]:
         kept.append(f"vocab_size {rows[1]} (base {rows[0]})")
     for key in sorted(ours.keys() & theirs.keys()):
@@ -138,11 +161,25 @@ def _settings(config: Config) -> dict[str, Any]:
     found = {
         "dtype" if key == "torch_dtype" else key: value
         for key, value in config.items()
-        if key not in skipped and not _IDLE.fullmatch(key) and not _CHOOSES.fullmatch(key)
+        if key not in skipped and not _IDLE.fullmatch(key) and not chooses(key)
     }
     if isinstance(found.get("dtype"), str):
         found["dtype"] = found["dtype"].removeprefix("torch.")
     return found
+
+
+def _calculated_otherwise(base: Config, own: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Key, the base's value and the other; of an activation that either leaves out, nothing."""
+    ours, theirs = _activations(base), _activations(own)
+    for key in sorted(ours.keys() & theirs.keys()):
+        if ours[key] != theirs[key]:
+            yield key, ours[key], theirs[key]
+    ours, theirs = _rope(base), _rope(own)
+    for key in sorted({*ours, *theirs}):
+        default = _ROPE_THETA if key in ("rope_theta", "rope_local_base_freq") else None
+        one, other = ours.get(key, default), theirs.get(key, default)
+        if one != other:
+            yield key, one, other
 
 
 def _activations(config: Config) -> dict[str, Any]:
@@ -191,7 +228,7 @@ def _parameters(rope: Config) -> dict[str, Any]:
 
 def _is_plain(key: str, value: object) -> bool:
     """Whether a setting chooses no code and names no place."""
-    return _CHOOSES.fullmatch(key) is None and not _names_a_place(value)
+    return not chooses(key) and not _names_a_place(value)
 
 
 def _names_a_place(value: object) -> bool:

@@ -8,7 +8,7 @@ from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from kinship_daemon.errors import ModelError
-from kinship_daemon.model_files import INDEX, SINGLE
+from kinship_daemon.model_files import INDEX, SINGLE, most_bytes
 from kinship_daemon.ranges import Ranges
 from kinship_daemon.weights.checkpoint import (
     gathered,
@@ -38,8 +38,6 @@ _FIRST_BYTES = 16_384
 _ENTRY_BYTES = 90
 # Of all files together, 100,000 tensors' worth: more would be read for nothing.
 _MOST_HEADER_BYTES = 20_000_000
-_MOST_INDEX_BYTES = 20_000_000
-_MOST_CONFIG_BYTES = 1_000_000
 # Of a head that is said to be tied: how many pieces are compared, and their bytes.
 _PIECES = 8
 _PIECE = 4096
@@ -95,10 +93,10 @@ def open_remote(name: str, ranges: Ranges, files: Mapping[str, int]) -> Remote:
     if SINGLE not in files:
         if INDEX not in files:
             raise ModelError(why_no_weights(path, files))
-        index = weight_map(path, _json(path, INDEX, ranges, files, _MOST_INDEX_BYTES))
+        index = weight_map(path, _json(path, INDEX, ranges, files))
     settings = None
     if "config.json" in files:
-        settings = _json(path, "config.json", ranges, files, _MOST_CONFIG_BYTES)
+        settings = _json(path, "config.json", ranges, files)
     named = [SINGLE] if index is None else shards(path, index, files.__contains__)
     headers, left = {}, _MOST_HEADER_BYTES
     for file in named:
@@ -159,10 +157,8 @@ def _refuse_other_head(remote: Remote) -> None:
         raise other_head(remote.path, embeddings)
 
 
-def _json(
-    path: PurePath, file: str, ranges: Ranges, files: Mapping[str, int], most: int
-) -> dict[str, Any]:
-    if files[file] > most:
+def _json(path: PurePath, file: str, ranges: Ranges, files: Mapping[str, int]) -> dict[str, Any]:
+    if files[file] > (most := most_bytes(file)):
         raise ModelError(f"{path / file}: over {most} bytes, which no such file needs")
     return parse_json(path / file, ranges.read(file, [(0, files[file])])[0])
 

@@ -7,7 +7,6 @@ What is evaluated and what is published come from here alike.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +16,24 @@ import torch
 
 from kinship_daemon.errors import ModelError
 from kinship_daemon.foreign.shown import shown
-from kinship_daemon.model_files import GENERATION, TOKENIZERS, is_tokenizer_file
+from kinship_daemon.model_files import GENERATION
 from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.assembly import Makeable, Opened
 from kinship_daemon.weights.checkpoint import read_json
 from kinship_daemon.weights.model_config import built_from, generation_settings
-from kinship_daemon.weights.vocabulary import Union, has_tokenizer
+from kinship_daemon.weights.tokenizer import (
+    carry,
+    has_tokenizer,
+    load_tokenizer,
+    refuse_link_out,
+    tokenizer_files,
+)
+from kinship_daemon.weights.vocabulary import Union
 
 if TYPE_CHECKING:
     from transformers import AddedToken, PreTrainedTokenizerBase
 
-__all__ = [
-    "Sidecars",
-    "load_tokenizer",
-    "sidecars",
-    "tokenizer_files",
-    "write_json",
-]
+__all__ = ["Sidecars", "sidecars", "write_json"]
 
 # Superseded by what a tokenizer that has grown writes of itself.
 _STALE = ("special_tokens_map.json", "added_tokens.json")
@@ -107,7 +107,8 @@ def sidecars(
         settings = donor if (donor / "config.json").is_file() else base
     names = () if without_tokenizer and not has_tokenizer(tokenizer) else tokenizer_files(tokenizer)
     files = {name: tokenizer / name for name in names}
-    if _is_within(settings, GENERATION):
+    if (settings / GENERATION).is_file():
+        refuse_link_out(settings, GENERATION)
         files[GENERATION] = settings / GENERATION
     config = built_from(
         read_json(assembly.config_base / "config.json"),
@@ -117,75 +118,17 @@ def sidecars(
     return Sidecars(config, files, tokenizer, opened.union, opened.tokenizers)
 
 
-def load_tokenizer(folder: Path, source: Path | None = None) -> "PreTrainedTokenizerBase":
-    """
-    A tokenizer without remote code.
-
-    Args:
-        source: Where its files come from, for messages, if `folder` will not last.
-
-    Raises:
-        ModelError: transformers cannot load it.
-    """
-    # Takes seconds to import, and most merges only copy their tokenizer.
-    from transformers import AutoTokenizer  # noqa: PLC0415
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        return tokenizer
-    except Exception as error:  # a stranger's files: transformers raises all kinds
-        text = " ".join(f"{error}".split()).replace(str(folder), str(source or folder))
-        raise ModelError(
-            f"the tokenizer in {source or folder} cannot be loaded: {shown(text)}"
-        ) from error
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")
 
 
-def tokenizer_files(folder: Path) -> tuple[str, ...]:
-    """
-    The files of a folder that make its tokenizer, templates among them.
-
-    Raises:
-        ModelError: There is no tokenizer among them.
-    """
-    if not has_tokenizer(folder):
-        raise ModelError(f"{folder}: has no tokenizer ({', '.join(TOKENIZERS)})")
-    found = (path.relative_to(folder) for path in (*folder.glob("*"), *folder.glob("*/*.jinja")))
-    names = (path.as_posix() for path in found if _is_within(folder, path.as_posix()))
-    return tuple(sorted(filter(is_tokenizer_file, names)))
-
-
-def _is_within(folder: Path, name: str) -> bool:
-    """
-    Whether a model has a file, which may be a link, but not to just anywhere.
-
-    A link may lead to another model of the same hub (hub/org/name), or to the blobs of a cache
-    that is laid out as the Hub's (models--org--name/snapshots/commit).
-    """
-    path = folder / name
-    within = folder.resolve().parent.parent
-    return path.is_file() and path.resolve().is_relative_to(within)
-
-
 def _carry(source: Path, target: Path) -> None:
-    """Copy a file; what would choose code or places is left out of JSON."""
-    target.parent.mkdir(exist_ok=True)
+    """Copy a file; what would choose code or places is left out."""
     if source.name == GENERATION:
         write_json(target, generation_settings(read_json(source)))
-        return
-    if source.name == "tokenizer_config.json":
-        config = read_json(source)
-        if "auto_map" in config:
-            del config["auto_map"]
-            write_json(target, config)
-            return
-    shutil.copyfile(source, target)
+    else:
+        carry(source, target)
 
 
 def _grow(folder: Path, source: Path, union: Union, folders: tuple[Path, ...]) -> None:

@@ -12,29 +12,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kinship_daemon import model_files
 from kinship_daemon.errors import ModelError
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import TOKENIZERS
-from kinship_daemon.weights.checkpoint import Checkpoint, read_json
+from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.tokenizer import ADDED, SETTINGS, declared_tokens, tokens_of
 
 __all__ = [
     "Union",
     "Vocabulary",
     "alignment",
-    "has_tokenizer",
     "is_vocabulary",
     "same",
     "unite",
 ]
 
-_ADDED = "added_tokens.json"
-_SETTINGS = "tokenizer_config.json"
 # Ids beyond any real vocabulary's would ask for as many rows.
 _MOST_TOKENS = 10_000_000
 _TENSOR = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out)\.(weight|bias)$")
@@ -43,12 +39,6 @@ _TENSOR = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out)\.(wei
 def is_vocabulary(name: str) -> bool:
     """Whether a tensor has one row for each token."""
     return _TENSOR.search(name) is not None
-
-
-def has_tokenizer(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    return model_files.has_tokenizer(path.name for path in folder.iterdir() if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ class Vocabulary:
         Raises:
             ModelError: The tokenizer cannot be read.
         """
-        files = [self.folder / file for file in (*TOKENIZERS, _ADDED, _SETTINGS)]
+        files = [self.folder / file for file in (*TOKENIZERS, ADDED, SETTINGS)]
         stamps = [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.exists()]
         return _read(self.folder, tuple(stamps))
 
@@ -212,89 +202,23 @@ def _same_files(one: Path, other: Path) -> bool:
     if first is None or not (other / first).is_file():
         return False
     fast = first == TOKENIZERS[0]
-    for file in (first, _ADDED) if fast else (*TOKENIZERS, _ADDED):
+    for file in (first, ADDED) if fast else (*TOKENIZERS, ADDED):
         ours, theirs = one / file, other / file
         if ours.is_file() != theirs.is_file():
             return False
         if ours.is_file() and not filecmp.cmp(ours, theirs, shallow=False):
             return False
-    return _declared(one) == _declared(other)
+    return declared_tokens(one) == declared_tokens(other)
 
 
 # A base is compared with each of its descendants.
 @lru_cache(maxsize=2)
 def _read(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Mapping[str, int] | None:
-    found = _tokens(folder)
+    found = tokens_of(folder)
     if found is None:
         return None
-    if (folder / _ADDED).is_file():
-        for token, row in read_json(folder / _ADDED).items():
-            found.setdefault(token, row)
-    for token, row in _declared(folder).items():
-        found.setdefault(token, row)
     for token, row in found.items():
-        if type(row) is not int or not 0 <= row < _MOST_TOKENS:
+        if not 0 <= row < _MOST_TOKENS:
             odd = f"its token '{shown(token, 80)}' has the id {shown(row, 80)}"
             raise ModelError(f"{folder}: {odd}, which is no id")
-    return found
-
-
-def _tokens(folder: Path) -> dict[str, int] | None:
-    if (folder / "tokenizer.json").is_file():
-        return _fast(folder / "tokenizer.json")
-    if (folder / "vocab.json").is_file():
-        return read_json(folder / "vocab.json")
-    if (folder / "vocab.txt").is_file():
-        return _lines(folder / "vocab.txt")
-    return _sentencepiece(folder) if has_tokenizer(folder) else None
-
-
-def _lines(path: Path) -> dict[str, int]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
-    return {token: row for row, token in enumerate(lines)}
-
-
-def _fast(path: Path) -> dict[str, int]:
-    """Tokens of a tokenizer.json, whichever model it holds: Unigram lists its tokens by id."""
-    match read_json(path):
-        case {"model": {"vocab": dict() | list() as vocab}} as whole:
-            pass
-        case _:
-            raise ModelError(f"{path}: has no vocabulary")
-    try:
-        if isinstance(vocab, list):
-            vocab = {piece: row for row, (piece, _) in enumerate(vocab)}
-        added = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: its tokens cannot be read: {shown(repr(error))}") from error
-    return vocab | added
-
-
-def _declared(folder: Path) -> dict[str, int]:
-    """Tokens that only tokenizer_config.json tells of, as slow tokenizers keep them."""
-    if not (folder / _SETTINGS).is_file():
-        return {}
-    decoder: Any = read_json(folder / _SETTINGS).get("added_tokens_decoder") or {}
-    try:
-        return {token["content"]: int(row) for row, token in decoder.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{folder / _SETTINGS}: odd added_tokens_decoder: {shown(repr(error))}"
-        ) from error
-
-
-def _sentencepiece(folder: Path) -> dict[str, int]:
-    from transformers import AutoTokenizer  # noqa: PLC0415 - slow to import, and rarely needed
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        found: dict[str, int] = tokenizer.get_vocab()
-    except Exception as error:  # a stranger's files: transformers raises all kinds
-        text = " ".join(f"{error}".split())
-        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {shown(text)}") from error
     return found

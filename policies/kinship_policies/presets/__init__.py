@@ -61,4 +61,7 @@ def _parse(text: str, name: str) -> Mapping[str, Any]:
         raise UsageError(f"preset {name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(preset, dict) or not isinstance(preset.get("use"), str):
         raise UsageError(f"preset {name} names no policy; it needs a line like `use: topk-kinship`")
+    keys = [key.value for key, _ in yaml.compose(text).value]  # type: ignore[union-attr]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UsageError(f"preset {name} has the key {twice!r} twice")
     return preset

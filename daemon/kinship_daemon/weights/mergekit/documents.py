@@ -7,12 +7,15 @@ from typing import Any
 import yaml
 
 from kinship_daemon.errors import UsageError
+from kinship_daemon.foreign.limits import Limits, Malformed
+from kinship_daemon.foreign.yaml_text import parse_documents
 
 __all__ = ["Document", "Unsupported", "in_order", "parse", "references", "renamed"]
 
 # Where mergekit looks for a model, and what it takes there for something else.
 _MODEL_KEYS = frozenset({"base_model", "model", "source", "tokenizer_source"})
 _NO_MODELS = frozenset({"base", "union"})
+_LIMITS = Limits(nbytes=1_000_000, items=100_000)
 
 
 class Unsupported(UsageError):
@@ -95,13 +98,9 @@ def renamed(document: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
 
 def _load(text: str) -> list[Any]:
     try:
-        values = list(yaml.safe_load_all(text))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UsageError(f"not valid YAML: {' '.join(str(error).split())}") from error
-    try:
-        return [_plain(value) for value in values]
-    except RecursionError as error:
-        raise UsageError("not a merge recipe: a part of it contains itself") from error
+        return [_plain(value) for value in parse_documents(text, _LIMITS)]
+    except Malformed as error:
+        raise UsageError(f"not a merge recipe: {error}") from error
 
 
 def _plain(value: Any, key: str = "") -> Any:

@@ -17,18 +17,17 @@ from typing import Any
 from kinship_daemon.child_process import ChildProcess
 from kinship_daemon.durable import hash_file, whole_folder
 from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.model_files import ADAPTER_CONFIG, CONFIG, GENERATION, INDEX
 from kinship_daemon.weights.checkpoint import Checkpoint, read_json
 from kinship_daemon.weights.mergekit.child import serve
 from kinship_daemon.weights.mergekit.documents import parse, renamed
+from kinship_daemon.weights.tokenizer import carry, has_tokenizer, tokenizer_files
 
 __all__ = ["INSTALL", "ask", "available", "run"]
 
-INSTALL = "pip install 'kinship-daemon[mergekit]'"
+_SETTINGS = frozenset({CONFIG, GENERATION, ADAPTER_CONFIG, INDEX})
 
-_TEXTS = frozenset({".jinja", ".json", ".model", ".txt"})
-_ADAPTER = "adapter_config.json"
-# In these, code is named that is to be run; it never is.
-_CONFIGS = ("config.json", "tokenizer_config.json")
+INSTALL = "pip install 'kinship-daemon[mergekit]'"
 
 
 def available() -> bool:
@@ -109,21 +108,23 @@ def _call(request: Mapping[str, Any], where: Path) -> str | None:
 
 def _show(source: Path, place: Path) -> None:
     """
-    Links to the files of a model that are weights or text: no pickles and no code.
+    Links to a model's weights, and what we read ourselves beside them: no pickles and no code.
 
     Raises:
         ModelError: It is neither a model of safetensors nor an adapter.
     """
-    adapter = (source / _ADAPTER).exists() and not (source / _CONFIGS[0]).exists()
+    adapter = (source / ADAPTER_CONFIG).exists() and not (source / CONFIG).exists()
     if not adapter:
         Checkpoint.open(source)
     place.mkdir(parents=True)
+    for name in tokenizer_files(source) if has_tokenizer(source) else ():
+        carry(source / name, place / name)
     for file in sorted(source.iterdir()):
-        if file.name in _CONFIGS:
-            config = read_json(file)
-            config.pop("auto_map", None)
-            (place / file.name).write_text(json.dumps(config), encoding="utf-8")
-        elif file.suffix == ".safetensors" or file.suffix in _TEXTS:
+        if file.name in _SETTINGS:
+            settings = read_json(file)
+            settings.pop("auto_map", None)
+            (place / file.name).write_text(json.dumps(settings), encoding="utf-8")
+        elif file.suffix == ".safetensors":
             (place / file.name).symlink_to(file)
 
 
@@ -135,8 +136,5 @@ def _with_names(said: str, names: Mapping[str, str]) -> str:
 
 
 def _check(folder: Path) -> None:
-    # Imports transformers, which takes seconds; mergekit has taken longer.
-    from kinship_daemon.weights.sidecars import tokenizer_files  # noqa: PLC0415
-
     Checkpoint.open(folder)
     tokenizer_files(folder)

@@ -1,0 +1,196 @@
+"""Tokenizers of strangers: within limits, without code and places, and never through a link out."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer
+
+import tiny
+from kinship_daemon.errors import ModelError
+from kinship_daemon.model_files import most_bytes
+from kinship_daemon.weights.materialise import leaf_assembly, write
+from kinship_daemon.weights.tokenizer import load_tokenizer, tokenizer_files, tokens_of
+
+JINJA = "additional_chat_templates/tool.jinja"
+FILES = [
+    *("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", JINJA),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "hub" / "org" / "model"
+    tiny.tokenizer(made, chat_template="{{ messages }}")
+    return made
+
+
+def edited(folder: Path, name: str, **changes: object) -> None:
+    path = folder / name
+    said = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(said | changes))
+
+
+def refused(folder: Path, match: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ModelError, match=match) as error:
+        load_tokenizer(folder)
+    assert time.perf_counter() - start < 5  # transformers may be imported in it
+    assert error.value.cause == "model"
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+
+
+def test_an_ordinary_tokenizer_is_loaded_as_transformers_loads_it(folder):
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.get_vocab() == theirs.get_vocab() == tokens_of(folder)
+    assert ours.chat_template == theirs.chat_template
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours("abc=1").input_ids == theirs("abc=1").input_ids
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    os.truncate(folder / name, 10**12)  # takes no room; to read it would take hours
+    refused(folder, f"{name}: over {most_bytes(name)} bytes, which no such file needs")
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+CORE = '{"model": {"type": "BPE", "vocab": %s, "merges": []}, "added_tokens": %s}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", NESTED, "cannot be read"),
+        ("tokenizer.json", CORE % (NESTED, "[]"), "cannot be read"),
+        ("tokenizer.json", CORE % ('{"a": 1.5}', "[]"), "cannot be read: not of the kind"),
+        ("tokenizer.json", CORE % ('{"a": ' + "9" * 5000 + "}", "[]"), "cannot be read"),
+        ("tokenizer.json", CORE % ("{" + '"a": 1,' * 1_300_000 + '"b": 2}', "[]"), "items"),
+        ("tokenizer.json", CORE % ("[" + "[]," * 1_300_000 + "[]]", "[]"), "items"),
+        (
+            "tokenizer.json",
+            CORE % ("{}", "[" + '{"id": 1, "content": "a"},' * 100_001 + '{"id":1,"content":""}]'),
+            "adds 100002 tokens; the most allowed is 100000",
+        ),
+        ("tokenizer.json", '{"added_tokens": []}', "cannot be read: .*model"),
+        ("tokenizer.json", "\ud800".encode("utf-8", "surrogatepass"), "cannot be read"),
+        ("tokenizer_config.json", NESTED, "cannot be read"),
+        ("tokenizer_config.json", '{"a": ' + "[" * 100_000, "cannot be read"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": 3}}', "cannot be read"),
+        (
+            "tokenizer_config.json",
+            json.dumps({"added_tokens_decoder": {i: {"content": "a"} for i in range(100_001)}}),
+            "adds 100001 tokens",
+        ),
+        ("tokenizer_config.json", '{"tokenizer_class": ["a"]}', "cannot be loaded"),
+        ("added_tokens.json", '{"a": {"b": 1}}', "cannot be read"),
+        ("special_tokens_map.json", "[]", "cannot be read"),
+        ("chat_template.jinja", b"\xff\xfe", "cannot be read: not UTF-8"),
+        (JINJA, b"\xff\xfe", "cannot be read: not UTF-8"),
+    ],
+)
+def test_what_is_beyond_the_limits_is_refused_in_one_line(folder, name, text, said):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(folder, said)
+
+
+def test_more_templates_than_anyone_needs_are_refused(folder):
+    (folder / JINJA).parent.mkdir()
+    for number in range(51):
+        (folder / JINJA).with_name(f"{number}.jinja").touch()
+    refused(folder, "over 50 chat templates")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "merges.txt"])
+@pytest.mark.parametrize("target", ["../../../secret", "../../secret", "../other/secret"])
+def test_a_link_out_of_the_model_is_not_followed(folder, tmp_path, name, target):
+    secret = folder / target
+    secret.parent.mkdir(exist_ok=True)
+    secret.write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret.resolve())
+    refused(folder, "is a link out of the model's folder, which is not followed")
+    with pytest.raises(ModelError, match="a link out of"):
+        tokenizer_files(folder)
+
+
+def test_what_a_generation_config_links_to_is_not_published(tiny_base, tmp_path):
+    leaf = tiny.finetune(tiny_base, tmp_path / "leaf", 1)
+    secret = tmp_path / "secret.json"
+    (leaf / "generation_config.json").replace(secret)
+    (leaf / "generation_config.json").symlink_to(secret)
+    with pytest.raises(ModelError, match="a link out of"):
+        write(leaf_assembly(leaf, "x"), tmp_path / "out")
+
+
+def test_files_that_two_models_of_a_hub_share_are_read(folder):
+    copy = folder.with_name("copy")
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).symlink_to(path)
+    assert load_tokenizer(copy).get_vocab() == tokens_of(folder)
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read(folder, tmp_path):
+    cache = tmp_path / "models--org--name"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        shutil.copy(path, blob := cache / "blobs" / f"{number:040}")
+        (snapshot / path.name).symlink_to(os.path.relpath(blob, snapshot))
+    assert load_tokenizer(snapshot).get_vocab() == tokens_of(folder)
+
+
+REACHING = {
+    "auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]},
+    "vocab_file": "/etc/passwd",
+    "tokenizer_file": "/etc/passwd",
+    "special_tokens_map_file": "/etc/passwd",
+    "fast_tokenizer_files": ["tokenizer.4.0.0.json"],
+    "_name_or_path": "/home/evil",
+}
+
+
+def test_settings_that_choose_code_or_files_are_neither_followed_nor_carried(folder, tmp_path):
+    before = load_tokenizer(folder)
+    edited(folder, "tokenizer_config.json", **REACHING)
+    (folder / "tokenizer.4.0.0.json").write_text("{}")
+    found = load_tokenizer(folder)
+    assert found.get_vocab() == before.get_vocab()
+    assert found.chat_template == before.chat_template
+    found.save_pretrained(tmp_path / "out")
+    text = "".join(path.read_text() for path in (tmp_path / "out").glob("*.json"))
+    assert not [word for word in ("evil", "passwd", "4.0.0") if word in text]
+
+
+def test_a_sentencepiece_model_is_read_and_a_broken_one_refused(tmp_path):
+    tiny.base(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    edited(tmp_path / "model", "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    texts = tmp_path / "texts"
+    texts.write_text("the cat sat on the mat\nthe dog ate the frog\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(texts),
+        model_prefix=str(tmp_path / "model" / "tokenizer"),
+        vocab_size=40,
+        model_type="bpe",
+        minloglevel=2,
+    )
+    found = tokens_of(tmp_path / "model")
+    assert {"▁the", "<unk>"} <= found.keys()
+    model = tmp_path / "model" / "tokenizer.model"
+    model.write_bytes(model.read_bytes()[:200])
+    refused(tmp_path / "model", "cannot be loaded")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        tokens_of(tmp_path / "model")
