@@ -53,6 +53,7 @@ _SUSPICIOUS = 3
 _MOST_REPEATS = 5
 # Done as often as the clock says, also while there is other work.
 _BY_THE_CLOCK = "watch"
+_ANSWERED = "hub_answered"  # the hub that this home last heard something of, by its name
 # However long the world says it will be away: it is asked again within a day.
 _LONGEST_WAIT = timedelta(days=1)
 _HOUR = timedelta(hours=1)
@@ -104,7 +105,7 @@ class Runner:
         self._missed: dict[str, Transient] = {}  # what jobs wait for, but for a single repo
         self._dues: list[datetime] = []  # of the jobs that this turn found waiting
         self._failed: list[str] = []  # models in a row that could not be evaluated
-        self._hub_answered = False
+        self._hub_answered = context.lineage.get(_ANSWERED) == context.hub.name
 
     def loop(self, now: datetime, *, look: bool = False, skip: Iterable[str] = ()) -> Turn:
         """
@@ -233,7 +234,9 @@ class Runner:
             self._tries.pop(job.key, None)
             self._missed.pop(job.key, None)
             self._note_done(step, work, job.key)
-            self._hub_answered |= step.needs == "hub"
+            if step.needs == "hub" and not self._hub_answered:
+                self._hub_answered = True
+                lineage.put(_ANSWERED, self._context.hub.name)
             step.tell(self._context, work, result)
         return True
 
@@ -266,7 +269,8 @@ class Runner:
             lineage.interrupt(key)
             raise
         except KinshipError as error:
-            # A hub that refuses us after it answered, as in an outage of its accounts, will pass.
+            # A hub that refuses us after it answered, now or at an earlier start, has a bad hour,
+            # as in an outage of its accounts. A wrong token at the first start ends it.
             if isinstance(error, LineageError) or not (step.needs == "hub" and self._hub_answered):
                 lineage.interrupt(key)
                 raise

@@ -19,6 +19,7 @@ __all__ = [
     "CALL_SECONDS",
     "Calls",
     "allowance",
+    "asked_server",
     "connection",
     "leave_when",
     "note_answer",
@@ -210,6 +211,12 @@ def connection() -> Iterator[None]:
         yield
     finally:
         call.slots.release()
+
+
+def asked_server() -> str | None:
+    """For a client's hook: the server that this thread's call is for; None outside a call."""
+    call = _CURRENT.get()
+    return None if call is None else call.quota.server
 
 
 def note_request(url: str) -> None:
