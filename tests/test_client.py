@@ -702,7 +702,7 @@ def test_a_redirect_to_a_stranger_gets_no_token(server, hub, tmp_path):
     # Files have hashes that they are checked by. What the API says has none.
     with pytest.raises(Transient, match=r"redirects .*/api/models to another server \(http"):
         list(hub.descendants(BASE))
-    with pytest.raises(Transient, match="redirects .*/org/a to another server"):
+    with pytest.raises(Transient, match=r"redirects .*/org/a to another server"):
         hub.repo("org/a")
     others = {request.path for request in server.log if request.server == "elsewhere"}
     assert others
@@ -724,14 +724,18 @@ def test_no_step_of_publishing_leaves_the_hub_for_another_server(
 ):
     place = folder(tmp_path)
     away = server.fault(step, "redirect", method="GET|POST", n=-1, status=status)
-    with pytest.raises(Transient, match="to another server"):
+
+    def go_through():
         hub.may_write("tester")
         hub.publish("tester/merge", place, "a merge", private=True)
+
+    with pytest.raises(Transient, match="to another server"):
+        go_through()
     # Neither the token nor what is private goes there, and no answer from there is believed.
     assert away.done
     assert not [request for request in server.log if request.server == "elsewhere"]
     away.n = 0
-    hub.publish("tester/merge", place, "a merge", private=True)
+    go_through()
     assert len(server.repos["tester/merge"].commits) == 2
 
 
@@ -877,7 +881,7 @@ def test_a_token_that_may_not_write_says_what_would_work(server, namespace, toke
 def test_an_answer_about_a_token_ends_a_start_only_when_it_is_told_twice(server, hub):
     path = "/api/whoami-v2"
     server.fault(path, "edit", edit=lambda answer: answer | {"name": "testes"})
-    with pytest.raises(Transient, match="says each time otherwise|does not say"):
+    with pytest.raises(Transient, match="says each time otherwise"):
         hub.may_write("lab")
     server.fault(path, "edit", edit=lambda answer: answer | {"name": "testes"})
     assert hub.may_write("tester") == "under tester/ as tester"

@@ -356,7 +356,7 @@ def test_a_wrong_token_ends_the_first_start_also_on_another_hub(server, home, mo
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", other.url)
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
         with (
-            pytest.raises(KinshipError, match="answered 401 .*use a token"),
+            pytest.raises(KinshipError, match=r"answered 401 .*use a token"),
             opened(other, home, publish__namespace="tester"),
         ):
             pass
