@@ -17,8 +17,8 @@ from kinship_daemon import config, startup
 from kinship_daemon.report import JsonReporter
 
 
-def resident(key: str) -> float:
-    status = Path("/proc/self/status").read_text().splitlines()
+def resident(key: str, process: object = "self") -> float:
+    status = Path(f"/proc/{process}/status").read_text().splitlines()
     kilobytes = next(line.split()[1] for line in status if line.startswith(f"{key}:"))
     return int(kilobytes) * 1024 / 1e6
 

@@ -72,6 +72,20 @@ def test_every_measurement_has_its_rows(tmp_path):
     assert not list(out.iterdir())
 
 
+def test_a_first_look_is_timed_with_one_connection_and_several(tmp_path):
+    found = tmp_path / "found.json"
+    done = bench("--only", "look", "--candidates", 30, "--json", found)
+    assert done.returncode in (0, 1), done.stderr
+    http, folder = json.loads(found.read_text(encoding="utf-8"))["rows"]
+    one, several = http["facts"]["one"], http["facts"]["several"]
+    assert [each["all"] for each in (one, several, folder["facts"])] == [30, 30, 30]
+    assert [each["looked"] for each in (one, several, folder["facts"])] == [10, 10, 10]
+    assert one["digest"] == several["digest"]
+    # Each answer comes 20 ms late, and a look needs several: one after another that adds up.
+    assert several["first"] < one["first"]
+    assert [one["requests"], several["requests"]] == [1, 1]
+
+
 def test_an_unknown_measurement_is_refused_with_the_known_ones():
     done = bench("--only", "kernels")
     assert done.returncode == 2

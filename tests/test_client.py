@@ -700,12 +700,59 @@ def test_a_redirect_to_a_stranger_gets_no_token(server, hub, tmp_path):
     place = hub.fetch(repo, tmp_path)
     assert (place / "model.safetensors").read_bytes() == model()["model.safetensors"]
     # Files have hashes that they are checked by. What the API says has none.
-    with pytest.raises(Transient, match=r"/api/models is answered by another server: http"):
+    with pytest.raises(Transient, match=r"redirects .*/api/models to another server \(http"):
         list(hub.descendants(BASE))
-    with pytest.raises(Transient, match="/org/a is answered by another server"):
+    with pytest.raises(Transient, match=r"redirects .*/org/a to another server"):
         hub.repo("org/a")
-    assert len([request for request in server.log if request.server == "elsewhere"]) > 3
+    others = {request.path for request in server.log if request.server == "elsewhere"}
+    assert others
+    assert not [path for path in others if path.startswith("/api/")]
     assert server.leaks() == []
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+@pytest.mark.parametrize(
+    "step",
+    [
+        *("/api/whoami-v2", "/api/models/tester/merge", "/api/repos/create"),
+        *("/api/models/.*/preupload/main", "/.*/info/lfs/objects/batch", "/api/validate-yaml"),
+        *("/api/models/.*/commit/main", "/api/models/.*/revision/.*"),
+    ],
+)
+def test_no_step_of_publishing_leaves_the_hub_for_another_server(
+    server, hub, tmp_path, step, status
+):
+    place = folder(tmp_path)
+    away = server.fault(step, "redirect", method="GET|POST", n=-1, status=status)
+
+    def go_through():
+        hub.may_write("tester")
+        hub.publish("tester/merge", place, "a merge", private=True)
+
+    with pytest.raises(Transient, match="to another server"):
+        go_through()
+    # Neither the token nor what is private goes there, and no answer from there is believed.
+    assert away.done
+    assert not [request for request in server.log if request.server == "elsewhere"]
+    away.n = 0
+    go_through()
+    assert len(server.repos["tester/merge"].commits) == 2
+
+
+@pytest.mark.parametrize("is_redirected", [True, False])
+def test_an_upload_is_confirmed_to_no_other_server(server, hub, tmp_path, is_redirected):
+    def lead_away(answer):
+        answer["objects"][0]["actions"]["verify"]["href"] = f"{server.elsewhere_url}/verify"
+        return answer
+
+    if is_redirected:
+        server.fault("/.*/info/lfs/verify", "redirect", method="POST", n=-1, status=307)
+    else:
+        server.fault("/.*/info/lfs/objects/batch", "edit", method="POST", edit=lead_away)
+    # What was uploaded is there: at the next try nothing is left to be confirmed.
+    hub.publish("tester/merge", folder(tmp_path), "a merge", private=True)
+    assert server.faults[0].done
+    assert not [request for request in server.log if request.server == "elsewhere"]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 418, 451])
@@ -813,7 +860,7 @@ def test_a_token_that_may_write_says_as_whom(server, namespace, token, says):
     [
         ("tester", {"role": "read"}, "may only read; make one of role write"),
         ("lab", {}, "lab is neither tester nor an organisation of theirs"),
-        ("lab", {"orgs": {"lab": "read"}}, "role 'read' in lab, which may not write"),
+        ("lab", {"orgs": {"lab": "read"}}, "role read in lab, which may not write"),
         (
             "lab",
             {"role": "fineGrained", "orgs": {"lab": "admin"}, "scopes": {"tester": ["repo.write"]}},
@@ -829,6 +876,28 @@ def test_a_token_that_may_write_says_as_whom(server, namespace, token, says):
 def test_a_token_that_may_not_write_says_what_would_work(server, namespace, token, says):
     with pytest.raises(UsageError, match=says):
         ApiHub(server.url, token=server.token(**token)).may_write(namespace)
+
+
+def test_an_answer_about_a_token_ends_a_start_only_when_it_is_told_twice(server, hub):
+    path = "/api/whoami-v2"
+    server.fault(path, "edit", edit=lambda answer: answer | {"name": "testes"})
+    with pytest.raises(Transient, match="says each time otherwise"):
+        hub.may_write("lab")
+    server.fault(path, "edit", edit=lambda answer: answer | {"name": "testes"})
+    assert hub.may_write("tester") == "under tester/ as tester"
+    for action in ("shape", "html", "json"):
+        fault = server.fault(path, action, n=-1)
+        with pytest.raises(Transient):
+            hub.may_write("tester")
+        fault.n = 0
+
+
+def test_names_that_a_hub_gives_are_shown_short_and_escaped(server):
+    token = server.token("\x1b[2J" + "n" * 5000, orgs={"\u202eorg\n" * 400: "read"})
+    with pytest.raises(UsageError) as error:
+        ApiHub(server.url, token=token).may_write("tester")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 800
 
 
 def test_who_may_write_is_not_asked_without_a_token(server):

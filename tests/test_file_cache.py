@@ -460,3 +460,27 @@ def test_a_download_is_hashed_as_it_comes_and_not_once_more(
         folder = d.files.folder(d.lineage.require("org/a"))
         assert file_cache.hash_file(folder / weights.path) == weights.sha256
     assert [path for path in hashed if "org--a" in str(path)] == [folder / weights.path]
+
+
+def test_hashes_of_small_files_are_written_down_many_at_a_time(server, home, tmp_path, monkeypatch):
+    paths = [tmp_path / f"small-{number}" for number in range(250)]
+    for path in paths:
+        path.write_text(path.name)
+    written = []
+    with opened(server, home) as d:
+        transaction = d.lineage.transaction
+        monkeypatch.setattr(
+            d.lineage, "transaction", lambda: written.append(1) or transaction(), raising=True
+        )
+        sha256 = file_cache.cached_hash(d.lineage)
+        found = [sha256(path) for path in paths]
+        assert len(written) == 2
+        paths[0].write_text("changed")
+        assert sha256(paths[0]) != found[0]
+        assert [sha256(path) for path in paths[1:]] == found[1:]
+    with opened(server, home) as d:
+        # The last fifty were not written down, as after a kill: they are hashed again.
+        monkeypatch.setattr(file_cache, "hash_file", lambda path: f"again {path.name}")
+        sha256 = file_cache.cached_hash(d.lineage)
+        again = [sha256(path).startswith("again") for path in paths[1:]]
+    assert again == [False] * 199 + [True] * 50

@@ -49,3 +49,15 @@ def test_a_terminal_shows_tables_and_names_with_brackets_as_they_are():
 def test_where_output_goes_chooses_the_reporter():
     assert isinstance(report.reporter(log_json=False, stream=io.StringIO()), report.LineReporter)
     assert isinstance(report.reporter(log_json=True, stream=io.StringIO()), report.JsonReporter)
+
+
+def test_a_block_in_json_comes_in_events_of_bounded_length():
+    out = io.StringIO()
+    lines = [f"\u2514\u2500\u2500 model-{n}" for n in range(400)]
+    report.JsonReporter(out).block("family tree", "\n".join(lines))
+    events = out.getvalue().splitlines()
+    assert len(events) > 1
+    assert max(map(len, events)) < 2000
+    found = [json.loads(event) for event in events]
+    assert {event["message"] for event in found} == {"family tree"}
+    assert [line for event in found for line in event["lines"]] == lines

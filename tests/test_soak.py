@@ -20,12 +20,13 @@ from huggingface_hub.utils import _http
 import command
 import turns
 from hub_server import TOKEN, HubServer
-from kinship_daemon import config, demo, startup
+from kinship_daemon import config, context, demo, startup
 from kinship_daemon.context import Context
 from kinship_daemon.errors import Transient
 from kinship_daemon.hub import calls, client, download
 from kinship_daemon.report import JsonReporter
 from kinship_storage.lineage import Lineage
+from shared_worker import Shelf
 from wide_world import PARENTS, Fate, Weather, World, impatient, world
 
 SEED = 20250101
@@ -36,6 +37,7 @@ PATIENCE_SECONDS = 120.0
 # All that must have happened for the soak to mean anything.
 KINDS = {
     *("500", "502", "503", "429", "reset", "reset-body", "truncate", "html", "json", "stall"),
+    *("401", "403", "404", "410", "shape", "flip"),
     *("redirect", "expire", "corrupt", "range-ignored", "wrong-range", "out-of-order"),
 }
 
@@ -55,9 +57,10 @@ def wide(tmp_path_factory) -> World:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def hurried() -> Iterator[None]:
+def hurried(shelf: Shelf) -> Iterator[None]:
     """As in the other processes of these tests; put back for the tests after them."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "open_evaluator", shelf.lend)
         defaults = client.ApiHub.__init__.__kwdefaults__
         patch.setattr(calls, "_BACKOFF_SECONDS", calls._BACKOFF_SECONDS)
         patch.setattr(download, "_PAUSE_SECONDS", download._PAUSE_SECONDS)

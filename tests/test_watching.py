@@ -3,12 +3,15 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import huggingface_hub
 import pytest
 
 import hub_daemon
 import turns
 from hub_daemon import BASE, CARD, NOON, looks, opened, states, statuses, told
-from hub_server import START, HubServer
+from hub_server import START, TOKEN, HubServer
+from kinship_daemon import cycle
+from kinship_daemon.errors import KinshipError
 from kinship_daemon.steps import publish
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Gate, Model
@@ -309,6 +312,54 @@ def test_a_hub_that_fails_amid_a_listing_leaves_the_cursor_where_it_was(server, 
         turns.wait_a_little(d)
         turns.take(d, "watch")
         assert "org/c" in states(d)
+
+
+# An outage of accounts, a firewall, a proxy: what a refusal without the Hub's own code may be.
+REFUSALS = [401, 403, 404, 410, 418]
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_hub_that_refuses_us_at_a_restart_is_asked_again(server, home, monkeypatch, status):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with opened(server, home, publish__namespace="tester") as d:
+        turns.poll(d)
+    server.add("org/late", {}, CARD)
+    refusal = server.fault("/api/.*", status=status, n=-1)
+    with opened(server, home, publish__namespace="tester") as d:
+        (said,) = told(d, "warning")
+        assert f"answered {status}" in said
+        running = cycle.runner(d)
+        for _ in range(2):
+            turn = turns.take(d, "watch", running=running)
+            assert f"answered {status}" in str(turn.waiting[0])
+            assert turn.due > d.now()
+            d.now.now += timedelta(hours=1)
+        refusal.n = 0
+        turns.take(d, "watch", running=running)
+        assert statuses(d)["org/late"] == "seen"
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_hub_that_never_answered_us_ends_the_first_start(server, home, status):
+    server.fault("/api/models", status=status, n=-1)
+    with opened(server, home) as d, pytest.raises(KinshipError, match=f"answered {status}"):
+        turns.take(d, "watch")
+
+
+def test_a_wrong_token_ends_the_first_start_also_on_another_hub(server, home, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with opened(server, home, publish__namespace="tester") as d:
+        turns.poll(d)
+    with HubServer() as other:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", other.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        with (
+            pytest.raises(KinshipError, match=r"answered 401 .*use a token"),
+            opened(other, home, publish__namespace="tester"),
+        ):
+            pass
 
 
 def test_a_wrong_bit_in_a_listed_commit_costs_the_good_one_nothing(server, home):

@@ -40,8 +40,16 @@ _PLAIN = {"base_model": demo.BASE, "license": "apache-2.0"}
 _TENSORS = 1_000_000
 
 # What a hub under load and the way to it do for a while. Nothing here lasts.
-_ANYWHERE = ["500", "502", "503", "reset", "reset-body", "truncate", "html", "redirect"]
-_OF_API = [*_ANYWHERE * 6, *["json", "out-of-order", "lost"] * 3, "429", "stall", "stall-body"]
+_ANYWHERE = [
+    *("500", "502", "503", "reset", "reset-body", "truncate", "html", "redirect"),
+    # Of a firewall, a proxy or an outage of accounts: without the Hub's own code.
+    *("401", "403", "404", "410"),
+]
+_OF_API = [
+    *_ANYWHERE * 6,
+    *["json", "shape", "flip", "out-of-order", "lost"] * 4,
+    *["429", "stall", "stall-body"],
+]
 _OF_FILES = [
     *_ANYWHERE * 6,
     *["corrupt", "expire", "range-ignored", "wrong-range"] * 4,

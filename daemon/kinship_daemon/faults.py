@@ -44,6 +44,7 @@ __all__ = ["Faults", "asked_for", "is_ahead"]
 _PATIENCE = 3
 # So many models in a row that cannot be evaluated, and the base is asked the same.
 _SUSPICIOUS = 3
+_ANSWERED = "hub_answered"  # the hub that this home last heard something of, by its name
 # However long the world says it will be away: it is asked again within a day.
 _LONGEST_WAIT = timedelta(days=1)
 _HOUR = timedelta(hours=1)
@@ -64,12 +65,14 @@ class Faults:
         self.missed: dict[str, Transient] = {}
         self._tries: dict[str, int] = {}  # how often a job was put off since it last went well
         self._failed: list[str] = []  # models in a row that could not be evaluated
-        self._hub_answered = False
+        self._hub_answered = context.lineage.get(_ANSWERED) == context.hub.name
 
     def went_well(self, step: Step[Any], key: str) -> None:
         self._tries.pop(key, None)
         self.missed.pop(key, None)
-        self._hub_answered |= step.needs == "hub"
+        if step.needs == "hub" and not self._hub_answered:
+            self._hub_answered = True
+            self._context.lineage.put(_ANSWERED, self._context.hub.name)
         if step.needs == "device":
             self._failed.clear()
 
@@ -139,7 +142,11 @@ class Faults:
         return timedelta(minutes=self._context.config.watch.poll_minutes) / 2
 
     def _will_pass(self, step: Step[Any], error: KinshipError) -> bool:
-        """A hub that refuses us after it answered, as in an outage of its accounts, will pass."""
+        """
+        A hub that refuses us after it answered, now or at an earlier start, has a bad hour.
+
+        So it is in an outage of its accounts. A wrong token at the first start ends the daemon.
+        """
         return step.needs == "hub" and self._hub_answered and not isinstance(error, LineageError)
 
     def _put_off(self, step: Step[Any], work: Work, key: str, error: KinshipError) -> None:

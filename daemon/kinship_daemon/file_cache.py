@@ -27,6 +27,9 @@ __all__ = ["FileCache", "NoRoom", "cached_hash"]
 
 # What else becomes larger meanwhile, such as the ledger, as a share of a model.
 _GROWTH = 1.1
+# Hashes of files from this size on are written down at once, others so many at a time.
+_LARGE_BYTES = 100_000_000
+_MANY = 100
 
 
 class NoRoom(BudgetReached):
@@ -248,15 +251,32 @@ class FileCache:
 
 
 def cached_hash(lineage: Lineage) -> Callable[[Path], str]:
-    """sha256 of files, hashed once for as long as size and modification time stay."""
+    """
+    sha256 of files, hashed once for as long as size and modification time stay. For one thread.
+
+    Those of small files are written down many at a time: a commit takes longer than a small
+    file's hash. What a kill loses is hashed again.
+    """
+    seen: dict[Path, tuple[int, int, str]] = {}
+    unwritten: set[Path] = set()
 
     def sha256(path: Path) -> str:
         stat = path.stat()
         name = path.resolve()
-        known = lineage.file_hash(name, stat.st_size, stat.st_mtime_ns)
+        size, modified, known = seen.get(name, (0, 0, None))
+        if known is not None and (size, modified) == (stat.st_size, stat.st_mtime_ns):
+            return known
+        size, modified = stat.st_size, stat.st_mtime_ns
+        known = lineage.file_hash(name, size, modified)
         if known is None:
             known = hash_file(path)
-            lineage.remember_hash(name, stat.st_size, stat.st_mtime_ns, known)
+            unwritten.add(name)
+        seen[name] = size, modified, known
+        if unwritten and (size >= _LARGE_BYTES or len(unwritten) >= _MANY):
+            with lineage.transaction():
+                for each in sorted(unwritten):
+                    lineage.remember_hash(each, *seen[each])
+            unwritten.clear()
         return known
 
     return sha256

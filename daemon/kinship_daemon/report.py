@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from kinship_daemon.foreign.shown import clean, one_line
+from kinship_daemon.foreign.shown import LONGEST_LINE, clean, one_line
 
 __all__ = [
     "Advance",
@@ -208,3 +208,13 @@ class JsonReporter(_Lines):
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = clean({"time": now, "event": kind, "message": message, **facts})
         print(json.dumps(line, default=str), file=self._stream, flush=True)
+
+    def block(self, title: str, text: str) -> None:
+        """A long one in several events: no line of a log is without end."""
+        part: list[str] = []
+        for line in text.splitlines():
+            if part and len(json.dumps([*part, line])) > LONGEST_LINE:
+                super().block(title, "\n".join(part))
+                part = []
+            part.append(line)
+        super().block(title, "\n".join(part))

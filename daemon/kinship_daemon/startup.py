@@ -37,6 +37,8 @@ from kinship_storage.records import File, Model, Split
 
 __all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"]
 
+_MAY_PUBLISH = "may_publish"  # the last namespace that the hub said so of
+
 
 @contextmanager
 def opened(
@@ -84,7 +86,7 @@ def opened(
         lineage.recover()
         hub = _hub(config, home, lineage, stop)
         if not dry_run:
-            _check_right(config, hub, report)
+            _check_right(config, hub, lineage, report)
         repo = _base_repo(base, hub, home, lineage)
         settings = with_documents(evaluators, settings, lineage, report, load=check_evaluation)
         folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
@@ -142,14 +144,25 @@ def check_token(config: Config) -> None:
         )
 
 
-def _check_right(config: Config, hub: Hub, report: Reporter) -> None:
-    """That the token may publish; a hub that is away now says so when it is back."""
+def _check_right(config: Config, hub: Hub, lineage: Lineage, report: Reporter) -> None:
+    """
+    That the token may publish; a hub that is away now says so when it is back.
+
+    Once it might, a refusal may be a bad hour of the hub's: it is said, and publishing is tried.
+    """
     if config.publish.namespace is None:
         return
+    right = f"{config.publish.namespace} on {hub.name}"
     try:
         hub.may_write(config.publish.namespace)
     except Transient as error:
         report.event("warning", f"whether the token may publish is not known yet: {error}")
+    except KinshipError as error:
+        if lineage.get(_MAY_PUBLISH) != right:
+            raise
+        report.event("warning", f"the token may not publish now, as it might before: {error}")
+    else:
+        lineage.put(_MAY_PUBLISH, right)
 
 
 def _say_new_scores(settings: Settings, lineage: Lineage, report: Reporter) -> None:

@@ -19,6 +19,7 @@ from tests.bench.device import device
 from tests.bench.kernel import kernel, small
 from tests.bench.kinships import all_pairs, exactness, growth, pair
 from tests.bench.lineage import lineage
+from tests.bench.look import look
 from tests.bench.matrices import matrix
 from tests.bench.merges import linear, slerp, ties
 from tests.bench.models import nbytes
@@ -44,6 +45,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "growth": growth,
     "sample": sample,
     "lineage": lineage,
+    "look": look,
     "device": device,
 }
 _WRITING = ("linear", "slerp", "ties")
@@ -51,7 +53,7 @@ _WRITING = ("linear", "slerp", "ties")
 
 def main() -> int:
     options = _options()
-    needed = _disk(options.parameters, options.models, options.only)
+    needed = _disk(options.parameters, options.models, options.candidates, options.only)
     with ExitStack() as stack:
         room = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         room.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,8 @@ def main() -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=room)))
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.out or scratch)))
         shown = stack.enter_context(progress())
-        bench = Bench(room, scratch, out, options.parameters, options.models, options.repeat, shown)
+        sizes = (options.parameters, options.models, options.repeat, options.candidates)
+        bench = Bench(room, scratch, out, *sizes, shown)
         rows = [row for name in options.only for row in _measured(name, bench, shown)]
     facts = machine()
     print(markdown(rows, facts, nbytes(options.parameters) // 2))
@@ -82,7 +85,7 @@ def _measured(name: str, bench: Bench, shown: Progress) -> list[Row]:
     return rows
 
 
-def _disk(parameters: float, models: int, only: Sequence[str]) -> int:
+def _disk(parameters: float, models: int, candidates: int, only: Sequence[str]) -> int:
     """Bytes that the measurements need at most."""
     whole = 3
     if "all-pairs" in only:
@@ -96,6 +99,8 @@ def _disk(parameters: float, models: int, only: Sequence[str]) -> int:
     total = whole * nbytes(parameters)
     if "kernel" in only or "device" in only:
         total += 17 * nbytes(small(parameters))
+    if "look" in only:
+        total += candidates * 700_000
     if "growth" in only:
         total += 3 * sum(nbytes(parameters * factor) for factor in (0, 0.25, 0.5))
     return total
@@ -117,6 +122,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=int, default=8, help="fine-tunes for all pairs (8)")
     parser.add_argument("--repeat", type=int, default=3, help="how often each is timed (3)")
     parser.add_argument(
+        "--candidates", type=int, default=3000, help="on the hub that is looked at (3000)"
+    )
+    parser.add_argument(
         "--only",
         type=lambda text: text.split(","),
         default=list(MEASUREMENTS),
@@ -130,8 +138,8 @@ def _options() -> argparse.Namespace:
             parser.error(f"no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
     if options.out is not None and not options.out.is_dir():
         parser.error(f"no folder {options.out}")
-    if options.models < 2 or options.repeat < 1:
-        parser.error("--models takes 2 or more, --repeat 1 or more")
+    if options.models < 2 or options.repeat < 1 or options.candidates < 3:
+        parser.error("--models takes 2 or more, --repeat 1 or more, --candidates 3 or more")
     return options
 
 

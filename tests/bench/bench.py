@@ -20,6 +20,7 @@ class Bench:
         parameters: Of a model, about.
         models: How many fine-tunes there may be.
         repeat: How often each thing is timed.
+        candidates: On the hub that is looked at.
     """
 
     room: Path
@@ -28,6 +29,7 @@ class Bench:
     parameters: float
     models: int
     repeat: int
+    candidates: int
     progress: Progress
 
     @property

@@ -7,6 +7,7 @@ import yaml
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_MOST_ALIASES = 50  # a few lines of them, each of the one before, are more than any memory
 _MODEL_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 # As the Hub's documentation of model cards lists them.
 _LICENCES = """
@@ -38,10 +39,20 @@ def front_matter(readme: bytes) -> dict | None:
     """Of a card as it was stored; None where the Hub could not read it either."""
     try:
         text = block(readme.decode())
-        card = yaml.load(text, _Loader) if text else None
+        card = _loaded(text) if text else None
     except (yaml.YAMLError, UnicodeDecodeError):
         return None
     return card if isinstance(card, dict) else None
+
+
+def _loaded(text: str) -> object:
+    if len(re.findall(r"[\s,\[]\*\w", text)) > _MOST_ALIASES:
+        raise yaml.YAMLError("more aliases than anyone needs")
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # What PyYAML's constructors choke on, such as !!int ''.
+        raise yaml.YAMLError(repr(error)) from None
 
 
 def as_names(value: object) -> list[str]:
@@ -70,7 +81,7 @@ def complaints(readme: str) -> list[str]:
         # Dashes without an end, or none at all: the Hub takes the latter.
         return ["YAML front matter is not closed"] if readme.startswith("---") else []
     try:
-        card = yaml.load(text, _Loader)
+        card = _loaded(text)
     except yaml.YAMLError as error:
         return [str(error)]
     if card is None:

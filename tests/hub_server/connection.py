@@ -197,7 +197,8 @@ class Connection(BaseHTTPRequestHandler):
             broken = b'{"id": "org/model", "sha": '
             self.send(200, broken, [("Content-Type", "application/json"), *laid])
         elif fault.action == "redirect":
-            self.send(302, b"", [("Location", self.hub.elsewhere_url + self.path), *laid])
+            status = fault.status if 300 <= fault.status < 400 else 302
+            self.send(status, b"", [("Location", self.hub.elsewhere_url + self.path), *laid])
         else:
             self.error(fault.status, "laid fault", headers=laid)
 

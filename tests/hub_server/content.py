@@ -101,6 +101,8 @@ def parameters(blobs: Mapping[str, Blob]) -> dict | None:
     for path, blob in sorted(blobs.items()):
         if path.endswith(".safetensors"):
             for dtype, count in _counts(blob):
+                if not isinstance(dtype, str):
+                    return None
                 found[dtype] = found.get(dtype, 0) + count
     return {"parameters": found, "total": sum(found.values())} if found else None
 
@@ -116,5 +118,5 @@ def _counts(blob: Blob) -> Iterator[tuple[str, int]]:
             for name, entry in header.items()
             if name != "__metadata__"
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return

@@ -105,7 +105,7 @@ class Facts:
         """The part of config.json that the Hub shows; here, all of it."""
         try:
             return json.loads(self.blobs["config.json"].whole())
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, RecursionError):
             return {}
 
     @functools.cached_property

@@ -13,7 +13,7 @@ from kinship_daemon.foreign.json_text import parse_json
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.quota import asked_wait, origin
-from kinship_daemon.hub.records import RepoFile, UnknownRepo
+from kinship_daemon.hub.records import Refused, RepoFile, UnknownRepo
 
 __all__ = ["Request", "check_unchanged", "message_of"]
 
@@ -59,7 +59,7 @@ class Request:
         return (
             self._by_code(headers.get("x-error-code", ""), said)
             or self._by_status(status, headers, said)
-            or KinshipError(f"{self.url} answered {status} {self.line(said)}".rstrip())
+            or self._refused(f"{self.url} answered {status} {self.line(said)}".rstrip())
         )
 
     def parsed(self, data: bytes) -> Any:
@@ -121,10 +121,13 @@ class Request:
             return Transient(f"{words} and not what is missing; is {self.endpoint} a Hub?")
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             # To read one repo is asked again: it may be a firewall, or an outage of accounts.
-            kind = Unavailable if reads_repo else KinshipError
-            return kind(f"{words}; use a token that may do this (HF_TOKEN, or `hf auth login`)")
+            words += "; use a token that may do this (HF_TOKEN, or `hf auth login`)"
+            return Unavailable(words) if reads_repo else self._refused(words)
         # Without the Hub's own code nobody knows who answered, a firewall perhaps: asked again.
         return Unavailable(f"{words}; try again later") if reads_repo else None
+
+    def _refused(self, words: str) -> KinshipError:
+        return KinshipError(words) if self.repo_id or self.writes else Refused(words)
 
     def _by_storage(self, status: int, headers: Mapping[str, str]) -> KinshipError:
         # Mostly a signed address whose time is over: asked for again, it is a new one.

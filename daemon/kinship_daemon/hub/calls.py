@@ -11,14 +11,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from kinship_daemon.errors import Stopped, Transient, Unavailable
+from kinship_daemon.errors import KinshipError, Stopped, Transient, Unavailable
 from kinship_daemon.hub.quota import PATIENCE_SECONDS, Quota
+from kinship_daemon.hub.records import Refused
 
 __all__ = [
     "AT_ONCE",
     "CALL_SECONDS",
     "Calls",
     "allowance",
+    "asked_server",
     "connection",
     "leave_when",
     "note_answer",
@@ -152,22 +154,32 @@ class Calls:
             return next(results)
 
     def retried(self, what: str, work: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
-        """As `once`, a few times while it is Transient. Only for what may be done twice."""
+        """
+        As `once`, a few times while it is Transient. Only for what may be done twice.
+
+        Raises:
+            Refused: Every try was refused with the same words; once alone it may be by chance.
+        """
         end = time.monotonic() + seconds
+        heard: set[str] = set()
         for pause in (*_BACKOFF_SECONDS, None):
             try:
                 return self.once(what, work, end - time.monotonic())
             except Unavailable:
                 raise  # another minute changes nothing
-            except Transient as error:
-                if pause is None or time.monotonic() > end:
-                    raise
-                self.pause(error, pause)
-        raise AssertionError("the last try returns or raises")
+            except (Transient, Refused) as error:
+                heard.add(str(error))
+                trouble = error
+            if pause is None or time.monotonic() > end:
+                break
+            self.pause(trouble, pause)
+        if isinstance(trouble, Refused) and len(heard) > 1:
+            raise Transient(str(trouble))
+        raise trouble
 
-    def pause(self, error: Transient, seconds: float) -> None:
+    def pause(self, error: KinshipError, seconds: float) -> None:
         """Wait before the next try; raises the error itself if it asks for much more than that."""
-        asked = error.retry_seconds or 0.0
+        asked = (error.retry_seconds if isinstance(error, Transient) else None) or 0.0
         if asked > PATIENCE_SECONDS:
             raise error
         self.wait(max(seconds, asked))
@@ -210,6 +222,12 @@ def connection() -> Iterator[None]:
         yield
     finally:
         call.slots.release()
+
+
+def asked_server() -> str | None:
+    """For a client's hook: the server that this thread's call is for; None outside a call."""
+    call = _CURRENT.get()
+    return None if call is None else call.quota.server
 
 
 def note_request(url: str) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "has_tokenizer",
     "intact",
     "is_adapter",
+    "is_own_file",
     "local_files",
     "pickles",
     "place",
@@ -127,10 +128,21 @@ def local_files(folder: Path, within: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             path = Path(place, name)
-            inside = not path.is_symlink() or path.resolve().is_relative_to(within)
-            if not name.startswith(".") and inside and path.is_file():
+            if not name.startswith(".") and is_own_file(path, within):
                 found.append(path)
     return sorted(found)
+
+
+def is_own_file(path: Path, within: Path) -> bool:
+    """
+    Whether a path is a plain file (no pipe, at which we would wait), and no link out of `within`.
+
+    Args:
+        within: Resolved.
+    """
+    # Path.resolve raises where a link leads to itself.
+    inside = not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(within)
+    return inside and path.is_file()
 
 
 def intact(path: Path, file: RepoFile, sha256: Callable[[Path], str] = hash_file) -> bool:

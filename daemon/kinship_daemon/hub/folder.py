@@ -14,7 +14,7 @@ from kinship_daemon.durable import hash_file, sync
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.foreign.json_text import parse_json
 from kinship_daemon.foreign.limits import Limits, Malformed
-from kinship_daemon.hub.files import local_files
+from kinship_daemon.hub.files import is_own_file, local_files
 from kinship_daemon.hub.front_matter import declared_bases, front_matter, tags
 from kinship_daemon.hub.names import check_repo_id
 from kinship_daemon.hub.records import Listing, Repo, RepoFile, UnknownRepo
@@ -203,9 +203,9 @@ class FolderHub:
         return self._read(folder / "README.md", _README_BYTES).decode("utf-8", errors="replace")
 
     def _read(self, path: Path, limit: int) -> bytes:
-        """A file's first bytes; none if it cannot be read, or a link leads it out of the root."""
+        """A file's first bytes; none if it cannot be read, or is none of the repo's own."""
         try:
-            if path.resolve().is_relative_to(self._root):
+            if is_own_file(path, self._root):
                 with path.open("rb") as file:
                     return file.read(limit)
         except OSError:

@@ -24,7 +24,7 @@ class Quota:
     """Until when one server wants no calls of a kind (api, resolvers, pages)."""
 
     def __init__(self, server: str, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._server = server
+        self.server = server
         self._origin = origin(server)
         self._monotonic = monotonic
         self._closed: dict[str, float] = {}
@@ -45,7 +45,7 @@ class Quota:
         left = self.left(url)
         if left > PATIENCE_SECONDS:
             raise Transient(
-                f"{self._server} takes no more {_kind(url)} calls for {left:.0f} s", left
+                f"{self.server} takes no more {_kind(url)} calls for {left:.0f} s", left
             )
         return left
 

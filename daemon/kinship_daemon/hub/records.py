@@ -15,6 +15,7 @@ __all__ = [
     "Hub",
     "Listing",
     "RangesRefused",
+    "Refused",
     "Repo",
     "RepoFile",
     "UnknownRepo",
@@ -23,6 +24,10 @@ __all__ = [
 
 class UnknownRepo(UsageError):
     """The hub has no such repo, or not at that revision (any more)."""
+
+
+class Refused(KinshipError):
+    """A server refuses us altogether: it does not take our token, or has a bad hour."""
 
 
 class RangesRefused(KinshipError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kinship_daemon.errors import UsageError
+from kinship_daemon.foreign.shown import shown
 
 __all__ = ["writing_right"]
 
@@ -25,7 +26,7 @@ def writing_right(whoami: object, namespace: str) -> str:
         UsageError: it may not; says what would work.
     """
     answer = _mapping(whoami)
-    user, role = str(answer.get("name")), _token_role(answer)
+    user, role = shown(str(answer.get("name"))), _token_role(answer)
     if not _same(namespace, user):
         _check_member(answer, user, namespace)
     if role == "read":
@@ -43,7 +44,7 @@ def _check_member(answer: dict[str, Any], user: str, namespace: str) -> None:
     orgs = [_mapping(org) for org in _sequence(answer.get("orgs"))]
     ours = next((org for org in orgs if _same(namespace, org.get("name"))), None)
     if ours is None:
-        names = ", ".join(str(org.get("name")) for org in orgs)
+        names = shown(", ".join(str(org.get("name")) for org in orgs))
         raise UsageError(
             f"{namespace} is neither {user} nor an organisation of theirs"
             + (f" ({names})" if names else "")
@@ -52,7 +53,7 @@ def _check_member(answer: dict[str, Any], user: str, namespace: str) -> None:
     role = ours.get("roleInOrg")
     if role is not None and role not in _WRITERS:
         raise UsageError(
-            f"{user} has the role {role!r} in {namespace}, which may not write; "
+            f"{user} has the role {shown(role)} in {namespace}, which may not write; "
             f"one of {', '.join(sorted(_WRITERS))} is needed"
         )
 

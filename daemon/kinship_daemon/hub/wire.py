@@ -9,7 +9,7 @@ from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urljoin
 
 import httpx2
 
@@ -18,6 +18,7 @@ from kinship_daemon.hub.answers import Request, check_unchanged, message_of
 from kinship_daemon.hub.calls import (
     Calls,
     allowance,
+    asked_server,
     connection,
     note_answer,
     note_request,
@@ -30,6 +31,7 @@ __all__ = ["Wire", "bounded_session"]
 _BOUND_SECONDS = 120.0  # of silence, for calls that take no timeout of their own
 _MOST_BYTES = 100_000_000  # of a small answer: a repo of 300,000 files is described in less
 _MOST_PAGES = 10_000
+_A_FILE = {"is_file": True}  # marks a request, and where it is redirected to
 
 
 class Wire:
@@ -119,13 +121,7 @@ class Wire:
         ):
             data = _all_of(response)
             if not response.is_success and response.status_code not in fine:
-                raise request.refusal(
-                    response.status_code, response.headers, message_of(data), str(response.url)
-                )
-            if origin(str(response.url)) != origin(self.endpoint):
-                # A file has a hash that it is checked by; an answer has not.
-                where = request.line(response.url)
-                raise Transient(f"{request.url} is answered by another server: {where}")
+                raise request.refusal(response.status_code, response.headers, message_of(data))
             return request.parsed(data), response.links.get("next", {}).get("url")
 
     @contextmanager
@@ -158,7 +154,7 @@ class Wire:
         with (
             _speaking(request),
             self._session().stream(
-                "GET", request.url, headers=headers, timeout=self._timeout
+                "GET", request.url, headers=headers, timeout=self._timeout, extensions=_A_FILE
             ) as response,
         ):
             if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -188,8 +184,8 @@ def bounded_session(*hooks: Callable[[httpx2.Request], None]) -> httpx2.Client:
     """
     # Without timeout=None its own 5 seconds would go before ours.
     events: dict[str, list[Callable[..., Any]]] = {
-        "request": [*hooks, _bound, _announced],
-        "response": [_noted],
+        "request": [*hooks, _bound, _keep_token, _announced],
+        "response": [_noted, _keep_answer],
     }
     return httpx2.Client(follow_redirects=True, timeout=None, event_hooks=events)
 
@@ -209,6 +205,34 @@ def _noted(response: httpx2.Response) -> None:
     """Before huggingface_hub sees a wait of minutes, and sleeps it."""
     url = str(response.request.url)
     note_answer(url, response.status_code, response.headers)
+
+
+def _keep_token(request: httpx2.Request) -> None:
+    """The token goes to its own server alone, whatever address an answer gave for the next step."""
+    server = asked_server()
+    if server is not None and "authorization" in request.headers:
+        _check_origin(server, str(request.url), "wants its token sent to")
+
+
+def _keep_answer(response: httpx2.Response) -> None:
+    """Nobody else answers for a server. Only files may come from elsewhere: they have hashes."""
+    server, request = asked_server(), response.request
+    if server is None or not response.has_redirect_location:
+        return
+    is_ours = origin(str(request.url)) == origin(server)
+    if is_ours and not request.extensions.get("is_file"):
+        url = str(request.url).partition("?")[0]
+        try:
+            target = urljoin(url, response.headers["location"])
+        except ValueError:
+            target = ""  # no URL at all
+        _check_origin(server, target, f"redirects {url} to")
+
+
+def _check_origin(server: str, url: str, does: str) -> None:
+    if origin(url) != origin(server):
+        where = url.partition("?")[0]
+        raise Transient(f"{server} {does} another server ({where}); it is asked again later")
 
 
 @contextmanager
