@@ -1,0 +1,101 @@
+"""A home after months: a thousand models in forty generations, ten thousand candidates."""
+
+import random
+from datetime import timedelta
+from pathlib import Path
+
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Candidate, Gate, Generation, Publication
+from small_lineage import NOW, finetune, fill, merge, open_lineage, score
+
+_FOUNDERS, _GENERATIONS, _MERGES = 120, 40, 22
+_TOP = 5
+_REASONS = ("needs a licence", "11.3 GB of weights, above triage.max_gb 10", "quantised (gguf)")
+
+
+def make(home: Path, candidates: int = 10_000) -> None:
+    """The small family, and everyone else beside it."""
+    with open_lineage(home / "lineage.db") as lineage:
+        fill(lineage)
+        chance = random.Random(0)
+        with lineage.transaction():
+            _evolve(lineage, chance)
+            _notice(lineage, chance, candidates)
+
+
+def _evolve(lineage: Lineage, chance: random.Random) -> None:
+    worth = {}
+    for number in range(_FOUNDERS):
+        model = finetune(f"founder-{number:03}")
+        lineage.add_model(model)
+        worth[model.id] = _score(lineage, chance, model.weights, 0.4 + 0.2 * chance.random())
+    for generation in range(3, 3 + _GENERATIONS):
+        top = sorted(worth, key=worth.get, reverse=True)[:_TOP]
+        decision = {"merges": [], "top": top, "top_mean_kinship": 0.3 + 0.016 * generation}
+        lineage.add_generation(
+            Generation(generation, generation, "topk-kinship", {"k": _TOP}, 0, decision),
+            {"generation": generation, "members": []},
+        )
+        for number in range(_MERGES):
+            parents = tuple(chance.sample([*top, *chance.sample(sorted(worth), 5)], 2))
+            role = "exploration" if number == 0 else "pair"
+            name = f"model-{generation}-{number}"
+            child = merge(name, parents, generation, role=role)
+            lineage.add_model(child)
+            pair = [lineage.require(parent).weights for parent in parents]
+            if pair[0] != pair[1]:
+                lineage.add_kinships("pcc", [(*pair, chance.uniform(-0.2, 0.99))])
+            if number == 1:
+                why = "the worker died over it"
+                lineage.move_model(name, "quarantine", reason=why, cause="settings", setting="evaluate")
+                continue
+            mean = sum(worth[parent] for parent in parents) / 2
+            worth[name] = _score(lineage, chance, child.weights, mean + chance.gauss(0.004, 0.01))
+            lineage.move_model(name, "admit")
+            if number < 6:
+                _judge(lineage, name, max(parents, key=worth.get), passed=number < 4)
+
+
+def _score(lineage: Lineage, chance: random.Random, weights: str, worth: float) -> float:
+    """Three tasks of a few documents; what is shown are their means and errors."""
+    for task in ("arc", "gsm8k", "truthfulqa"):
+        value = min(max(worth + chance.gauss(0, 0.02), 0), 1)
+        lineage.add_scores(
+            [score(weights, 1, 0, task=task, score=value, stderr=0.012, n=500)]
+        )
+    return worth
+
+
+def _judge(lineage: Lineage, name: str, parent: str, *, passed: bool) -> None:
+    gain = 0.02 if passed else 0.002
+    words = f"{'passed' if passed else 'refused'}: {gain:+.4f} against {parent}"
+    lineage.add_gate(
+        Gate(name, parent, passed, gain, gain - 0.01, gain + 0.01, 900, words, "fp2")
+    )
+    if passed:
+        files = {"README.md": "c" * 64}
+        lineage.add_publication(
+            Publication(name, f"kinship/{name}", "2" * 40, f"https://hub/kinship/{name}", files)
+        )
+
+
+def _notice(lineage: Lineage, chance: random.Random, candidates: int) -> None:
+    for number in range(candidates):
+        modified = (NOW - timedelta(minutes=number)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        reason = _REASONS[number % 3] if number % 2 else None
+        state = {"reason": reason, "cause": "model"} if reason else {}
+        name = f"stranger-{number:05}"
+        model = finetune(name, status="refused" if reason else "seen", weights=f"sha256:{name}", **state)
+        lineage.add_model(model)
+        lineage.add_candidate(
+            Candidate(
+                model.id,
+                modified,
+                downloads=int(chance.paretovariate(1) * 10),
+                likes=number % 7,
+                bytes=14_500_000_000,
+                triaged=number % 4 != 0,
+                novelty=chance.random() if number % 4 else None,
+                novelty_error=0.01 if number % 4 else None,
+            )
+        )
