@@ -5,8 +5,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Candidate, Gate, Generation, Publication
-from small_lineage import NOW, finetune, fill, merge, open_lineage, score
+from kinship_storage.records import Candidate, Gate, Generation, Model, Publication
+from small_lineage import NOW, finetune, merge, open_lineage, score
 
 _FOUNDERS, _GENERATIONS, _MERGES = 120, 40, 22
 _TOP = 5
@@ -14,9 +14,10 @@ _REASONS = ("needs a licence", "11.3 GB of weights, above triage.max_gb 10", "qu
 
 
 def make(home: Path, candidates: int = 10_000) -> None:
-    """The small family, and everyone else beside it."""
+    """Everyone that the daemon would have met by then, in the small lineage's words."""
     with open_lineage(home / "lineage.db") as lineage:
-        fill(lineage)
+        lineage.put("settings", {"selection": "fp1", "validation": "fp2"})
+        lineage.add_model(Model("demo/base", "base", "admitted", weights="sha256:base"))
         chance = random.Random(0)
         with lineage.transaction():
             _evolve(lineage, chance)
@@ -29,15 +30,16 @@ def _evolve(lineage: Lineage, chance: random.Random) -> None:
         model = finetune(f"founder-{number:03}")
         lineage.add_model(model)
         worth[model.id] = _score(lineage, chance, model.weights, 0.4 + 0.2 * chance.random())
-    for generation in range(3, 3 + _GENERATIONS):
+    for generation in range(1, 1 + _GENERATIONS):
+        before = sorted(set(worth) - set(top_of(worth)))
         top = sorted(worth, key=worth.get, reverse=True)[:_TOP]
         decision = {"merges": [], "top": top, "top_mean_kinship": 0.3 + 0.016 * generation}
         lineage.add_generation(
             Generation(generation, generation, "topk-kinship", {"k": _TOP}, 0, decision),
-            {"generation": generation, "members": []},
+            {"generation": generation, "members": _members(lineage, worth)},
         )
         for number in range(_MERGES):
-            parents = tuple(chance.sample([*top, *chance.sample(sorted(worth), 5)], 2))
+            parents = tuple(chance.sample([*top, *chance.sample(before, 5)], 2))
             role = "exploration" if number == 0 else "pair"
             name = f"model-{generation}-{number}"
             child = merge(name, parents, generation, role=role)
@@ -47,7 +49,9 @@ def _evolve(lineage: Lineage, chance: random.Random) -> None:
                 lineage.add_kinships("pcc", [(*pair, chance.uniform(-0.2, 0.99))])
             if number == 1:
                 why = "the worker died over it"
-                lineage.move_model(name, "quarantine", reason=why, cause="settings", setting="evaluate")
+                lineage.move_model(
+                    name, "quarantine", reason=why, cause="settings", setting="evaluate"
+                )
                 continue
             mean = sum(worth[parent] for parent in parents) / 2
             worth[name] = _score(lineage, chance, child.weights, mean + chance.gauss(0.004, 0.01))
@@ -60,18 +64,14 @@ def _score(lineage: Lineage, chance: random.Random, weights: str, worth: float) 
     """Three tasks of a few documents; what is shown are their means and errors."""
     for task in ("arc", "gsm8k", "truthfulqa"):
         value = min(max(worth + chance.gauss(0, 0.02), 0), 1)
-        lineage.add_scores(
-            [score(weights, 1, 0, task=task, score=value, stderr=0.012, n=500)]
-        )
+        lineage.add_scores([score(weights, 1, 0, task=task, score=value, stderr=0.012, n=500)])
     return worth
 
 
 def _judge(lineage: Lineage, name: str, parent: str, *, passed: bool) -> None:
     gain = 0.02 if passed else 0.002
     words = f"{'passed' if passed else 'refused'}: {gain:+.4f} against {parent}"
-    lineage.add_gate(
-        Gate(name, parent, passed, gain, gain - 0.01, gain + 0.01, 900, words, "fp2")
-    )
+    lineage.add_gate(Gate(name, parent, passed, gain, gain - 0.01, gain + 0.01, 900, words, "fp2"))
     if passed:
         files = {"README.md": "c" * 64}
         lineage.add_publication(
@@ -85,7 +85,9 @@ def _notice(lineage: Lineage, chance: random.Random, candidates: int) -> None:
         reason = _REASONS[number % 3] if number % 2 else None
         state = {"reason": reason, "cause": "model"} if reason else {}
         name = f"stranger-{number:05}"
-        model = finetune(name, status="refused" if reason else "seen", weights=f"sha256:{name}", **state)
+        model = finetune(
+            name, status="refused" if reason else "seen", weights=f"sha256:{name}", **state
+        )
         lineage.add_model(model)
         lineage.add_candidate(
             Candidate(

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     field_validator,
 )
@@ -152,6 +153,15 @@ class Notify(Section):
     """Kinds of events that notifiers are told of."""
 
 
+class Web(Section):
+    port: int | None = Field(None, ge=0, le=65535)
+    """Show the dashboard here while the daemon runs; None for not."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Beyond this machine it has no password unless `web.token` is set."""
+    token: SecretStr | None = None
+    """Asked for as the password, under any name, or as a bearer token."""
+
+
 class Config(Section):
     base: str = "mistral-7b"
     """An alias (`kinship-daemon bases`), org/name[@revision], a local folder, or `demo`."""
@@ -172,6 +182,7 @@ class Config(Section):
     publish: Publish = Publish()
     limits: Limits = Limits()
     notify: Notify = Notify()
+    web: Web = Web()
 
 
 def reference() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from importlib.metadata import version
 from itertools import combinations
 from typing import get_args
@@ -15,7 +14,6 @@ from kinship_daemon.hub.licence import most_restrictive
 from kinship_daemon.steps.assemblies import coefficients, kinship_matrix, leaf_models
 from kinship_daemon.steps.leaves import is_leaf
 from kinship_daemon.steps.scores import parents_of, scores
-from kinship_daemon.weights.checkpoint import DTYPES
 from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.records import Model, Score, Split
@@ -51,7 +49,7 @@ def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
         metric=context.config.kinship.metric,
         kinships=_kinships(context, [*leaves, *parents]),
         sources=tuple((each, tuple(context.lineage.files(each.id))) for each in sources),
-        made=to_yaml(recipe, _names(context, model), base, _dtype(context)),
+        made=to_yaml(recipe, _names(context, model), base, context.base_checkpoint.main_dtype),
         collapsed=_from_leaves(context, model),
         factors=() if is_leaf(model) else _factors(context, model),
         version=version("kinship-daemon"),
@@ -141,7 +139,7 @@ def _from_leaves(context: Context, model: Model) -> str:
     One document where algebra collapses it; otherwise one for each merge that it rests on, too.
     """
     parts: dict[str, str] = {}
-    last = _document(context, model, _dtype(context), parts)
+    last = _document(context, model, context.base_checkpoint.main_dtype, parts)
     return several_yaml(parts, last) if parts else last
 
 
@@ -169,7 +167,10 @@ def _part(context: Context, model: Model, parts: dict[str, str]) -> str:
     if model.id not in parts:
         # A leaf is rounded when it is written; what only passes through is not.
         parts[model.id] = _document(
-            context, model, _dtype(context) if is_leaf(model) else "float32", parts
+            context,
+            model,
+            context.base_checkpoint.main_dtype if is_leaf(model) else "float32",
+            parts,
         )
     return model.id
 
@@ -198,12 +199,6 @@ def _kinships(context: Context, models: list[Model]) -> tuple[tuple[str, str, fl
     values = kinship_matrix(context, [known[n] for n in names], context.config.kinship.metric)
     places = combinations(range(len(names)), 2)
     return tuple((names[i], names[j], values[i][j]) for i, j in places)
-
-
-def _dtype(context: Context) -> str:
-    """The dtype that most of the base's tensors have, as mergekit and torch call it."""
-    counts = Counter(info.dtype for info in context.base_checkpoint.tensors.values())
-    return str(DTYPES[counts.most_common(1)[0][0]]).removeprefix("torch.")
 
 
 def _settings(context: Context) -> dict[str, str]:
