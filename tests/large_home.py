@@ -4,8 +4,10 @@ import random
 from datetime import timedelta
 from pathlib import Path
 
+from kinship_policies.policy import Decision, Member, Population
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate, Gate, Generation, Model, Publication
+from kinship_storage.rows import row, stamp
 from small_lineage import NOW, finetune, merge, open_lineage, score
 
 _FOUNDERS, _GENERATIONS, _MERGES = 120, 40, 22
@@ -31,22 +33,22 @@ def _evolve(lineage: Lineage, chance: random.Random) -> None:
         lineage.add_model(model)
         worth[model.id] = _score(lineage, chance, model.weights, 0.4 + 0.2 * chance.random())
     for generation in range(1, 1 + _GENERATIONS):
-        before = sorted(set(worth) - set(top_of(worth)))
         top = sorted(worth, key=worth.get, reverse=True)[:_TOP]
-        decision = {"merges": [], "top": top, "top_mean_kinship": 0.3 + 0.016 * generation}
+        rest = sorted(worth.keys() - set(top))
+        decision = Decision((), tuple(top), top_mean_kinship=0.3 + 0.016 * generation)
+        members = tuple(Member(name, worth[name]) for name in sorted(worth))
         lineage.add_generation(
-            Generation(generation, generation, "topk-kinship", {"k": _TOP}, 0, decision),
-            {"generation": generation, "members": _members(lineage, worth)},
+            Generation(generation, generation, "topk-kinship", {"k": _TOP}, 0, decision.to_json()),
+            Population(generation, members, ()).to_json(),
         )
         for number in range(_MERGES):
-            parents = tuple(chance.sample([*top, *chance.sample(before, 5)], 2))
+            parents = tuple(chance.sample([*top, *chance.sample(rest, 5)], 2))
             role = "exploration" if number == 0 else "pair"
             name = f"model-{generation}-{number}"
             child = merge(name, parents, generation, role=role)
             lineage.add_model(child)
             pair = [lineage.require(parent).weights for parent in parents]
-            if pair[0] != pair[1]:
-                lineage.add_kinships("pcc", [(*pair, chance.uniform(-0.2, 0.99))])
+            lineage.add_kinships("pcc", [(*pair, chance.uniform(-0.2, 0.99))])
             if number == 1:
                 why = "the worker died over it"
                 lineage.move_model(
@@ -80,24 +82,33 @@ def _judge(lineage: Lineage, name: str, parent: str, *, passed: bool) -> None:
 
 
 def _notice(lineage: Lineage, chance: random.Random, candidates: int) -> None:
+    """Row by row in the storage's own words, but all at once: ten thousand commits take minutes."""
+    store, models, noticed = lineage._store, [], []
+    first = store.query("SELECT max(number) AS number FROM models")[0]["number"] + 1
     for number in range(candidates):
         modified = (NOW - timedelta(minutes=number)).strftime("%Y-%m-%dT%H:%M:%SZ")
         reason = _REASONS[number % 3] if number % 2 else None
         state = {"reason": reason, "cause": "model"} if reason else {}
-        name = f"stranger-{number:05}"
-        model = finetune(
-            name, status="refused" if reason else "seen", weights=f"sha256:{name}", **state
+        model = finetune(f"stranger-{number:05}", status="refused" if reason else "seen", **state)
+        created = stamp(NOW)
+        models.append(
+            row(model, without=["parents"], weights=None, created=created, number=first + number)
         )
-        lineage.add_model(model)
-        lineage.add_candidate(
-            Candidate(
-                model.id,
-                modified,
-                downloads=int(chance.paretovariate(1) * 10),
-                likes=number % 7,
-                bytes=14_500_000_000,
-                triaged=number % 4 != 0,
-                novelty=chance.random() if number % 4 else None,
-                novelty_error=0.01 if number % 4 else None,
-            )
+        candidate = Candidate(
+            model.id,
+            modified,
+            downloads=int(chance.paretovariate(1) * 10),
+            likes=number % 7,
+            bytes=14_500_000_000,
+            triaged=number % 4 != 0,
+            novelty=chance.random() if number % 4 else None,
+            novelty_error=0.01 if number % 4 else None,
+        )
+        noticed.append(row(candidate, model=first + number))
+    for table, rows in (("models", models), ("candidates", noticed)):
+        names = list(rows[0])
+        places = ", ".join("?" * len(names))
+        store.execute_many(
+            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places})",
+            [[each[name] for name in names] for each in rows],
         )

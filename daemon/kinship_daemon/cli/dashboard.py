@@ -8,9 +8,11 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon.cli.options import find_home_of, home_options
+from kinship_daemon.durable import whole_file
 from kinship_daemon.home import Home
+from kinship_daemon.report import amount, count
 
-__all__ = ["dashboard_command"]
+__all__ = ["dashboard_command", "report_command"]
 
 
 @click.command("dashboard")
@@ -43,6 +45,19 @@ def dashboard_command(
         token,
         lambda server: click.echo(_words(server.url, found, is_open=server.is_open)),
     )
+
+
+@click.command("report")
+@click.argument("out", type=click.Path(path_type=Path))
+@home_options
+def report_command(out: Path, home: Path | None, base: str | None) -> None:
+    """Write the dashboard's pages to OUT, one HTML file that needs nothing else."""
+    from kinship_daemon.web.report import report  # noqa: PLC0415 - only who shows imports it
+
+    text, left_out = report(find_home_of(home, base))
+    whole_file(out, text.encode())
+    more = f"; {count(left_out, 'model')} without a section of their own" if left_out else ""
+    click.echo(f"wrote {out} ({amount(len(text.encode()), 'bytes')}){more}", err=True)
 
 
 _PORT = 8090

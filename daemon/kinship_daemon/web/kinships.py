@@ -39,12 +39,12 @@ class Kinships:
     def prepare(self) -> None:
         """Import what takes seconds, so that nobody waits for it."""
         import kinship_daemon.analysis  # noqa: PLC0415 - scipy
-        import kinship_daemon.draw.clustering  # noqa: F401, PLC0415 - scipy
+        import kinship_daemon.draw.clustering  # noqa: PLC0415 - scipy
 
         with self._lock:
             if self._rows() is not None:
-                import kinship_daemon.steps.assemblies
-                import kinship_daemon.weights.mergekit  # noqa: F401, PLC0415 - torch
+                import kinship_daemon.steps.assemblies  # noqa: PLC0415 - torch
+                import kinship_daemon.weights.mergekit  # noqa: PLC0415 - torch
 
     def matrix(
         self, lineage: Lineage, models: Sequence[Model], metric: str

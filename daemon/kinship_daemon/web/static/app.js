@@ -188,6 +188,13 @@ for (const button of all("[data-copy]")) {
     }
   });
 }
+// In the report a model is a section that opens when something leads to it.
+function open() {
+  const aim = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+  if (aim && aim.matches("details")) { aim.open = true; aim.scrollIntoView(); }
+}
+addEventListener("hashchange", open);
+open();
 for (const box of all(".treebox")) tree(box);
 for (const svg of all(".matrix.dense")) matrix(svg);
 for (const main of all("[data-live]")) live(main);
