@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -26,6 +27,7 @@ from kinship_daemon.home import Home
 from kinship_daemon.web.drawn import drawn
 from kinship_daemon.web.guard import guarded
 from kinship_daemon.web.kinships import Kinships
+from kinship_daemon.web.metrics import metrics
 from kinship_daemon.web.pages import candidates, evolution, kinship, model, now, tree
 from kinship_daemon.web.view import View
 from kinship_daemon.web.words import Links, ServerLinks, environment
@@ -80,6 +82,7 @@ def application(
         Route("/", site.html(PAGES[0])),
         *(Route(f"/{page.name}", site.html(page)) for page in PAGES),
         *(Route(f"/{page.name}.json", site.twin(page)) for page in PAGES),
+        Route("/metrics", site.metrics),
         Route("/live", site.live),
         Mount("/static", StaticFiles(packages=[("kinship_daemon.web", "static")])),
     ]
@@ -126,6 +129,10 @@ class _Site:
                 return JSONResponse(self._facts(page, request))
 
         return answer
+
+    def metrics(self, _: Request) -> Response:
+        with self._one, View.of(self._home, self._kinships) as view:
+            return Response(metrics(view), media_type=CONTENT_TYPE_LATEST)
 
     def _facts(self, page: Page, request: Request) -> dict[str, Any]:
         with View.of(self._home, self._kinships) as view:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kinship_daemon.errors import KinshipError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from kinship_daemon.context import Rows
 
 __all__ = ["Kinships", "Share"]
+
+# What pages import when they are asked for: scipy, torch.
+_SLOW = ("analysis", "draw.clustering", "steps.assemblies", "weights.mergekit")
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,10 @@ class Kinships:
 
     def prepare(self) -> None:
         """Import what takes seconds, so that nobody waits for it."""
-        import kinship_daemon.analysis  # noqa: PLC0415 - scipy
-        import kinship_daemon.draw.clustering  # noqa: PLC0415 - scipy
-
+        for name in _SLOW:
+            import_module(f"kinship_daemon.{name}")
         with self._lock:
-            if self._rows() is not None:
-                import kinship_daemon.steps.assemblies  # noqa: PLC0415 - torch
-                import kinship_daemon.weights.mergekit  # noqa: PLC0415 - torch
+            self._rows()
 
     def matrix(
         self, lineage: Lineage, models: Sequence[Model], metric: str

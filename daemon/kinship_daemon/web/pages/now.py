@@ -49,7 +49,7 @@ def facts(view: View) -> dict[str, Any]:
         "last_look": None if looked is None else f"{looked:%Y-%m-%dT%H:%M:%SZ}",
         "population": {
             kind: counts.get((kind, "admitted"), 0)
-            for kind in ("finetune", "merge")  # type: ignore[call-overload]  # kinds by name
+            for kind in ("finetune", "merge")
         },
         "proposed": counts.get(("merge", "proposed"), 0),
         "candidates": {
