@@ -10,29 +10,37 @@ from kinship_storage.records import Candidate, Gate, Generation, Model, Publicat
 from kinship_storage.rows import row, stamp
 from small_lineage import NOW, finetune, merge, open_lineage, score
 
-_FOUNDERS, _GENERATIONS, _MERGES = 120, 40, 22
 _TOP = 5
 _REASONS = ("needs a licence", "11.3 GB of weights, above triage.max_gb 10", "quantised (gguf)")
 
 
-def make(home: Path, candidates: int = 10_000) -> None:
+def make(
+    home: Path,
+    *,
+    founders: int = 120,
+    generations: int = 40,
+    merges: int = 22,
+    candidates: int = 10_000,
+) -> None:
     """Everyone that the daemon would have met by then, in the small lineage's words."""
     with open_lineage(home / "lineage.db") as lineage:
         lineage.put("settings", {"selection": "fp1", "validation": "fp2"})
         lineage.add_model(Model("demo/base", "base", "admitted", weights="sha256:base"))
         chance = random.Random(0)
         with lineage.transaction():
-            _evolve(lineage, chance)
+            _evolve(lineage, chance, founders, generations, merges)
             _notice(lineage, chance, candidates)
 
 
-def _evolve(lineage: Lineage, chance: random.Random) -> None:
+def _evolve(
+    lineage: Lineage, chance: random.Random, founders: int, generations: int, merges: int
+) -> None:
     worth = {}
-    for number in range(_FOUNDERS):
+    for number in range(founders):
         model = finetune(f"founder-{number:03}")
         lineage.add_model(model)
         worth[model.id] = _score(lineage, chance, model.weights, 0.4 + 0.2 * chance.random())
-    for generation in range(1, 1 + _GENERATIONS):
+    for generation in range(1, 1 + generations):
         top = sorted(worth, key=worth.get, reverse=True)[:_TOP]
         rest = sorted(worth.keys() - set(top))
         decision = Decision((), tuple(top), top_mean_kinship=0.3 + 0.016 * generation)
@@ -41,8 +49,8 @@ def _evolve(lineage: Lineage, chance: random.Random) -> None:
             Generation(generation, generation, "topk-kinship", {"k": _TOP}, 0, decision.to_json()),
             Population(generation, members, ()).to_json(),
         )
-        for number in range(_MERGES):
-            parents = tuple(chance.sample([*top, *chance.sample(rest, 5)], 2))
+        for number in range(merges):
+            parents = tuple(chance.sample([*top, *chance.sample(rest, min(5, len(rest)))], 2))
             role = "exploration" if number == 0 else "pair"
             name = f"model-{generation}-{number}"
             child = merge(name, parents, generation, role=role)
