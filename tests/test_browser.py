@@ -96,6 +96,45 @@ def test_every_page_is_shown_without_trouble_and_can_be_read(browser, site, sche
             assert told == [], address
 
 
+# Least contrast of texts with what they stand on, in drawings, which axe leaves out: of the tree's
+# models in every shade, and of the matrix's values on every shade.
+LEAST = """() => {
+  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const luminance = (color) => {
+    pen.fillStyle = color;
+    pen.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const contrast = (a, b) => {
+    const [low, high] = [a, b].map((each) => luminance(getComputedStyle(each).fill))
+      .sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const found = [];
+  for (const node of document.querySelectorAll(".node")) {
+    found.push(contrast(node.querySelector("rect:not(.ring)"), node.querySelector("text")));
+  }
+  const text = document.querySelector(".matrix text");
+  for (const [i, shade] of document.querySelectorAll(".scale rect").entries()) {
+    text.setAttribute("class", `v${i}`);
+    found.push(contrast(shade, text));
+  }
+  return [found.length, Math.min(...found)];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_names_and_values_can_be_read_on_every_shade(browser, site, scheme):
+    with watched(browser, site, color_scheme=scheme) as page:
+        for address, most in (("tree", 36), ("kinship", 21)):
+            page.goto(site + address)
+            number, least = page.evaluate(LEAST)
+            assert number >= most
+            assert least >= 4.5
+
+
 def test_the_tree_is_searched_and_a_click_opens_a_model(browser, site):
     with watched(browser, site) as page:
         page.goto(site + "tree")
