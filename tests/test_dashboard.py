@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -250,13 +250,28 @@ def test_a_change_is_told_within_seconds(tmp_path):
         assert time.monotonic() - began < 3
 
 
-def test_slow_and_idle_visitors_do_not_keep_others_waiting(client):
-    address = client.base_url.host, client.base_url.port
-    idle = [socket.create_connection(address) for _ in range(30)]
-    idle[0].sendall(b"GET /now HTTP/1.1\r\nHost: localhost\r\n")
-    assert client.get("now").status_code == 200
-    for each in idle:
-        each.close()
+def test_idle_and_slow_visitors_lose_their_places(family, monkeypatch, capfd):
+    """However many there are, they take few of the daemon's file descriptors, and not for long."""
+    monkeypatch.setattr("kinship_daemon.web.connections._SECONDS", 2.0)
+    with showing(family) as client:
+        address = client.base_url.host, client.base_url.port
+        idle = [socket.create_connection(address) for _ in range(200)]
+        for each in idle[:60]:
+            with suppress(OSError):
+                each.sendall(b"GET /now HTTP/1.1\r\nHost: localhost\r\n")  # and no more
+        for garbage in (b"\x16\x03\x01", b"GET\r\n\r\n"):
+            with suppress(OSError):
+                idle[-1].sendall(garbage)
+        statuses, deadline = [], time.monotonic() + 20
+        while 200 not in statuses and time.monotonic() < deadline:
+            try:
+                statuses.append(client.get("now").status_code)
+            except httpx.TransportError:
+                time.sleep(0.2)
+        assert statuses[-1] == 200
+        for each in idle:
+            each.close()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_metrics_are_read_by_prometheus_own_parser_and_documented(client):

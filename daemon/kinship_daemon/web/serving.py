@@ -12,10 +12,10 @@ import uvicorn
 from kinship_daemon.errors import UsageError
 from kinship_daemon.home import Home
 from kinship_daemon.web.app import application
+from kinship_daemon.web.connections import Bounded
 
 __all__ = ["Served", "serve", "served"]
 
-_AT_ONCE = 64  # connections; whoever comes on top is told to come again
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -41,12 +41,13 @@ class Served:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=Bounded,
                 log_config=None,
+                log_level="error",  # bugs; not what strangers send
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 lifespan="off",
-                limit_concurrency=_AT_ONCE,
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=1,
             )

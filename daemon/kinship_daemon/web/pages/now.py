@@ -47,10 +47,7 @@ def facts(view: View) -> dict[str, Any]:
         "running": [_running(job) for job in lineage.jobs("running")] if pid else [],
         "step": activity.get("step") if pid else None,
         "last_look": None if looked is None else f"{looked:%Y-%m-%dT%H:%M:%SZ}",
-        "population": {
-            kind: counts.get((kind, "admitted"), 0)
-            for kind in ("finetune", "merge")
-        },
+        "population": {kind: counts.get((kind, "admitted"), 0) for kind in ("finetune", "merge")},
         "proposed": counts.get(("merge", "proposed"), 0),
         "candidates": {
             name: counts.get(("finetune", status), 0) for name, status in STATUS.items()
