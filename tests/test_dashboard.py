@@ -245,9 +245,14 @@ def test_a_change_is_told_within_seconds(tmp_path):
     ):
         threading.Timer(0.2, lineage.put, ("base", "demo/other")).start()
         began = time.monotonic()
-        told = next(line for line in stream.iter_lines() if line.startswith("event"))
-        assert told == "event: change"
+        told = (line for line in stream.iter_lines() if line.startswith("event"))
+        assert next(told) == "event: change"
         assert time.monotonic() - began < 3
+        # How far a step is is told apart: three open pages ask for little while it goes on.
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / "activity.json").write_text('{"step": null}')
+        assert next(told) == "event: step"
+        assert "Nothing runs" in client.get("step").text
 
 
 def test_idle_and_slow_visitors_lose_their_places(family, monkeypatch, capfd):

@@ -153,6 +153,10 @@ class Notify(Section):
     """Kinds of events that notifiers are told of."""
 
 
+_LEAST_CHARACTERS = 6
+_SECRETS = frozenset({"web.token"})
+
+
 class Web(Section):
     port: int | None = Field(None, ge=0, le=65535)
     """Show the dashboard here while the daemon runs; None for not."""
@@ -160,6 +164,14 @@ class Web(Section):
     """Address to listen at. Beyond this machine it has no password unless `web.token` is set."""
     token: SecretStr | None = None
     """Asked for as the password, under any name, or as a bearer token."""
+
+    @field_validator("token")
+    @classmethod
+    def _is_a_secret(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and len(set(token.get_secret_value())) < _LEAST_CHARACTERS:
+            # Neither what `config show` prints in its place.
+            raise ValueError(f"needs {_LEAST_CHARACTERS} different characters or more")
+        return token
 
 
 class Config(Section):
@@ -343,7 +355,8 @@ def _explained(problem: ErrorDetails) -> str:
         known = _known_keys(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
         return f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
-    return f"{key}: {_lower(problem['msg'])} (got {problem['input']!r})"
+    got = "" if key in _SECRETS else f" (got {problem['input']!r})"
+    return f"{key}: {_lower(problem['msg'])}{got}"
 
 
 def _lower(message: str) -> str:

@@ -8,10 +8,10 @@ works beside a running daemon, on a finished home and on a copy.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from kinship_daemon.activity import recorded
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.home import Home
 from kinship_daemon.web.drawn import drawn
@@ -35,6 +36,7 @@ from kinship_daemon.web.words import Links, ServerLinks, environment
 __all__ = ["PAGES", "Page", "application", "rendered"]
 
 _LIVE_SECONDS = 1.0
+_STILL_SECONDS = 15
 _MOST_LIVE = 20  # browsers that are told of changes at a time; others look for themselves
 
 Query = Mapping[str, str]
@@ -82,6 +84,7 @@ def application(
         Route("/", site.html(PAGES[0])),
         *(Route(f"/{page.name}", site.html(page)) for page in PAGES),
         *(Route(f"/{page.name}.json", site.twin(page)) for page in PAGES),
+        Route("/step", site.step),
         Route("/metrics", site.metrics),
         Route("/live", site.live),
         Mount("/static", StaticFiles(packages=[("kinship_daemon.web", "static")])),
@@ -130,6 +133,13 @@ class _Site:
 
         return answer
 
+    def step(self, _: Request) -> Response:
+        """The part of Now that changes from second to second."""
+        with self._one, View.of(self._home, self._kinships) as view:
+            given = {"facts": now.step_facts(view), "link": self._links}
+            text = self._templates.get_template("parts/step.html").render(**given)
+        return Response(text, media_type="text/html")
+
     def metrics(self, _: Request) -> Response:
         with self._one, View.of(self._home, self._kinships) as view:
             return Response(metrics(view), media_type=CONTENT_TYPE_LATEST)
@@ -139,7 +149,7 @@ class _Site:
             return page.facts(view, request.query_params)
 
     async def live(self, _: Request) -> Response:
-        """Server-sent events: `change` whenever there is something new to see."""
+        """Server-sent events: `change` with a commit or an event, `step` with every step on."""
         if self._live >= _MOST_LIVE:
             return Response("enough browsers are told of changes", 503)
         return StreamingResponse(self._changes(), media_type="text/event-stream")
@@ -147,25 +157,34 @@ class _Site:
     async def _changes(self) -> AsyncIterator[str]:
         self._live += 1
         try:
-            seen, quiet = self._stamp(), 0
+            lineage, activity, told = self._committed(), _changed(self._home.activity), 0
+            events = self._last_event()
             yield "retry: 5000\n\n"
             while not self._stop.is_set():
                 await asyncio.sleep(_LIVE_SECONDS)
-                stamp, quiet = self._stamp(), quiet + 1
-                if stamp != seen:
-                    seen, quiet = stamp, 0
-                    yield f"event: change\ndata: {json.dumps(self._home.holder() is not None)}\n\n"
-                elif quiet * _LIVE_SECONDS >= 15:
-                    quiet = 0
+                before, told = (lineage, activity, events), told + 1
+                lineage, activity = self._committed(), _changed(self._home.activity)
+                if activity != before[1]:
+                    events = self._last_event()
+                if (lineage, events) != (before[0], before[2]):
+                    told = 0
+                    yield "event: change\ndata:\n\n"
+                elif activity != before[1]:
+                    told = 0
+                    yield "event: step\ndata:\n\n"
+                elif told * _LIVE_SECONDS >= _STILL_SECONDS:
+                    told = 0
                     yield ": still here\n\n"  # a browser that went away is noticed by this
         finally:
             self._live -= 1
 
-    def _stamp(self) -> tuple[object, ...]:
-        """Changes with every commit and every step forward; files are looked at, not read."""
+    def _committed(self) -> tuple[object, ...]:
+        """Another one after every commit; files are looked at, not read."""
         lineage = self._home.lineage
-        files = (lineage, lineage.with_name(f"{lineage.name}-wal"), self._home.activity)
-        return tuple(_changed(file) for file in files)
+        return _changed(lineage), _changed(lineage.with_name(f"{lineage.name}-wal"))
+
+    def _last_event(self) -> object:
+        return next(iter(recorded(self._home.activity).get("events", [])[-1:]), None)
 
     def failed(self, request: Request, error: Exception) -> Response:
         """A model that is not there, a lineage that cannot be read: in the words of the error."""
@@ -182,7 +201,7 @@ class _Site:
         return Response(text, status, media_type="text/html")
 
 
-def _changed(file: Any) -> object:
+def _changed(file: Path) -> object:
     try:
         found = file.stat()
     except OSError:

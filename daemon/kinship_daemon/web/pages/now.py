@@ -9,7 +9,7 @@ from kinship_daemon.explain import evolution_words
 from kinship_daemon.web.view import View
 from kinship_storage.records import Job
 
-__all__ = ["BUDGETS", "facts"]
+__all__ = ["BUDGETS", "facts", "step_facts"]
 
 _WAITING = 30
 _PUBLISHED = 8
@@ -23,9 +23,24 @@ BUDGETS = {
 }
 
 
-def facts(view: View) -> dict[str, Any]:
-    lineage, activity = view.lineage, view.activity
+def step_facts(view: View) -> dict[str, Any]:
+    """What changes from second to second; a part of `facts` that is quick to have."""
     pid = view.home.holder()
+    return {
+        "daemon": {
+            "running": pid is not None,
+            "pid": pid,
+            "since": view.activity.get("started") if pid else None,
+            "device": view.config("evaluate.device"),
+            "policy": view.config("policy.use"),
+        },
+        "running": [_running(job) for job in view.lineage.jobs("running")] if pid else [],
+        "step": view.activity.get("step") if pid else None,
+    }
+
+
+def facts(view: View) -> dict[str, Any]:
+    lineage = view.lineage
     best = lineage.best()
     counts = lineage.count_models()
     stuck = [*lineage.jobs("waiting"), *lineage.jobs("failed")]
@@ -34,18 +49,10 @@ def facts(view: View) -> dict[str, Any]:
     return {
         "home": str(view.home.path),
         "base": view.base,
-        "daemon": {
-            "running": pid is not None,
-            "pid": pid,
-            "since": activity.get("started") if pid else None,
-            "device": view.config("evaluate.device"),
-            "policy": view.config("policy.use"),
-        },
+        **step_facts(view),
         "evolution": evolution_words(lineage),
         "generation": max((g.generation or 0 for g in lineage.generations()), default=0),
         "best": None if best is None else {"model": best.model, "score": best.score},
-        "running": [_running(job) for job in lineage.jobs("running")] if pid else [],
-        "step": activity.get("step") if pid else None,
         "last_look": None if looked is None else f"{looked:%Y-%m-%dT%H:%M:%SZ}",
         "population": {kind: counts.get((kind, "admitted"), 0) for kind in ("finetune", "merge")},
         "proposed": counts.get(("merge", "proposed"), 0),
@@ -61,7 +68,7 @@ def facts(view: View) -> dict[str, Any]:
             for each in publications[:_PUBLISHED]
         ],
         "published_in_all": len(publications),
-        "events": list(reversed(activity.get("events", []))),
+        "events": list(reversed(view.activity.get("events", []))),
     }
 
 

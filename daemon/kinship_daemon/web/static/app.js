@@ -160,20 +160,26 @@ function matrix(svg) {
 
 // Now is made anew by the server whenever something changed; if nobody tells, it looks for itself.
 function live(main) {
-  let busy = false, again = false;
-  async function look() {
-    if (busy) { again = true; return; }
+  let busy = false;
+  const wanted = new Map(); // address: the part of the page that it fills
+  async function look(address, part) {
+    wanted.set(address, part);
+    if (busy) return;
     busy = true;
-    try {
-      const answer = await fetch(main.dataset.live);
-      if (answer.ok) main.innerHTML = await answer.text();
-    } catch { /* the server is away: the next look may find it */ }
+    for (const [each, place] of wanted) {
+      wanted.delete(each);
+      try {
+        const answer = await fetch(each);
+        if (answer.ok) one(place).innerHTML = await answer.text();
+      } catch { /* the server is away: the next look may find it */ }
+    }
     busy = false;
-    if (again) { again = false; look(); }
   }
+  const all_of_it = () => look(main.dataset.live, "main");
   const source = new EventSource("live");
-  source.addEventListener("change", look);
-  setInterval(() => { if (source.readyState !== EventSource.OPEN) look(); }, 10000);
+  source.addEventListener("change", all_of_it);
+  source.addEventListener("step", () => look("step", "#step"));
+  setInterval(() => { if (source.readyState !== EventSource.OPEN) all_of_it(); }, 10000);
 }
 
 for (const button of all("[data-copy]")) {
