@@ -21,7 +21,15 @@ CHROMIUM = shutil.which("chromium")
 NPM = Path(os.environ.get("KINSHIP_NPM", Path(__file__).parent / "npm"))
 AXE = NPM / "node_modules" / "axe-core" / "axe.min.js"
 HOSTILE = "<img src=x onerror=alert(1)>"
-PAGES = ["now", "tree", "kinship", "evolution", "candidates?status=refused", "model?id=model-2-2"]
+PAGES = [
+    "now",
+    "tree",
+    "kinship",
+    "evolution",
+    "candidates",
+    "candidates?status=refused",
+    "model?id=model-2-2",
+]
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 860}
 
 pytestmark = pytest.mark.skipif(

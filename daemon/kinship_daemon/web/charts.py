@@ -36,7 +36,7 @@ class Axis:
 
 
 def axis(
-    values: Iterable[float | None], start: float, end: float, *, ticks: int = 5, whole: bool = False
+    values: Iterable[float | None], start: float, end: float, *, ticks: int = 6, whole: bool = False
 ) -> Axis:
     """
     An axis that holds all values, with about so many ticks.

@@ -16,6 +16,7 @@ _Facts = Mapping[str, Any]
 # Places inside a chart's frame of 640 x 260.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 624, 14, 222
 _ROW = 22  # of a forest plot
+_DOTS = 25  # of a line; more would be a line themselves
 _VALUES = 24  # models up to which cells are large enough for numbers
 
 
@@ -60,7 +61,7 @@ def _evolution(facts: _Facts) -> dict[str, Any]:
 def _course(rows: Sequence[_Facts], key: str, x: Axis, y: Axis) -> dict[str, Any]:
     points = [(row["generation"], row.get(key)) for row in rows]
     dots = [{"x": x(a), "y": y(b), "value": b, "at": a} for a, b in points if b is not None]
-    return {"path": line(points, x, y), "dots": dots if len(dots) <= 60 else dots[-1:]}
+    return {"path": line(points, x, y), "dots": dots if len(dots) <= _DOTS else dots[-1:]}
 
 
 def _model(facts: _Facts) -> dict[str, Any]:
@@ -96,8 +97,18 @@ def _kinship(facts: _Facts) -> dict[str, Any]:
     return {"paths": shaded(matrix), "cells": cells, "shades": range(SHADES)}
 
 
+def _candidates(facts: _Facts) -> dict[str, Any]:
+    """Those who wait by novelty and popularity, which are what the order is made of."""
+    points = facts["map"]
+    x = axis([*(point["novelty"] for point in points), 0.0, 1.0], _LEFT, _RIGHT)
+    y = axis([*(point["popularity"] for point in points), 0.0], _BOTTOM, _TOP)
+    dots = [{"x": x(p["novelty"]), "y": y(p["popularity"]), "point": p} for p in points]
+    return {"map": {"x": x, "y": y, "dots": dots[::-1]}}  # the next to be fetched on top
+
+
 _PAGES: Mapping[str, Callable[[_Facts], dict[str, Any]]] = {
     "tree": _tree,
+    "candidates": _candidates,
     "evolution": _evolution,
     "model": _model,
     "kinship": _kinship,
