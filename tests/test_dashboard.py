@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -253,6 +254,21 @@ def test_a_change_is_told_within_seconds(tmp_path):
         (tmp_path / "logs" / "activity.json").write_text('{"step": null}')
         assert next(told) == "event: step"
         assert "Nothing runs" in client.get("step").text
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_ends_at_once_and_quietly_also_under_an_open_page(family, tmp_path, sent):
+    process = command.start(["dashboard", "--home", family, "--port", "0"], tmp_path)
+    with process:
+        url = process.stdout.readline().split(" at ")[1].split(";")[0]
+        with httpx.stream("GET", f"{url}live", timeout=30) as stream:
+            next(stream.iter_lines())
+            began = time.monotonic()
+            process.send_signal(sent)
+            process.wait(20)
+            assert time.monotonic() - began < 5
+        assert process.stdout.read() == ""
+        assert process.stderr.read() == ""
 
 
 def test_idle_and_slow_visitors_lose_their_places(family, monkeypatch, capfd):

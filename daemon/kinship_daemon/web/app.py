@@ -35,7 +35,7 @@ from kinship_daemon.web.words import Links, ServerLinks, environment
 
 __all__ = ["PAGES", "Page", "application", "rendered"]
 
-_LIVE_SECONDS = 1.0
+_LIVE_SECONDS = 0.5
 _STILL_SECONDS = 15
 _MOST_LIVE = 20  # browsers that are told of changes at a time; others look for themselves
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from types import FrameType
 
 import uvicorn
 
@@ -38,7 +39,7 @@ class Served:
         local = host in _LOOPBACK
         self.is_open = not local and token is None
         app = application(home, token=token, local=local, stop=self._stop)
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 app,
                 http=Bounded,
@@ -49,8 +50,9 @@ class Served:
                 proxy_headers=False,
                 lifespan="off",
                 timeout_keep_alive=5,
-                timeout_graceful_shutdown=1,
-            )
+                timeout_graceful_shutdown=2,
+            ),
+            self._stop,
         )
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}/"
@@ -65,13 +67,26 @@ class Served:
         self._server.should_exit = True
 
 
+class _Server(uvicorn.Server):
+    """Tells live streams, which would go on for ever, that it ends."""
+
+    def __init__(self, config: uvicorn.Config, stop: threading.Event) -> None:
+        super().__init__(config)
+        self._stop_streams = stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._stop_streams.set()
+        super().handle_exit(sig, frame)
+
+
 def serve(
     home: Home, host: str, port: int, token: str | None, say: Callable[[Served], None]
 ) -> None:
     """In front, until SIGINT or SIGTERM; `say` is called once visitors can come."""
     server = Served(home, host, port, token)
     say(server)
-    server.run()
+    with suppress(KeyboardInterrupt):  # uvicorn raises it once more when it is through with it
+        server.run()
 
 
 @contextmanager
