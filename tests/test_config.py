@@ -171,3 +171,16 @@ def test_all_mistakes_of_a_file_are_found_at_once(tmp_path):
         "unknown key 'limts'",
     ]
     assert found == config.load(overrides=["seed=3"])
+
+
+def test_the_dashboards_password_is_shown_nowhere_and_is_no_placeholder():
+    loaded = config.load(overrides=["web.token=between us"])
+    assert loaded.web.token.get_secret_value() == "between us"
+    dumped = config.to_yaml(loaded)
+    assert "between us" not in dumped
+    assert "between us" not in repr(loaded)
+    stars = yaml.safe_load(dumped)["web"]["token"]
+    for weak in (stars, "", "abcabc"):
+        message = refused(overrides=[f"web.token='{weak}'"])
+        assert "web.token: needs 6 different characters" in message
+        assert weak == "" or weak not in message

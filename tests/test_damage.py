@@ -4,10 +4,12 @@ import random
 import re
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 
 from command import run
+from kinship_storage.cells import moment
 from kinship_storage.errors import DamagedLineage, KinshipError
 from kinship_storage.lineage import Lineage
 from small_lineage import fill, finetune, open_lineage
@@ -211,3 +213,13 @@ def test_checkpoints_and_writers_beside_are_no_strangers(path):
             with type(lineage).open(path, now=lineage._now, beside=True) as other:
                 other.put("small", number)
         assert lineage.get("small") == 29
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-W05-6T08:15:00Z", "2026-01-31T24:00:00Z", "2026-02-30T00:00:00Z", "2026-1-3T8:5:0Z", ""],
+)
+def test_only_a_time_as_we_write_it_is_a_time(text):
+    assert moment("2026-01-31T08:15:00Z") == datetime(2026, 1, 31, 8, 15, tzinfo=UTC)
+    with pytest.raises(ValueError, match="not a time"):
+        moment(text)

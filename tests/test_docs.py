@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import command
+from documented import leaves, tables
 from kinship_daemon.cli import app
 from small_candidates import notice, waiting
 from small_lineage import fill, finetune, merge, open_lineage
@@ -15,7 +16,6 @@ from small_lineage import fill, finetune, merge, open_lineage
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "json.md").read_text()
 TEXT = "\n".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-ROW = re.compile(r"^\| `([^`]+)` \|", re.M)
 COMPARED = ["--policy", "topk-greedy", "--policy", "topk-kinship"]
 
 
@@ -25,29 +25,6 @@ def documented(title):
         rf"^## kinship-daemon {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S
     )
     return section
-
-
-def tables(text):
-    """Fields by the heading of their table's first column."""
-    found = {}
-    for head, rows in re.findall(
-        r"^\| (field[^|]*) \| meaning \|\n\| --- \| --- \|\n((?:\|.*\n)*)", text, re.M
-    ):
-        found.setdefault(head, []).extend(ROW.findall(rows))
-    return found
-
-
-def leaves(value, known, at=""):
-    """Paths of fields that hold no fields, `*` for names where the page has it; nulls too."""
-    if isinstance(value, list) and any(name.startswith(f"{at}[].") for name in known):
-        return set().union(*(leaves(item, known, f"{at}[]") for item in value))
-    if not isinstance(value, dict) or (at in known and not value):
-        return {at}
-    free = any(name == f"{at}.*" or name.startswith(f"{at}.*.") for name in known)
-    found = {at} if at in known else set()
-    for name, item in value.items():
-        found |= leaves(item, known, ".".join(filter(None, [at, "*" if free else name])))
-    return found
 
 
 def compare(title, value, known=None):

@@ -19,7 +19,9 @@ import pytest
 import command
 import lmtasks
 from kinship_daemon import scheduler
+from kinship_daemon.config import Web
 from kinship_daemon.errors import BudgetReached, KinshipError, Stopped, Transient, UsageError
+from kinship_daemon.home import Home
 from kinship_daemon.runner import Turn
 from kinship_storage.errors import DamagedLineage
 from small_lineage import open_lineage
@@ -158,15 +160,17 @@ def service(events, monkeypatch, tmp_path):
     """A service whose context is only what the clock itself uses of it."""
     monkeypatch.setattr(scheduler, "show_generation", lambda *_: None)
 
-    def make(*acts, until_converged=False, stopped="enough", **watching):
+    def make(*acts, until_converged=False, stopped="enough", web_port=None, **watching):
         monkeypatch.setattr(scheduler, "converged", lambda _: stopped)
         report = SimpleNamespace(event=lambda kind, message, **_: events.append((kind, message)))
         settings = {"poll_minutes": 0.001, "webhook_port": None, "webhook_host": "127.0.0.1"}
         watch = SimpleNamespace(**{**settings, **watching})
+        web = Web(port=web_port)
         context = SimpleNamespace(
             report=report,
             stop=threading.Event(),
-            config=SimpleNamespace(watch=watch),
+            config=SimpleNamespace(watch=watch, web=web),
+            home=Home(tmp_path),
             lineage=lineage,
             now=lambda: datetime.now(UTC),
         )
@@ -333,6 +337,23 @@ def test_a_webhook_that_cannot_be_is_said_before_anything_is_done(service, monke
         with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             running.run()
     assert turns.looks == []
+
+
+def test_the_dashboard_is_shown_while_the_daemon_runs(service, events):
+    port = free_port()
+    context, _, running = service(LOOKED, NOTHING, poll_minutes=LONG, web_port=port)
+    found = []
+
+    def look():
+        found.append(httpx.get(f"http://127.0.0.1:{port}/now.json").json()["home"])
+
+    threading.Timer(1.0, look).start()
+    threading.Timer(2.5, context.stop.set).start()
+    assert running.run() is None
+    assert found == [str(context.home.path)]
+    assert ("listen", f"the dashboard is at http://127.0.0.1:{port}/") in events
+    with pytest.raises(httpx.ConnectError):
+        look()
 
 
 def test_a_bug_ends_the_daemon_loudly(service):

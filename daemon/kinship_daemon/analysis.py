@@ -124,9 +124,9 @@ def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
 
     `metric` is the one that stages are described in.
     """
-    scored = _scored(lineage)
-    merges = tuple(_merges(lineage, scored))
-    founders = [scored[m.id] for m in lineage.models() if not m.parents and m.id in scored]
+    models, scored = _scored(lineage)
+    merges = tuple(_merges(lineage, models, scored))
+    founders = [scored[model.id] for model in models if not model.parents]
     stderr = _mean([error for _, error in scored.values()]) or 0.0
     enough = len(merges) >= FEWEST
     tops = {
@@ -148,26 +148,18 @@ def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
     return Analysis(**{**vars(found), "stages": tuple(_stages(found, metric))})
 
 
-def _scored(lineage: Lineage) -> dict[str, tuple[float, float]]:
-    """Mean over tasks and its standard error, of everyone scored under the present settings."""
-    settings: Any = lineage.get("settings") or {}
-    found = {}
-    for model in lineage.models():
-        rows = (
-            lineage.scores(model.weights, "selection", settings.get("selection"))
-            if model.weights and model.kind != "base"
-            else []
-        )
-        if rows:
-            errors = [0.0 if math.isnan(row.stderr) else row.stderr for row in rows]
-            found[model.id] = (
-                sum(row.score for row in rows) / len(rows),
-                math.sqrt(sum(error**2 for error in errors)) / len(rows),
-            )
-    return found
+def _scored(lineage: Lineage) -> tuple[list[Model], dict[str, tuple[float, float]]]:
+    """Everyone scored under the present settings; mean over tasks, and standard error, by id."""
+    settings: Any = (lineage.get("settings") or {}).get("selection")
+    means = lineage.mean_scores("selection", settings)
+    errors = lineage.mean_errors("selection", settings)
+    models = [m for m in lineage.scored_models("selection", settings) if m.kind != "base"]
+    return models, {m.id: (means[str(m.weights)], errors[str(m.weights)]) for m in models}
 
 
-def _merges(lineage: Lineage, scored: Mapping[str, tuple[float, float]]) -> list[Merge]:
+def _merges(
+    lineage: Lineage, models: Sequence[Model], scored: Mapping[str, tuple[float, float]]
+) -> list[Merge]:
     known = {metric: lineage.kinships(metric) for metric in METRICS}
     return [
         Merge(
@@ -178,8 +170,8 @@ def _merges(lineage: Lineage, scored: Mapping[str, tuple[float, float]]) -> list
             - sum(scored[parent][0] for parent in model.parents) / len(model.parents),
             kinship={metric: _parents_kinship(model, known[metric]) for metric in METRICS},
         )
-        for model in lineage.models(kind="merge")
-        if model.id in scored and all(parent in scored for parent in model.parents)
+        for model in models
+        if model.kind == "merge" and all(parent in scored for parent in model.parents)
     ]
 
 

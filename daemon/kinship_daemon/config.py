@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -167,6 +168,27 @@ class Notify(Section):
     """Kinds of events that notifiers are told of."""
 
 
+_LEAST_CHARACTERS = 6
+_SECRETS = frozenset({"web.token"})
+
+
+class Web(Section):
+    port: int | None = Field(None, ge=0, le=65535)
+    """Show the dashboard here while the daemon runs; None for not."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Beyond this machine it has no password unless `web.token` is set."""
+    token: SecretStr | None = None
+    """Asked for as the password, under any name, or as a bearer token."""
+
+    @field_validator("token")
+    @classmethod
+    def _is_a_secret(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and len(set(token.get_secret_value())) < _LEAST_CHARACTERS:
+            # Neither what `config show` prints in its place.
+            raise ValueError(f"needs {_LEAST_CHARACTERS} different characters or more")
+        return token
+
+
 class Config(Section):
     base: str = "mistral-7b"
     """An alias (`kinship-daemon bases`), org/name[@revision], a local folder, or `demo`."""
@@ -187,6 +209,7 @@ class Config(Section):
     publish: Publish = Publish()
     limits: Limits = Limits()
     notify: Notify = Notify()
+    web: Web = Web()
 
 
 def reference() -> str:
@@ -347,7 +370,8 @@ def _explained(problem: ErrorDetails) -> str:
         known = _known_keys(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
         return f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
-    return f"{key}: {_lower(problem['msg'])} (got {problem['input']!r})"
+    got = "" if key in _SECRETS else f" (got {problem['input']!r})"
+    return f"{key}: {_lower(problem['msg'])}{got}"
 
 
 def _lower(message: str) -> str:

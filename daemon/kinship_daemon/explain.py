@@ -9,7 +9,15 @@ from kinship_policies.policy import Decision, Population
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Score
 
-__all__ = ["explain", "opens_again", "returns", "set_aside_words"]
+__all__ = [
+    "chapters",
+    "evolution_words",
+    "explain",
+    "latest_scores",
+    "opens_again",
+    "returns",
+    "set_aside_words",
+]
 
 
 def explain(lineage: Lineage, name: str) -> str:
@@ -19,15 +27,30 @@ def explain(lineage: Lineage, name: str) -> str:
     Raises:
         LineageError: there is no such model.
     """
-    model = lineage.require(name)
-    chapters = [
-        _origin(lineage, model),
-        _choice(lineage, model),
-        _scores(lineage, model, "selection"),
-        _scores(lineage, model, "validation"),
-        _fate(lineage, model),
-    ]
-    return "\n\n".join("\n".join(lines) for lines in chapters if lines)
+    told = chapters(lineage, lineage.require(name))
+    return "\n\n".join("\n".join(lines) for lines in told.values() if lines)
+
+
+def chapters(lineage: Lineage, model: Model) -> dict[str, list[str]]:
+    """The lines of `explain`: origin, choice, selection, validation, fate; some may have none."""
+    return {
+        "origin": _origin(lineage, model),
+        "choice": _choice(lineage, model),
+        "selection": _scores(lineage, model, "selection"),
+        "validation": _scores(lineage, model, "validation"),
+        "fate": _fate(lineage, model),
+    }
+
+
+def evolution_words(lineage: Lineage) -> str:
+    """Whether the evolution goes on, or why it stopped."""
+    last = lineage.last_generation()
+    if last is None:
+        return "not begun"
+    if last.stop is None:
+        return "going on"
+    kind = "" if str(last.stop_kind) in last.stop else f" ({last.stop_kind})"
+    return f"stopped{kind}: {last.stop}"
 
 
 def _origin(lineage: Lineage, model: Model) -> list[str]:
@@ -107,10 +130,10 @@ def _rank(facts: Population, name: str) -> str:
 
 
 def _scores(lineage: Lineage, model: Model, split: str) -> list[str]:
-    mine = _latest(lineage, model, split)
+    mine = latest_scores(lineage, model, split)
     if not mine:
         return []
-    parents = {name: _latest(lineage, lineage.require(name), split) for name in model.parents}
+    parents = {name: latest_scores(lineage, lineage.require(name), split) for name in model.parents}
     known = [name for name, rows in parents.items() if rows]
     lines = [f"{split} scores ({mine[0].harness}, seed {mine[0].seed})"]
     header = ["task", model.id, *known]
@@ -123,12 +146,12 @@ def _scores(lineage: Lineage, model: Model, split: str) -> list[str]:
     return lines + _columns([header, *rows, ["mean", *means]])
 
 
-def _latest(lineage: Lineage, model: Model, split: str) -> list[Score]:
+def latest_scores(lineage: Lineage, model: Model, split: str) -> list[Score]:
     """Scores under the home's latest settings."""
     current = lineage.get("settings") or {}
     if model.weights is None or split not in {"selection", "validation"}:
         return []
-    rows = lineage.scores(model.weights, settings=current.get(split))
+    rows = lineage.scores(model.weights, settings=current.get(split), samples=False)
     return [row for row in rows if row.split == split]
 
 
@@ -167,8 +190,8 @@ def _fate(lineage: Lineage, model: Model) -> list[str]:
 
 
 def _not_judged(lineage: Lineage, model: Model) -> str:
-    mine = _latest(lineage, model, "selection")
-    theirs = {p: _latest(lineage, lineage.require(p), "selection") for p in model.parents}
+    mine = latest_scores(lineage, model, "selection")
+    theirs = {p: latest_scores(lineage, lineage.require(p), "selection") for p in model.parents}
     scored = {p: _mean(rows) for p, rows in theirs.items() if rows}
     if not mine or not scored:
         return "gate: not judged: no selection scores under the present settings"
@@ -177,7 +200,7 @@ def _not_judged(lineage: Lineage, model: Model) -> str:
         for name in model.parents:
             parent = lineage.require(name)
             in_use = any(m.status == "admitted" for m in lineage.by_weights(parent.weights or ""))
-            if not in_use and not _latest(lineage, parent, "validation"):
+            if not in_use and not latest_scores(lineage, parent, "validation"):
                 return f"gate: not judged: {name} is {parent.status} and has no validation scores"
         return "gate: not judged yet; the next run judges it"
     return (

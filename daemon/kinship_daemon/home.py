@@ -58,6 +58,11 @@ class Home:
         return self.path / "logs" / "evaluate.log"
 
     @property
+    def activity(self) -> Path:
+        """What the daemon does just now; see `activity`."""
+        return self.path / "logs" / "activity.json"
+
+    @property
     def bug_log(self) -> Path:
         """Mistakes of ours that single models met, in full."""
         return self.path / "logs" / "bugs.log"

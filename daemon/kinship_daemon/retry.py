@@ -12,15 +12,15 @@ from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Split
 from kinship_storage.transitions import ModelEvent
 
-__all__ = ["reopen", "try_again"]
+__all__ = ["SETTINGS_THEN", "reopen", "try_again"]
 
-_SETTINGS_THEN = "settings_then"
+SETTINGS_THEN = "settings_then"
 
 
 def try_again(config: Config, settings: Settings, lineage: Lineage, report: Reporter) -> None:
     """At a start: whom the world kept out, and whom a setting did that has another value now."""
     now = _settings(config, settings)
-    then = lineage.get(_SETTINGS_THEN) or _of_an_older_version(lineage)
+    then = lineage.get(SETTINGS_THEN) or _of_an_older_version(lineage)
     changed = {key for key, value in now.items() if then.get(key, value) != value}
     with lineage.transaction():
         waiting = [model for model in lineage.set_aside("world") if model.retry_at is not None]
@@ -31,7 +31,7 @@ def try_again(config: Config, settings: Settings, lineage: Lineage, report: Repo
         ]
         for model in (*waiting, *by_setting):
             reopen(lineage, model)
-        lineage.put(_SETTINGS_THEN, now)
+        lineage.put(SETTINGS_THEN, now)
     if waiting:
         report.event("retry", f"{_models(waiting)} tried again, set aside for a time")
     if by_setting:

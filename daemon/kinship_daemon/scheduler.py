@@ -119,6 +119,7 @@ class Service:
         scheduler.add_job(self.hurry, "interval", seconds=seconds, misfire_grace_time=None)
         scheduler.add_job(self._bell.set, "cron", hour=0, misfire_grace_time=None)
         with (
+            self._web(),
             self._webhook() as webhook,
             _saying_what_is_finished(self._context, self._running),
         ):
@@ -198,6 +199,23 @@ class Service:
             self._context.lineage.check_in_place()
             if self._bell.wait(_TICK_SECONDS if left is None else min(left, _TICK_SECONDS)):
                 return
+
+    @contextmanager
+    def _web(self) -> Iterator[None]:
+        """The dashboard, where it is wanted."""
+        web = self._context.config.web
+        if web.port is None:
+            yield
+            return
+        from kinship_daemon.web.serving import served  # noqa: PLC0415 - only who serves imports it
+
+        token = None if web.token is None else web.token.get_secret_value()
+        with served(self._context.home, web.host, web.port, token) as server:
+            self._context.report.event("listen", f"the dashboard is at {server.url}")
+            if server.is_open:
+                warning = "the dashboard has no password: set web.token, or web.host to 127.0.0.1"
+                self._context.report.event("warning", warning)
+            yield
 
     def _webhook(self) -> AbstractContextManager[Webhook | None]:
         watch, secret = self._context.config.watch, webhook_secret(self._context.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kinship_daemon import demo
+from kinship_daemon.activity import recording
 from kinship_daemon.config import Config
 from kinship_daemon.context import Context, Evaluators, Rows
 from kinship_daemon.device import resolve_device
@@ -34,6 +36,7 @@ from kinship_daemon.weights.recipe import Recipe, check
 from kinship_policies.registry import make
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import File, Model, Split
+from kinship_storage.rows import stamp
 
 __all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"]
 
@@ -79,6 +82,7 @@ def opened(
     home = home_of(config)
     with (
         home.hold(),
+        recording(report, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
         closing(Evaluators(home.evaluation_log, stop)) as evaluators,
@@ -86,16 +90,16 @@ def opened(
         lineage.recover()
         hub = _hub(config, home, lineage, stop)
         if not dry_run:
-            _check_right(config, hub, lineage, report)
+            _check_right(config, hub, lineage, reporter)
         repo = _base_repo(base, hub, home, lineage)
-        settings = with_documents(evaluators, settings, lineage, report, load=check_evaluation)
-        folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
+        settings = with_documents(evaluators, settings, lineage, reporter, load=check_evaluation)
+        folder = base.path or _base_folder(base, repo, hub, home, lineage, reporter)
         model = _base(base, repo, folder, home, lineage)
         check(recipe, tuple(Checkpoint.open(folder).tensors))
         if check_evaluation:
-            check_base(evaluators, settings, model, folder, lineage, report)
-        try_again(config, settings, lineage, report)
-        _say_new_scores(settings, lineage, report)
+            check_base(evaluators, settings, model, folder, lineage, reporter)
+        try_again(config, settings, lineage, reporter)
+        _say_new_scores(settings, lineage, reporter)
         lineage.put("hub", hub.name)
         clock = now
         yield Context(
@@ -106,12 +110,12 @@ def opened(
             policy=policy,
             settings=settings,
             evaluators=evaluators,
-            report=report,
+            report=reporter,
             files=FileCache(
                 home,
                 hub,
                 lineage,
-                report,
+                reporter,
                 disk_gb=config.limits.disk_gb,
                 keep=lambda: living(lineage, settings),
                 day=lambda: f"{clock():%Y-%m-%d}",

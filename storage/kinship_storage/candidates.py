@@ -12,7 +12,8 @@ from kinship_storage.store import Json, Store, dumps
 
 __all__ = ["Candidates"]
 
-_CHANGEABLE = frozenset(field.name for field in fields(Candidate)) - {"model"}
+_ORDERS = frozenset(field.name for field in fields(Candidate))
+_CHANGEABLE = _ORDERS - {"model"}
 
 
 class Candidates:
@@ -86,6 +87,39 @@ class Candidates:
         found = self._store.query(_CANDIDATES.format(where=where), list(wanted.values()))
         return [record(Candidate, values, model=values["id"]) for values in found]
 
+    def listed_candidates(
+        self,
+        status: Status,
+        *,
+        text: str = "",
+        order: str = "model",
+        descending: bool = False,
+        limit: int,
+        offset: int = 0,
+    ) -> tuple[int, list[Candidate]]:
+        """
+        A page of those whose model has this status, and how many there are on all pages.
+
+        Args:
+            text: Only those whose id or reason holds this, whatever its case.
+            order: A field of `Candidate`; ties by model, unknown values last.
+
+        Raises:
+            LineageError: No such field.
+        """
+        if order not in _ORDERS:
+            raise LineageError(f"no order {order!r}; there are: {', '.join(sorted(_ORDERS))}")
+        column = "m.id" if order == "model" else f"candidates.{order}"
+        by = f"{column} {'DESC' if descending else 'ASC'} NULLS LAST, m.id LIMIT ?3 OFFSET ?4"
+        like = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        asked = [status, f"%{like}%"]
+        counted = self._store.query(_COUNTED.format(where=_MATCHING), asked)
+        found = self._store.query(
+            _LISTED.format(where=_MATCHING, order=by), [*asked, limit, offset]
+        )
+        page = [record(Candidate, values, model=values["id"]) for values in found]
+        return counted[0]["number"], page
+
     def put_sample(self, plan: str, model: str, vector: bytes) -> None:
         """
         The compact vector of a model under a plan; replaces what was there.
@@ -110,7 +144,8 @@ class Candidates:
         return {values["id"]: values["vector"] for values in found}
 
 
-_CANDIDATES = (
-    "SELECT candidates.*, m.id FROM models AS m JOIN candidates ON candidates.model = m.number"
-    " WHERE {where} ORDER BY m.id"
-)
+_FROM = " FROM models AS m JOIN candidates ON candidates.model = m.number WHERE {where}"
+_LISTED = f"SELECT candidates.*, m.id{_FROM} ORDER BY {{order}}"
+_CANDIDATES = f"SELECT candidates.*, m.id{_FROM} ORDER BY m.id"
+_COUNTED = f"SELECT count(*) AS number{_FROM}"
+_MATCHING = "m.status = ?1 AND (m.id LIKE ?2 ESCAPE '\\' OR m.reason LIKE ?2 ESCAPE '\\')"

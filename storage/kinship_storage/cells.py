@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import zlib
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from kinship_storage.transitions import Cause, JobStatus, Status
 __all__ = ["TIME", "decode", "moment", "schema"]
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\dZ", re.ASCII)
 
 _TYPES: Mapping[str, type] = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
 _TIMES = frozenset({"created", "modified", "retry_at", "due", "started", "finished"})
@@ -64,9 +66,12 @@ def decode(table: str, column: str, value: object) -> Any:
 def moment(time: str) -> datetime:
     """The time that `rows.stamp` wrote; ValueError for any other text."""
     try:
-        return datetime.strptime(time, TIME).replace(tzinfo=UTC)
+        # Not strptime, which takes half the time of a read of thousands.
+        if _TIME.fullmatch(time):
+            return datetime.fromisoformat(time)
     except ValueError:
-        raise ValueError(f"holds {_shown(time)}, not a time") from None
+        pass
+    raise ValueError(f"holds {_shown(time)}, not a time")
 
 
 class _Schema:

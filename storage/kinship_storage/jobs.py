@@ -158,6 +158,27 @@ class Jobs:
         found = self._store.query("SELECT status, count(*) AS number FROM jobs GROUP BY status")
         return {values["status"]: values["number"] for values in found}
 
+    def count_jobs_by_kind(self) -> dict[tuple[str, JobStatus], int]:
+        """How many there are of each kind and status."""
+        found = self._store.query(
+            "SELECT kind, status, count(*) AS number FROM jobs GROUP BY kind, status"
+        )
+        return {(values["kind"], values["status"]): values["number"] for values in found}
+
+    def work_seconds(self) -> dict[str, float]:
+        """Time at work by kind, over all attempts that were not killed."""
+        found = self._store.query(
+            "SELECT kind, sum(seconds) AS seconds FROM jobs GROUP BY kind ORDER BY kind"
+        )
+        return {values["kind"]: values["seconds"] for values in found}
+
+    def last_finished(self, kind: str) -> datetime | None:
+        """When a job of this kind was done last; None before the first."""
+        found = self._store.query(
+            "SELECT max(finished) AS finished FROM jobs WHERE kind = ? AND status = 'done'", [kind]
+        )
+        return None if found[0]["finished"] is None else moment(found[0]["finished"])
+
     def next_due(self) -> datetime | None:
         """When the next wait is over; None if no job waits for a time."""
         found = self._store.query("SELECT min(due) AS due FROM jobs WHERE status = 'waiting'")

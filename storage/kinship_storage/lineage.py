@@ -105,9 +105,13 @@ class Lineage(Tables):
         """All that is written inside or nothing; may be nested."""
         return self._store.transaction()
 
+    def snapshot(self) -> AbstractContextManager[None]:
+        """All that is read inside is from one moment, whatever a daemon writes meanwhile."""
+        return self._store.snapshot()
+
     def export(self) -> dict[str, Any]:
         """All of it as the JSON of `kinship-daemon lineage --format json`."""
-        with self._store.snapshot():
+        with self.snapshot():
             return export(self, self._store)
 
     def verify(
@@ -125,7 +129,7 @@ class Lineage(Tables):
         """
         damaged = self.damage()
         try:
-            with self._store.snapshot():
+            with self.snapshot():
                 return [*damaged, *verify(self, self._store, identity)]
         except Exception:
             if not damaged:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from kinship_storage.errors import LineageError
-from kinship_storage.records import Cause, File, Kind, Model, Status
+from kinship_storage.records import Cause, File, Kind, Model, Split, Status
 from kinship_storage.rows import cells, model_number, record, row, stamp, weights_number
 from kinship_storage.store import Json, Row, Store
 from kinship_storage.transitions import MODELS, ModelEvent
@@ -201,6 +201,15 @@ class Models:
             terms.append(f"m.status IN ({', '.join('?' * len(statuses))})")
             args += statuses
         return self._models(" AND ".join(terms) or "TRUE", *args)
+
+    def scored_models(self, split: Split, settings: str | None = None) -> list[Model]:
+        """Those with a score under these settings, or under any; sorted by generation, then id."""
+        return self._models(
+            "m.weights IN (SELECT weights FROM scores"
+            " WHERE split = ?1 AND (?2 IS NULL OR settings = ?2))",
+            split,
+            settings,
+        )
 
     def due_models(self, now: datetime) -> list[Model]:
         """Those set aside for the world whose time has come; sorted by id."""

@@ -19,6 +19,8 @@ _COMMANDS = {
     "run": ("run", "Watch, merge, evaluate and publish: the daemon itself."),
     "status": ("home_reports", "What a home is doing and what waits, was refused or set aside."),
     "stop": ("stop", "End the daemon of a home; what is done is saved."),
+    "dashboard": ("dashboard", "Look at a home in a browser, beside a daemon or without one."),
+    "report": ("dashboard", "Write all of that to one HTML file."),
     "candidates": ("candidates", "Who waits and in which order, who was refused, budgets spent."),
     "retry": ("retry", "Open again what was refused, set aside or put off."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),

@@ -10,23 +10,16 @@ from typing import Any
 import click
 
 from kinship_daemon import config as configuration
+from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
 from kinship_daemon.cli.options import now, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.config import Config
-from kinship_daemon.explain import returns, set_aside_words
-from kinship_daemon.ranking import popularity, ranked
+from kinship_daemon.explain import set_aside_words
 from kinship_daemon.report import amount
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Candidate, Model, Status
 
 __all__ = ["candidates_command"]
 
-_STATUS: Mapping[str, Status] = {
-    "waiting": "seen",
-    "refused": "refused",
-    "quarantined": "quarantined",
-    "admitted": "admitted",
-}
 # Daily budgets as the lineage notes them, and the limit of each.
 _SPENT = {"candidates": "candidates_per_day", "download_bytes": "download_gb_per_day"}
 _ORDER = ("place", "value")  # of those who wait
@@ -50,7 +43,7 @@ _Row = dict[str, Any]
 @click.option(
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key of it."
 )
-@click.option("status", "--status", type=click.Choice([*_STATUS, "all"]), help="Only these.")
+@click.option("status", "--status", type=click.Choice([*STATUS, "all"]), help="Only these.")
 @click.option("as_json", "--json", is_flag=True, help="For machines: a row for each, all fields.")
 @click.option("limit", "--limit", type=click.IntRange(min=1), help="At most so many in a list.")
 def candidates_command(
@@ -68,7 +61,7 @@ def candidates_command(
         home, base = config.home, config.base
     found, lineage = open_lineage(home, base)
     only = None if status == "all" else status
-    wanted = list(_STATUS) if only is None else [only]
+    wanted = list(STATUS) if only is None else [only]
     with lineage:
         facts = {"home": str(found.path), **_facts(lineage, config, wanted)}
     if as_json:
@@ -92,45 +85,23 @@ def _facts(lineage: Lineage, config: Config, wanted: Sequence[str]) -> dict[str,
     spent = lineage.budgets(today)
     rows: dict[str, Any] = {}
     for name in wanted:
-        candidates = lineage.candidates(_STATUS[name])
+        candidates = lineage.candidates(STATUS[name])
         rows[name] = (
-            _waiting(candidates, config)
+            waiting_rows(
+                candidates,
+                novelty=config.admission.novelty,
+                popularity_weight=config.admission.popularity,
+            )
             if name == "waiting"
-            else _set_aside(candidates, {model.id: model for model in lineage.set_aside()})
+            else aside_rows(candidates, {model.id: model for model in lineage.set_aside()})
         )
     return {
         "order": {"novelty": config.admission.novelty, "popularity": config.admission.popularity},
         "limits": {limit: getattr(config.limits, limit) for limit in _SPENT.values()},
         "spent": {what: round(spent.get(what, 0)) for what in _SPENT},
-        "counts": {name: counts.get(("finetune", status), 0) for name, status in _STATUS.items()},
+        "counts": {name: counts.get(("finetune", status), 0) for name, status in STATUS.items()},
         **rows,
     }
-
-
-def _waiting(candidates: Sequence[Candidate], config: Config) -> list[_Row]:
-    """Triaged ones as they will be fetched, then the others as they will be triaged."""
-    weights = config.admission
-    triaged = ranked(
-        [each for each in candidates if each.triaged],
-        novelty=weights.novelty,
-        popularity_weight=weights.popularity,
-    )
-    noticed = [each for each in candidates if not each.triaged]
-    noticed.sort(key=lambda each: (-popularity(each), each.model))
-    return [
-        {"place": place, "value": each.value, **vars(each.candidate)}
-        for place, each in enumerate(triaged, 1)
-    ] + [{"place": None, "value": None, **vars(each)} for each in noticed]
-
-
-def _set_aside(candidates: Sequence[Candidate], aside: Mapping[str, Model]) -> list[_Row]:
-    rows = []
-    for each in candidates:
-        model = aside.get(each.model)
-        told = (None,) * 3 if model is None else (model.reason, model.cause, returns(model))
-        why = dict(zip(("reason", "cause", "opens_again"), told, strict=True))
-        rows.append({**vars(each), **why})
-    return rows
 
 
 def _why(row: _Row) -> str:

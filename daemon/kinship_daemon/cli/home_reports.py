@@ -13,7 +13,7 @@ from kinship_daemon import family
 from kinship_daemon.cli.options import find_model, home_options, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.explain import explain, returns, set_aside_words
+from kinship_daemon.explain import evolution_words, explain, returns, set_aside_words
 from kinship_daemon.home import Home
 from kinship_daemon.report import count
 from kinship_storage.errors import DamagedLineage
@@ -94,7 +94,7 @@ def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
         },
         "jobs": dict(sorted(lineage.count_jobs().items())),
         "decisions": 0 if last is None else last.number,
-        "evolution": _evolution(lineage),
+        "evolution": evolution_words(lineage),
         "best": _best(lineage),
         "published": [publication.repo for publication in lineage.publications()],
         "not_published": [
@@ -116,16 +116,6 @@ def _job(job: Job) -> dict[str, str | None]:
 def _best(lineage: Lineage) -> str:
     found = lineage.best()
     return "none yet" if found is None else f"{found.model} {found.score:.4f} ({found.split})"
-
-
-def _evolution(lineage: Lineage) -> str:
-    last = lineage.last_generation()
-    if last is None:
-        return "not begun"
-    if last.stop is None:
-        return "going on"
-    kind = "" if str(last.stop_kind) in last.stop else f" ({last.stop_kind})"
-    return f"stopped{kind}: {last.stop}"
 
 
 def _set_aside(lineage: Lineage) -> Iterator[dict[str, str | None]]:

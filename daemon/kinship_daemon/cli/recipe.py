@@ -9,7 +9,7 @@ import click
 from kinship_daemon.cli.options import find_model, home_options, open_lineage
 from kinship_daemon.context import Rows
 from kinship_daemon.errors import KinshipError, UsageError
-from kinship_daemon.steps.recipes import Recipes, main_dtype
+from kinship_daemon.steps.recipes import Recipes
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.ledger import Ledger
 
@@ -34,6 +34,6 @@ def recipe_command(model: str, made: bool, home: Path | None, base: str | None) 
         if not found.ledger.is_file():
             raise KinshipError(f"{found.path} has no ledger; the next run computes it again")
         (origin,) = lineage.models("base")
-        dtype = main_dtype(Checkpoint.open(Path(str(origin.folder))))
+        dtype = Checkpoint.open(Path(str(origin.folder))).main_dtype
         recipes = Recipes(lineage, Rows(Ledger.load(found.ledger)), origin, dtype)
         click.echo(recipes.made(merge) if made else recipes.from_leaves(merge), nl=False)

@@ -11,13 +11,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import dendrogram, linkage
-from scipy.spatial.distance import squareform
+from scipy.cluster.hierarchy import dendrogram
 
+from kinship_daemon.draw.clustering import cluster
 from kinship_daemon.draw.picture import KINSHIP, elided, rendered, styled
 from kinship_daemon.report import count
 
-__all__ = ["cluster", "heat_map"]
+__all__ = ["heat_map"]
 
 _Matrix = NDArray[np.float64]
 
@@ -62,18 +62,6 @@ def heat_map(
         bar.tick_params(labelsize=7)
         _title(body, f"{metric} kinship of {count(len(names), 'model')}, deltas from {base}")
         return rendered(figure, form)
-
-
-def cluster(matrix: _Matrix, metric: str) -> _Matrix:
-    """
-    Average linkage over 1 - kinship (or the distance itself), leaves in the optimal order.
-
-    What is not defined counts as farthest. Returns scipy's linkage, (models - 1, 4).
-    """
-    distances = matrix if metric == "euclidean" else 1 - matrix
-    pairs = squareform(distances, checks=False)
-    tree: _Matrix = linkage(np.nan_to_num(pairs, nan=2.0), "average", optimal_ordering=True)
-    return tree
 
 
 def _canvas(models: int) -> tuple[Axes, Figure]:

@@ -12,7 +12,7 @@ import yaml
 from kinship_daemon.hub.licence import hub_fields
 from kinship_storage.records import File, Model, Score, Split
 
-__all__ = ["CardFacts", "model_card"]
+__all__ = ["CardFacts", "interval", "model_card"]
 
 _Z = 1.959963984540054  # 95 % of a normal distribution lies within this many standard errors
 
@@ -184,16 +184,20 @@ def _versioned(row: Score) -> str:
     return f"{row.task} (version {row.task_version})" if row.task_version else row.task
 
 
+def interval(row: Score) -> tuple[float, float] | None:
+    """The 95 % interval of a score; a share cannot be below 0 or above 1. None if unknown."""
+    if not math.isfinite(row.stderr):
+        return None
+    low, high = row.score - _Z * row.stderr, row.score + _Z * row.stderr
+    return (max(0.0, low), min(1.0, high)) if 0 <= row.score <= 1 else (low, high)
+
+
 def _interval(row: Score | None) -> str:
-    """Score and interval; a share cannot be below 0 or above 1."""
+    """Score and interval."""
     if row is None:
         return "-"
-    if not math.isfinite(row.stderr):
-        return f"{row.score:.4f}"
-    low, high = row.score - _Z * row.stderr, row.score + _Z * row.stderr
-    if 0 <= row.score <= 1:
-        low, high = max(0.0, low), min(1.0, high)
-    return f"{row.score:.4f} ({low:.4f} to {high:.4f})"
+    ends = interval(row)
+    return f"{row.score:.4f}" + ("" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})")
 
 
 def _tree(facts: CardFacts) -> str:

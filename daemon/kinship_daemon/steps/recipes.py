@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from kinship_daemon.context import Context, Rows
 from kinship_daemon.steps.assemblies import combination, leaf_models
 from kinship_daemon.steps.leaves import is_leaf
-from kinship_daemon.weights.checkpoint import DTYPES, Checkpoint
 from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 
-__all__ = ["Recipes", "called", "main_dtype"]
+__all__ = ["Recipes", "called"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Recipes:
 
     @classmethod
     def of(cls, context: Context) -> Recipes:
-        dtype = main_dtype(context.base_checkpoint)
+        dtype = context.base_checkpoint.main_dtype
         return cls(context.lineage, context.rows, context.base, dtype)
 
     def made(self, model: Model) -> str:
@@ -86,9 +84,3 @@ def called(lineage: Lineage, model: Model) -> str:
     """A model as others can find it: by repo; not published yet, by its name in the lineage."""
     publication = lineage.publication(model.id)
     return publication.repo if publication else model.name
-
-
-def main_dtype(base: Checkpoint) -> str:
-    """The dtype that most of the base's tensors have, as mergekit and torch call it."""
-    counts = Counter(info.dtype for info in base.tensors.values())
-    return str(DTYPES[counts.most_common(1)[0][0]]).removeprefix("torch.")

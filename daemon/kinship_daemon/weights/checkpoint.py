@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -97,6 +98,12 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         return sum(info.elements for info in self.tensors.values())
+
+    @property
+    def main_dtype(self) -> str:
+        """The dtype that most of its tensors have, as mergekit and torch call it."""
+        counts = Counter(info.dtype for info in self.tensors.values())
+        return str(DTYPES[counts.most_common(1)[0][0]]).removeprefix("torch.")
 
     @property
     def nbytes(self) -> int:

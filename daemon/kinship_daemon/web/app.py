@@ -1,0 +1,209 @@
+"""
+The one ASGI app: pages, each with its `.json` twin, and live events.
+
+It only reads. Every page is made from one moment of the lineage, opened for that page alone, so it
+works beside a running daemon, on a finished home and on a copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from kinship_daemon.activity import recorded
+from kinship_daemon.errors import KinshipError
+from kinship_daemon.home import Home
+from kinship_daemon.web.drawn import drawn
+from kinship_daemon.web.guard import guarded
+from kinship_daemon.web.kinships import Kinships
+from kinship_daemon.web.metrics import metrics
+from kinship_daemon.web.pages import candidates, evolution, kinship, model, now, tree
+from kinship_daemon.web.view import View
+from kinship_daemon.web.words import Links, ServerLinks, environment
+
+__all__ = ["PAGES", "Page", "application", "rendered"]
+
+_LIVE_SECONDS = 0.5
+_STILL_SECONDS = 15
+_MOST_LIVE = 20  # browsers that are told of changes at a time; others look for themselves
+
+Query = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """
+    Attributes:
+        name: Its address, and its template's name.
+        facts: What it says, as JSON; what its `.json` twin gives.
+        is_listed: Stands in the navigation.
+    """
+
+    name: str
+    title: str
+    facts: Callable[[View, Query], dict[str, Any]]
+    is_listed: bool = True
+
+
+PAGES = (
+    Page("now", "Now", lambda view, _: now.facts(view)),
+    Page("tree", "Family tree", lambda view, _: tree.facts(view)),
+    Page("kinship", "Kinship", lambda view, _: kinship.facts(view)),
+    Page("evolution", "Evolution", lambda view, _: evolution.facts(view)),
+    Page("candidates", "Candidates", candidates.facts),
+    Page("model", "Model", lambda view, asked: model.facts(view, asked.get("id", "")), False),
+)
+
+
+def application(
+    home: Home, *, token: str | None = None, local: bool = True, stop: threading.Event
+) -> guarded:
+    """
+    The app of one home.
+
+    Args:
+        token: What a visitor must know; None for nothing.
+        local: Serves this machine alone: other names of it than localhost are not answered, so
+            that no page of the web can read us under a name of its own (DNS rebinding).
+        stop: Set when the server is to end.
+    """
+    site = _Site(home, stop)
+    routes = [
+        Route("/", site.html(PAGES[0])),
+        *(Route(f"/{page.name}", site.html(page)) for page in PAGES),
+        *(Route(f"/{page.name}.json", site.twin(page)) for page in PAGES),
+        Route("/step", site.step),
+        Route("/metrics", site.metrics),
+        Route("/live", site.live),
+        Mount("/static", StaticFiles(packages=[("kinship_daemon.web", "static")])),
+    ]
+    app = Starlette(
+        routes=routes, exception_handlers={KinshipError: site.failed, 404: site.missing}
+    )
+    return guarded(app, token=token, local=local and token is None)
+
+
+def rendered(
+    templates: Environment, page: Page, facts: dict[str, Any], links: Links, *, part: bool = False
+) -> str:
+    """A page's HTML; with `part` only what stands between head and foot."""
+    name = f"parts/{page.name}.html" if part else "base.html"
+    given = {"page": page, "pages": PAGES, "facts": facts, "link": links}
+    return templates.get_template(name).render(**given, **drawn(page.name, facts))
+
+
+class _Site:
+    def __init__(self, home: Home, stop: threading.Event) -> None:
+        self._home = home
+        self._stop = stop
+        self._kinships = Kinships(home)
+        self._templates = environment()
+        self._links = ServerLinks()
+        # A page holds the interpreter for a tenth of a second: one at a time is soonest for all.
+        self._one = threading.Lock()
+        self._live = 0
+        threading.Thread(target=self._kinships.prepare, name="torch", daemon=True).start()
+
+    def html(self, page: Page) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            with self._one:
+                facts = self._facts(page, request)
+                part = "part" in request.query_params
+                text = rendered(self._templates, page, facts, self._links, part=part)
+            return Response(text, media_type="text/html")
+
+        return answer
+
+    def twin(self, page: Page) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            with self._one:
+                return JSONResponse(self._facts(page, request))
+
+        return answer
+
+    def step(self, _: Request) -> Response:
+        """The part of Now that changes from second to second."""
+        with self._one, View.of(self._home, self._kinships) as view:
+            given = {"facts": now.step_facts(view), "link": self._links}
+            text = self._templates.get_template("parts/step.html").render(**given)
+        return Response(text, media_type="text/html")
+
+    def metrics(self, _: Request) -> Response:
+        with self._one, View.of(self._home, self._kinships) as view:
+            return Response(metrics(view), media_type=CONTENT_TYPE_LATEST)
+
+    def _facts(self, page: Page, request: Request) -> dict[str, Any]:
+        with View.of(self._home, self._kinships) as view:
+            return page.facts(view, request.query_params)
+
+    async def live(self, _: Request) -> Response:
+        """Server-sent events: `change` with a commit or an event, `step` with every step on."""
+        if self._live >= _MOST_LIVE:
+            return Response("enough browsers are told of changes", 503)
+        return StreamingResponse(self._changes(), media_type="text/event-stream")
+
+    async def _changes(self) -> AsyncIterator[str]:
+        self._live += 1
+        try:
+            lineage, activity, told = self._committed(), _changed(self._home.activity), 0
+            events = self._last_event()
+            yield "retry: 5000\n\n"
+            while not self._stop.is_set():
+                await asyncio.sleep(_LIVE_SECONDS)
+                before, told = (lineage, activity, events), told + 1
+                lineage, activity = self._committed(), _changed(self._home.activity)
+                if activity != before[1]:
+                    events = self._last_event()
+                if (lineage, events) != (before[0], before[2]):
+                    told = 0
+                    yield "event: change\ndata:\n\n"
+                elif activity != before[1]:
+                    told = 0
+                    yield "event: step\ndata:\n\n"
+                elif told * _LIVE_SECONDS >= _STILL_SECONDS:
+                    told = 0
+                    yield ": still here\n\n"  # a browser that went away is noticed by this
+        finally:
+            self._live -= 1
+
+    def _committed(self) -> tuple[object, ...]:
+        """Another one after every commit; files are looked at, not read."""
+        lineage = self._home.lineage
+        return _changed(lineage), _changed(lineage.with_name(f"{lineage.name}-wal"))
+
+    def _last_event(self) -> object:
+        return next(iter(recorded(self._home.activity).get("events", [])[-1:]), None)
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        """A model that is not there, a lineage that cannot be read: in the words of the error."""
+        return self._error(request, str(error), 404 if "no model" in str(error) else 503)
+
+    def missing(self, request: Request, _: Exception) -> Response:
+        return self._error(request, "there is no such page", 404)
+
+    def _error(self, request: Request, message: str, status: int) -> Response:
+        if request.url.path.endswith(".json"):
+            return JSONResponse({"error": message}, status)
+        given = {"page": None, "pages": PAGES, "message": message, "link": self._links}
+        text = self._templates.get_template("error.html").render(**given)
+        return Response(text, status, media_type="text/html")
+
+
+def _changed(file: Path) -> object:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
