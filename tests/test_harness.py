@@ -491,7 +491,7 @@ def test_out_of_memory_names_the_setting_that_helps(tiny_base, tmp_path, monkeyp
     def full(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._model_call", full)
+    monkeypatch.setattr("transformers.MistralForCausalLM.forward", full)
     with pytest.raises(ModelError, match=r"out of memory.*evaluate.batch_size below 8"):
         harness.evaluate(leaf_assembly(tiny_base, "sha256:base"), "selection")
 

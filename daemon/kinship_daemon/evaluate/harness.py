@@ -9,7 +9,8 @@ import torch
 from lm_eval import evaluator
 
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.evaluate.live import LiveModel, ModelSlot, is_out_of_memory, unusable
+from kinship_daemon.evaluate.live import LiveModel
+from kinship_daemon.evaluate.model_slot import ModelSlot, is_out_of_memory, unusable
 from kinship_daemon.evaluate.settings import Documents, Question, Settings, harness_versions
 from kinship_daemon.evaluate.split import documents
 from kinship_daemon.evaluate.tasks import LoadedTask, load_tasks, seed_all

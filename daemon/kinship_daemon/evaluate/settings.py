@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from kinship_storage.records import Split
 
 __all__ = [
     "Asked",
+    "Cost",
     "Documents",
     "Evaluate",
     "Progress",
@@ -46,6 +48,24 @@ Asked = Split | Question | None
 Progress = Callable[[int, int], None]
 # Digest of a task's documents, by split and task.
 Documents = Mapping[Split, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    Tokens that a model was made to read or write, padding not counted.
+
+    Attributes:
+        lm_eval: What lm-eval would have computed for the same answers.
+    """
+
+    computed: int = 0
+    lm_eval: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return replace(
+            self, computed=self.computed + other.computed, lm_eval=self.lm_eval + other.lm_eval
+        )
 
 
 def _user_path(path: Path) -> Path:
