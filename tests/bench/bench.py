@@ -20,6 +20,7 @@ class Bench:
         parameters: Of a model, about.
         models: How many fine-tunes there may be.
         repeat: How often each thing is timed.
+        language_model: Folder of a real one to evaluate, if the user has it.
     """
 
     room: Path
@@ -29,6 +30,7 @@ class Bench:
     models: int
     repeat: int
     progress: Progress
+    language_model: Path | None = None
 
     @property
     def family(self) -> Family:
