@@ -37,7 +37,8 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
     Attributes:
         identity: Weights identity of the model now inside, for messages.
         answered: Called with the share of the running request list that is answered, 0 to 1.
-        cost: Of everything asked so far.
+        cost: Of everything asked since it was last set.
+        cut: Prompts since then that were longer than what the model reads.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
         self.identity = ""
         self.answered: Callable[[float], None] = lambda _: None
         self.cost = Cost()
+        self.cut = 0
         self._said: set[str] = set()
         self._prompt = SharedPrompt()
         model.register_forward_hook(self._refuse_nan)
@@ -141,6 +143,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
                 "is as much as the model reads"
             )
         whole = [*question, *answer]
+        self.cut += len(whole) > self.max_length + 1
         return whole[-(self.max_length + 1) : -1]
 
     def _model_generate(
