@@ -192,7 +192,8 @@ if __name__ == "__main__":
 def test_a_killed_daemon_leaves_no_worker_behind(tiny_base, tmp_path):
     slow = {"process_results": lmtasks.Function("wait")}
     lmtasks.task(tmp_path / "tasks", "slow", DOCUMENTS * 200, **slow)
-    job = (settings(tmp_path / "tasks", "slow"), leaf_assembly(tiny_base, "sha256:base"))
+    config = settings(tmp_path / "tasks", "slow", chunk=len(DOCUMENTS) * 200)
+    job = (config, leaf_assembly(tiny_base, "sha256:base"))
     (tmp_path / "job").write_bytes(pickle.dumps(job))
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, tmp_path / "parent.py", tmp_path]
