@@ -320,6 +320,17 @@ def test_greedy_texts_are_lm_evals(until, folder):
     assert [ours.generate_until(writing([prompt], until=until))[0] for prompt in prompts] == single
 
 
+def test_a_model_that_names_a_cache_of_its_own_shares_all_the_same(tmp_path):
+    """As Gemma 2 does."""
+    theirs, plain = both(model_folder("LlamaForCausalLM", tmp_path))
+    prompts = [question for question, _ in few_shot(choices=1)]
+    truth = theirs.generate_until(writing(prompts), disable_tqdm=True)
+    theirs.model.generation_config.cache_implementation = "static"
+    ours = LiveModel(theirs.model, plain.tokenizer, 4)
+    assert ours.generate_until(writing(prompts)) == truth
+    assert ours.cost.computed < ours.cost.lm_eval
+
+
 def test_prompts_longer_than_the_model_reads_are_cut_as_lm_eval_cuts_them(folder):
     theirs, ours = both(folder)
     prompts = [question for question, _ in few_shot(choices=1, preamble=110)]

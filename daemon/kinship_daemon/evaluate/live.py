@@ -57,6 +57,8 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
         self.cut = 0
         self._said: set[str] = set()
         self._prompt = SharedPrompt()
+        # A cache of fixed size is for compiled models, and could hold nothing from before.
+        model.generation_config.cache_implementation = None
         model.register_forward_hook(self._refuse_nan)
 
     def loglikelihood(

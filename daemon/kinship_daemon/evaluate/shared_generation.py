@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicCache
 
 from kinship_daemon.evaluate.prefix_plan import Tokens, common
 from kinship_daemon.evaluate.settings import Cost
-from kinship_daemon.evaluate.shared_prefix import cache_argument
+from kinship_daemon.evaluate.shared_prefix import cache_argument, head_sees
 
 __all__ = ["SharedPrompt", "generate"]
 
@@ -105,7 +105,8 @@ def _share(
     shared.tokens = prompts[0][:most]
     cache: Any = DynamicCache()
     ids = torch.tensor([shared.tokens], device=model.device)
-    model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(model): cache})
+    with head_sees(model, torch.tensor([[0, most - 1]], device=model.device)):
+        model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
     shared.layers = [(layer.keys, layer.values) for layer in cache.layers]
     return most, most
 

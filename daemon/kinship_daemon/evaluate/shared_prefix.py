@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from kinship_daemon.evaluate.prefix_plan import Answer, Segment, Tokens, width
 
-__all__ = ["Likelihood", "Scorer", "cache_argument", "why_not"]
+__all__ = ["Likelihood", "Scorer", "cache_argument", "head_sees", "why_not"]
 
 # Of an answer: its logarithm, and whether greedy decoding would give this very answer.
 Likelihood = tuple[float, bool]
@@ -164,7 +164,7 @@ class Scorer:
         answers = [(row, answer) for row, segment in enumerate(batch) for answer in segment.answers]
         # Where no answer is, one place is looked at all the same, for NaN.
         places = sorted({(row, answer.place) for row, answer in answers}) or [(0, 0)]
-        with _head_sees(self._model, self._tensor(places)):
+        with head_sees(self._model, self._tensor(places)):
             logits = self._model(input_ids=ids, **given).logits[0]
         self.computed += int(lengths.sum())
         self._note(answers, places, logits)
@@ -245,7 +245,7 @@ class _SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transforme
 
 
 @contextmanager
-def _head_sees(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
+def head_sees(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
     """Let the head see only these (row, place) of the hidden states, as one row."""
     rows, columns = places.T
     head: Any = model.get_output_embeddings
