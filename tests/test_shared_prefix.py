@@ -307,10 +307,10 @@ def writing(prompts, **settings):
     return requests([(prompt, dict(given)) for prompt in prompts], "generate_until")
 
 
-@pytest.mark.parametrize("until", [["\n"], ["ab", "c", "."], []])
+@pytest.mark.parametrize("until", [["\n"], ["ab", "c", "."]])
 def test_greedy_texts_are_lm_evals(until, folder):
     theirs, ours = both(folder)
-    prompts = [question for question, _ in few_shot(choices=1, count=11)]
+    prompts = [question for question, _ in few_shot(choices=1, count=7)]
     truth = theirs.generate_until(writing(prompts, until=until), disable_tqdm=True)
     assert ours.generate_until(writing(prompts, until=until)) == truth
     assert len(set(truth)) > 1

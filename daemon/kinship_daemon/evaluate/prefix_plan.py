@@ -112,7 +112,7 @@ def _width(level: Sequence[Segment]) -> int:
 def _tree(texts: Sequence[Tokens]) -> list[_Branch]:
     """Every branch before those below it; these follow it without a gap. `texts` are sorted."""
     tree: list[_Branch] = []
-    waiting = [(0, len(texts), -1)]
+    waiting = [(0, len(texts), -1)] if texts else []
     while waiting:
         first, end, parent = waiting.pop()
         depth = common(texts[first], texts[end - 1])
@@ -148,39 +148,59 @@ def _families(
     tree: Sequence[_Branch], lengths: Sequence[int]
 ) -> list[tuple[int, Sequence[_Branch]]]:
     """(tokens of the root, groups) of the cheapest way to share the prompts out."""
-    best: list[tuple[int, list[tuple[int, Sequence[_Branch]]]]] = [(0, [])] * len(tree)
+    costs, roots = [0] * len(tree), [-1] * len(tree)  # -1: each child is a family of its own
     for number, branch in reversed(list(enumerate(tree))):
-        found = []
-        for begin in dict.fromkeys((0, branch.depth)):
-            cost, groups = _groups(tree, number, begin, lengths)
-            cost += _PASS + (begin + _PASS if begin else 0)
-            found.append((cost, [(begin, groups)]))
+        found = {-1: sum(costs[child] for child in branch.children)} if branch.children else {}
+        for begin in {0, branch.depth} if branch.children else {0}:
+            own = min(_group_costs(tree, number, begin, lengths)[0], _apart(branch, begin, lengths))
+            found[begin] = own + _PASS + (begin + _PASS if begin else 0)
+        roots[number], costs[number] = min(found.items(), key=lambda one: (one[1], -one[0]))
+    families, waiting = [], [0] if tree else []
+    while waiting:
+        number = waiting.pop()
+        if roots[number] < 0:
+            waiting += reversed(tree[number].children)
+        else:
+            families.append((roots[number], _groups(tree, number, roots[number], lengths)))
+    return families
+
+
+def _apart(branch: _Branch, begin: int, lengths: Sequence[int]) -> int:
+    """Tokens of the prompts below a branch beyond their first `begin`, nothing more shared."""
+    return lengths[branch.end] - lengths[branch.first] - (branch.end - branch.first) * begin
+
+
+def _group_costs(
+    tree: Sequence[_Branch], top: int, begin: int, lengths: Sequence[int]
+) -> tuple[int, Sequence[bool]]:
+    """
+    Tokens, if questions are shared where that is worth it, and which branches below are groups.
+
+    The pass that the choices then need is in them.
+    """
+    size = tree[top].after - top
+    costs, together = [0] * size, [True] * size
+    for at in reversed(range(size)):
+        branch = tree[top + at]
+        costs[at] = branch.depth - begin + _apart(branch, branch.depth, lengths)
         if branch.children:
-            apart = [best[child] for child in branch.children]
-            found.append(
-                (sum(cost for cost, _ in apart), [one for _, family in apart for one in family])
-            )
-        best[number] = min(found, key=lambda one: one[0])
-    return best[0][1] if tree else []
+            apart = sum(costs[child - top] for child in branch.children)
+            together[at] = costs[at] + _ROW < apart
+            costs[at] = costs[at] + _ROW if together[at] else apart
+    return costs[0] + _PASS, together
 
 
 def _groups(
     tree: Sequence[_Branch], top: int, begin: int, lengths: Sequence[int]
-) -> tuple[int, Sequence[_Branch]]:
-    """What the prompts below a branch cost beyond their first `begin` tokens, and their groups."""
-    best: dict[int, tuple[int, list[_Branch]]] = {}
-    for number in reversed(range(top, tree[top].after)):
+) -> Sequence[_Branch]:
+    cost, together = _group_costs(tree, top, begin, lengths)
+    shared = cost < _apart(tree[top], begin, lengths)
+    groups, waiting = [], [top]
+    while waiting:
+        number = waiting.pop()
         branch = tree[number]
-        count = branch.end - branch.first
-        rest = lengths[branch.end] - lengths[branch.first] - count * branch.depth
-        together = branch.depth - begin + rest
-        if count == 1:
-            best[number] = (together, [branch])
-            continue
-        apart = [best.pop(child) for child in branch.children]
-        cost = sum(each for each, _ in apart)
-        if together + _ROW < cost:
-            best[number] = (together + _ROW, [branch])
+        if not branch.children or (shared and together[number - top]):
+            groups.append(branch)
         else:
-            best[number] = (cost, [group for _, groups in apart for group in groups])
-    return best[top]
+            waiting += reversed(branch.children)
+    return groups
