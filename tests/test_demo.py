@@ -20,6 +20,7 @@ from kinship_daemon.demo import courses, skills, text, train
 from kinship_daemon.demo.build import exam
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.evaluate.harness import Harness
+from kinship_daemon.evaluate.scoring import score_split
 from kinship_daemon.hub.folder import FolderHub
 from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights.checkpoint import Checkpoint, compare
@@ -267,7 +268,7 @@ def test_the_harness_writes_nothing_into_the_home(asked):
 
 def test_the_daemon_scores_what_a_direct_forward_pass_scores(scores):
     settings = evaluation_settings(config.load(base="demo")).but(dtype="float32")
-    found = Harness(settings).evaluate(leaf_assembly(FOLDERS["sort"], "sort"), "validation")
+    found = score_split(Harness(settings), leaf_assembly(FOLDERS["sort"], "sort"), "validation")
     measured = {score.task: score.score for score in found}
     said = {f"demo_{skill}_validation": value for skill, value in scores["sort"].items()}
     assert measured == pytest.approx(said, abs=1e-9)

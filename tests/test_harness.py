@@ -18,6 +18,7 @@ import lmtasks
 import tiny
 from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError, Transient, UsageError
 from kinship_daemon.evaluate.harness import Harness
+from kinship_daemon.evaluate.scoring import score_split
 from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.weights.materialise import leaf_assembly, write
 
@@ -49,7 +50,7 @@ def answers(scores):
 
 
 def score(config: Settings, folder: Path, split="selection"):
-    (found,) = Harness(config).evaluate(leaf_assembly(folder, f"sha256:{folder.name}"), split)
+    (found,) = score_split(Harness(config), leaf_assembly(folder, f"sha256:{folder.name}"), split)
     return found
 
 
@@ -142,7 +143,7 @@ def test_every_value_belongs_to_its_document_in_both_halves(tiny_base, tmp_path)
     spec = Task(task="show", metric="index")
     harness = Harness(settings(folder, spec, validation=(spec,), limit=15))
     asked = leaf_assembly(tiny_base, "sha256:base")
-    seen = [harness.evaluate(asked, split)[0].samples for split in ("selection", "validation")]
+    seen = [score_split(harness, asked, split)[0].samples for split in ("selection", "validation")]
     for samples in seen:
         assert len(samples) == 15
         assert all(doc == value for doc, value in samples)
@@ -156,11 +157,11 @@ def test_the_same_model_gives_the_same_bits_whatever_was_asked_before(
     lmtasks.probe(folder, "other", documents(25, seed=9))
     models = [leaf_assembly(path, f"sha256:{path.name}") for path in (tiny_base, tiny_finetunes[1])]
     harness = Harness(settings(folder, "other", Task(task="show", num_fewshot=2)))
-    first, other, again = (harness.evaluate(models[i], "selection") for i in (0, 1, 0))
+    first, other, again = (score_split(harness, models[i], "selection") for i in (0, 1, 0))
     assert first == again
     assert first != other
     alone = Harness(settings(folder, Task(task="show", num_fewshot=2)))
-    assert answers(alone.evaluate(models[1], "selection")) == answers(other[1:])
+    assert answers(score_split(alone, models[1], "selection")) == answers(other[1:])
 
 
 def test_models_of_another_config_or_tokenizer_are_not_mixed_up(tiny_base, tmp_path):
@@ -172,7 +173,7 @@ def test_models_of_another_config_or_tokenizer_are_not_mixed_up(tiny_base, tmp_p
     tiny.config(other, rope_parameters=parameters | {"rope_theta": 50.0})
     harness = Harness(settings(folder, "show"))
     plain, bent, again = (
-        harness.evaluate(leaf_assembly(path, "sha256:x"), "selection")[0]
+        score_split(harness, leaf_assembly(path, "sha256:x"), "selection")[0]
         for path in (tiny_base, other, tiny_base)
     )
     assert plain != bent
@@ -189,9 +190,9 @@ def test_a_model_scores_as_the_folder_written_from_it(tiny_base, tiny_finetunes,
     folder = lmtasks.probe(tmp_path / "tasks", "show", documents(10))
     config = settings(folder, "show", dtype="bfloat16")
     harness = Harness(config)
-    harness.evaluate(plain, "selection")  # so that the child is loaded in place
+    score_split(harness, plain, "selection")  # so that the child is loaded in place
     written = [score(config, tmp_path / "out")]
-    assert answers(harness.evaluate(child, "selection")) == answers(written)
+    assert answers(score_split(harness, child, "selection")) == answers(written)
 
 
 def test_multiple_choice_takes_the_likeliest(tiny_base, tmp_path):
@@ -290,7 +291,7 @@ def test_progress_counts_documents_to_the_end(tiny_base, tmp_path):
     seen = []
     harness = Harness(settings(folder, "one", "two"))
     asked = leaf_assembly(tiny_base, "sha256:base")
-    harness.evaluate(asked, "selection", lambda done, total: seen.append((done, total)))
+    score_split(harness, asked, "selection", lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert {total for _, total in seen} == {32}
     assert seen[-1] == (32, 32)
@@ -396,9 +397,9 @@ def test_nan_weights_give_an_error_that_names_the_model_and_no_score(tiny_base, 
     folder = lmtasks.task(tmp_path / "tasks", "echo", documents(4))
     harness = Harness(settings(folder, "echo"))
     with pytest.raises(ModelError, match="sha256:bad: its logits reach nan"):
-        harness.evaluate(leaf_assembly(bad, "sha256:bad"), "selection")
+        score_split(harness, leaf_assembly(bad, "sha256:bad"), "selection")
     good = leaf_assembly(tiny_base, "sha256:base")
-    assert harness.evaluate(good, "selection")[0] == score(settings(folder, "echo"), tiny_base)
+    assert score_split(harness, good, "selection")[0] == score(settings(folder, "echo"), tiny_base)
 
 
 def test_a_model_without_tokenizer_is_refused_by_name(tiny_base, tmp_path):
@@ -491,9 +492,9 @@ def test_out_of_memory_names_the_setting_that_helps(tiny_base, tmp_path, monkeyp
     def full(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._model_call", full)
+    monkeypatch.setattr("transformers.MistralForCausalLM.forward", full)
     with pytest.raises(ModelError, match=r"out of memory.*evaluate.batch_size below 8"):
-        harness.evaluate(leaf_assembly(tiny_base, "sha256:base"), "selection")
+        score_split(harness, leaf_assembly(tiny_base, "sha256:base"), "selection")
 
 
 def test_the_papers_tasks_are_scored_by_the_metrics_we_say(tmp_path, monkeypatch):
@@ -530,7 +531,7 @@ def test_the_papers_tasks_are_scored_by_the_metrics_we_say(tmp_path, monkeypatch
     )
     folders = tuple(own / name for name in ("winogrande", "gsm8k", "truthfulqa"))
     config = settings(tmp_path, *specs, include_path=folders)
-    found = Harness(config).evaluate(leaf_assembly(model, "sha256:x"), "selection")
+    found = score_split(Harness(config), leaf_assembly(model, "sha256:x"), "selection")
     assert [(one.task, one.metric, len(one.samples)) for one in found] == [
         ("winogrande", "acc,none", 3),
         ("gsm8k", "exact_match,strict-match", 7),
@@ -545,6 +546,6 @@ def test_a_gpu_gives_the_same_bits_twice(tiny_base, tiny_finetunes, tmp_path):
     folder = lmtasks.probe(tmp_path / "tasks", "show", documents(20))
     harness = Harness(settings(folder, "show", device="auto"))
     models = [leaf_assembly(path, "sha256:x") for path in (tiny_base, tiny_finetunes[0])]
-    first, other, again = (harness.evaluate(models[i], "selection") for i in (0, 1, 0))
+    first, other, again = (score_split(harness, models[i], "selection") for i in (0, 1, 0))
     assert first == again
     assert first != other

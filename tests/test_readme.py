@@ -227,18 +227,19 @@ def test_the_config_reference_names_every_key():
 
 def test_every_room_in_the_layout_exists():
     layout = next(block for block in blocks("") if "cycle.py" in block)
-    inside = root = ROOT / "daemon" / "kinship_daemon"
+    folder = root = ROOT / "daemon" / "kinship_daemon"
     for line in layout.splitlines():
         if room := re.match(r"[a-z_]+/[a-z_]*", line):
             root = ROOT / room[0]
             assert root.exists(), line
         elif room := re.match(r"  ([a-z_]+\.py|[a-z]+/)", line):
             assert (root / room[1]).exists(), line
+            folder = root / room[1]
         for name in re.findall(r"[a-z_]+\.py", line):
             assert [*root.rglob(name)], name
         if modules := re.match(r" {20,}([a-z_, ]+):", line):
             for name in modules[1].split(", "):
-                assert (inside / "weights" / f"{name}.py").exists(), name
+                assert (folder / f"{name}.py").exists(), name
 
 
 @pytest.mark.parametrize("file", ["deploy/config.yaml"])

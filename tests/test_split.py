@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kinship_daemon.errors import UsageError
 from kinship_daemon.evaluate.settings import Settings, Task
-from kinship_daemon.evaluate.split import documents
+from kinship_daemon.evaluate.split import chunks, documents
 
 
 def settings(**changes) -> Settings:
@@ -44,9 +44,19 @@ def test_a_shared_task_never_shows_one_document_to_both(count, seed, limit):
         assert len(validation) - len(selection) in (0, 1)
 
 
-def test_ids_ascend_because_the_harness_numbers_them_in_that_order():
+def test_a_limit_takes_the_first_of_the_same_order():
     for split in ("selection", "validation"):
-        assert list(pick(split=split, limit=20)) == sorted(pick(split=split, limit=20))
+        assert pick(split=split, limit=20) == pick(split=split)[:20]
+        assert list(pick(split=split)) != sorted(pick(split=split))
+
+
+@given(count=st.integers(2, 300), size=st.integers(1, 80))
+def test_chunks_are_the_order_cut_into_equal_pieces(count, size):
+    order = pick(count, shared=False)
+    found = chunks(order, size)
+    assert [document for chunk in found for document in chunk] == list(order)
+    assert {len(chunk) for chunk in found[:-1]} <= {size}
+    assert 1 <= len(found[-1]) <= size
 
 
 def test_the_same_seed_chooses_the_same_documents_and_another_seed_others():
@@ -67,7 +77,7 @@ def test_a_limit_takes_documents_from_everywhere_and_not_the_first_ones():
 
 
 def test_a_task_of_one_list_is_used_whole():
-    assert pick(shared=False) == tuple(range(100))
+    assert sorted(pick(shared=False)) == list(range(100))
 
 
 @pytest.mark.parametrize(("count", "limit"), [(0, None), (3, None), (100, 1)])
@@ -82,6 +92,7 @@ def test_too_few_documents_are_refused_with_what_would_work(count, limit):
         {"limit": 10},
         {"seed": 1},
         {"batch_size": 8},
+        {"chunk": 8},
         {"dtype": "bfloat16"},
         {"device": "cuda"},
         {"threads": 2},

@@ -13,7 +13,7 @@ import ledgers
 import mergekit_oracle
 import tiny
 from kinship_daemon.errors import ModelError
-from kinship_daemon.evaluate.live import ModelSlot
+from kinship_daemon.evaluate.model_slot import ModelSlot
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.live_model import live_model

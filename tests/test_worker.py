@@ -13,6 +13,7 @@ import pytest
 import lmtasks
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.harness import Harness
+from kinship_daemon.evaluate.scoring import score_split
 from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.evaluate.worker import WorkerEvaluator
 from kinship_daemon.weights.materialise import leaf_assembly
@@ -82,19 +83,19 @@ def test_one_worker_scores_model_after_model_as_the_harness_does(
         assert not children()  # nothing is started before it is needed
         found = evaluator.check()
         (worker,) = children()
-        first = evaluator.evaluate(models[0], "selection", lambda *done: seen.append(done))
+        first = score_split(evaluator, models[0], "selection", lambda *done: seen.append(done))
         # Ctrl-C and systemd reach the worker too; whether it ends is for the daemon to say.
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(worker, number)
-        other = evaluator.evaluate(models[1], "validation")
+        other = score_split(evaluator, models[1], "validation")
         assert children() == {worker}
         harness = Harness(config)
         assert found == harness.found == evaluator.settings.documents
-        assert first == harness.evaluate(models[0], "selection")
-        assert other == harness.evaluate(models[1], "validation")
+        assert first == score_split(harness, models[0], "selection")
+        assert other == score_split(harness, models[1], "validation")
     assert gone({worker})
     assert seen[-1] == (6, 6)  # the other half is validation's
-    assert "sha256:a on validation" in (tmp_path / "logs" / "evaluate.log").read_text()
+    assert "sha256:a on 6 documents of quick" in (tmp_path / "logs" / "evaluate.log").read_text()
     printed = capfd.readouterr()
     assert "evaluating" not in printed.out + printed.err
 
@@ -116,12 +117,12 @@ def test_a_model_that_takes_too_long_is_stopped_and_the_next_one_is_not_hurt(tin
         evaluator.check()
         before = time.monotonic()
         with pytest.raises(ModelError, match=r"sha256:slow.*evaluate.time_limit_minutes \(0.0833"):
-            evaluator.evaluate(leaf_assembly(tiny_base, "sha256:slow"), "selection")
+            score_split(evaluator, leaf_assembly(tiny_base, "sha256:slow"), "selection")
         assert time.monotonic() - before < 10
         assert not children()
         # The next one is answered by a fresh worker; a caller may stop it from within its progress.
         with pytest.raises(Stop):
-            evaluator.evaluate(leaf_assembly(tiny_base, "sha256:next"), "validation", stop)
+            score_split(evaluator, leaf_assembly(tiny_base, "sha256:next"), "validation", stop)
         assert not children()
 
 
@@ -134,13 +135,13 @@ def test_a_crash_is_the_models_when_it_was_being_asked_and_nobodys_when_idle(tin
         with pytest.raises(
             ModelError, match=r"sha256:base.*died \(SIGSEGV\).*tmp.*/log is: about to crash"
         ):
-            evaluator.evaluate(asked, "selection")
+            score_split(evaluator, asked, "selection")
         (folder / "crash").unlink()
-        first = evaluator.evaluate(asked, "selection")
+        first = score_split(evaluator, asked, "selection")
         (idle,) = children()
         os.kill(idle, signal.SIGKILL)
         assert gone({idle})
-        assert evaluator.evaluate(asked, "selection") == first
+        assert score_split(evaluator, asked, "selection") == first
         assert children() != {idle}
 
 
@@ -172,6 +173,7 @@ import pickle
 import sys
 from pathlib import Path
 
+from kinship_daemon.evaluate.scoring import score_split
 from kinship_daemon.evaluate.worker import WorkerEvaluator
 
 
@@ -183,14 +185,15 @@ def tell(done, total):
 if __name__ == "__main__":
     room = Path(sys.argv[1])
     settings, assembly = pickle.loads((room / "job").read_bytes())
-    WorkerEvaluator(settings, log=room / "log").evaluate(assembly, "selection", tell)
+    score_split(WorkerEvaluator(settings, log=room / "log"), assembly, "selection", tell)
 """
 
 
 def test_a_killed_daemon_leaves_no_worker_behind(tiny_base, tmp_path):
     slow = {"process_results": lmtasks.Function("wait")}
     lmtasks.task(tmp_path / "tasks", "slow", DOCUMENTS * 200, **slow)
-    job = (settings(tmp_path / "tasks", "slow"), leaf_assembly(tiny_base, "sha256:base"))
+    config = settings(tmp_path / "tasks", "slow", chunk=len(DOCUMENTS) * 200)
+    job = (config, leaf_assembly(tiny_base, "sha256:base"))
     (tmp_path / "job").write_bytes(pickle.dumps(job))
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, tmp_path / "parent.py", tmp_path]

@@ -36,13 +36,17 @@ def with_documents(
     plain = _fingerprints(settings)
     kept = lineage.get(_DOCUMENTS) or {}
     if kept.get("settings") == plain:
-        return settings.but(documents=kept["digests"])
+        return settings.but(documents=kept["documents"])
     if not load:
         return settings
     report.event("check", "loading the evaluation tasks")
-    digests = evaluators.under(settings).check()
-    lineage.put(_DOCUMENTS, {"settings": plain, "digests": digests})
-    return settings.but(documents=digests)
+    found = evaluators.under(settings).check()
+    kept = {
+        split: {task: documents.model_dump() for task, documents in tasks.items()}
+        for split, tasks in found.items()
+    }
+    lineage.put(_DOCUMENTS, {"settings": plain, "documents": kept})
+    return settings.but(documents=found)
 
 
 @contextmanager

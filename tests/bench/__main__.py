@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.bench.bench import Bench
 from tests.bench.device import device
+from tests.bench.evaluation import evaluation
 from tests.bench.kernel import kernel, small
 from tests.bench.kinships import all_pairs, exactness, growth, pair
 from tests.bench.lineage import lineage
@@ -47,6 +48,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "lineage": lineage,
     "look": look,
     "device": device,
+    "evaluation": evaluation,
 }
 _WRITING = ("linear", "slerp", "ties")
 
@@ -66,7 +68,7 @@ def main() -> int:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.out or scratch)))
         shown = stack.enter_context(progress())
         sizes = (options.parameters, options.models, options.repeat, options.candidates)
-        bench = Bench(room, scratch, out, *sizes, shown)
+        bench = Bench(room, scratch, out, *sizes, shown, options.language_model)
         rows = [row for name in options.only for row in _measured(name, bench, shown)]
     facts = machine()
     print(markdown(rows, facts, nbytes(options.parameters) // 2))
@@ -125,6 +127,12 @@ def _options() -> argparse.Namespace:
         "--candidates", type=int, default=3000, help="on the hub that is looked at (3000)"
     )
     parser.add_argument(
+        "--language-model",
+        type=Path,
+        metavar="FOLDER",
+        help="what `evaluation` asks: transformers' own or one GGUF file (random weights)",
+    )
+    parser.add_argument(
         "--only",
         type=lambda text: text.split(","),
         default=list(MEASUREMENTS),
@@ -138,6 +146,8 @@ def _options() -> argparse.Namespace:
             parser.error(f"no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
     if options.out is not None and not options.out.is_dir():
         parser.error(f"no folder {options.out}")
+    if options.language_model is not None and not options.language_model.is_dir():
+        parser.error(f"no folder {options.language_model}")
     if options.models < 2 or options.repeat < 1 or options.candidates < 3:
         parser.error("--models takes 2 or more, --repeat 1 or more, --candidates 3 or more")
     return options

@@ -21,6 +21,7 @@ class Bench:
         models: How many fine-tunes there may be.
         repeat: How often each thing is timed.
         candidates: On the hub that is looked at.
+        language_model: Folder of a real one to evaluate, if the user has it.
     """
 
     room: Path
@@ -31,6 +32,7 @@ class Bench:
     repeat: int
     candidates: int
     progress: Progress
+    language_model: Path | None = None
 
     @property
     def family(self) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kinship_daemon import config as configuration
 from kinship_daemon.cli.ledger import check_adapter
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.evaluate.evaluator import open_evaluator
+from kinship_daemon.evaluate.scoring import missing, scores
 from kinship_daemon.home import state_directory
 from kinship_daemon.models import find_base, find_models
 from kinship_daemon.report import absolute, reporter
@@ -56,27 +58,43 @@ def evaluate_command(
     log = state_directory() / "evaluate.log"
     with closing(open_evaluator(settings, log=log)) as evaluator:
         evaluator.check()
+        asked = missing(evaluator.settings, split)
         with report.progress(f"{split} of {model}", None, "documents") as advance:
-            scores = evaluator.evaluate(assembly, split, absolute(advance))
+            began = time.monotonic()
+            answered = evaluator.evaluate(assembly, asked, absolute(advance))
+            seconds = time.monotonic() - began
+        made = scores(answered.answers, evaluator.settings, split, assembly.identity)
+    cut = {answer.task: answer.cut for answer in answered.answers}
     rows = [
         {
             "task": s.task,
             "metric": s.metric,
             "score": s.score,
             "stderr": s.stderr,
-            "n": len(s.samples),
+            "n": s.n,
+            "cut": cut[s.task],
         }
-        for s in scores
+        for s in made
     ]
-    mean = sum(s.score for s in scores) / len(scores)
+    mean = sum(s.score for s in made) / len(made)
     if form == "json":
-        click.echo(
-            json.dumps({"model": model, "split": split, "tasks": rows, "mean": mean}, indent=2)
-        )
+        facts = {
+            "model": model,
+            "split": split,
+            "tasks": rows,
+            "mean": mean,
+            "documents": sum(s.n for s in made),
+            "tokens": answered.cost.computed,
+            "tokens_lm_eval": answered.cost.lm_eval,
+            "seconds": seconds,
+        }
+        click.echo(json.dumps(facts, indent=2))
         return
     for row in rows:
         click.echo(
             f"{row['task']}: {row['metric']} {row['score']:.4f}"
             f" ± {row['stderr']:.4f} (n {row['n']})"
         )
+        if row["cut"]:
+            click.echo(f"  {row['cut']} prompts are longer than the model reads: begin cut off")
     click.echo(f"mean {mean:.4f}")

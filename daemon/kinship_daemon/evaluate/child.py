@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,12 +73,18 @@ def _answer(pipe: Connection, settings: Settings) -> None:
     for assembly, asked in _jobs(pipe):
         pipe.send(("taken",))
         _shorten_log()
-        _log.info("evaluating %s on %s", assembly.identity, asked or "one question of each task")
-        if isinstance(asked, str):
-            pipe.send(("scores", harness.evaluate(assembly, asked, _beat(pipe))))
+        _log.info("evaluating %s on %s", assembly.identity, _shown(asked))
+        if isinstance(asked, Mapping):
+            pipe.send(("answers", harness.evaluate(assembly, asked, _beat(pipe))))
         else:
             harness.probe(assembly, asked)
-            pipe.send(("scores", ()))
+            pipe.send(("answers", None))
+
+
+def _shown(asked: Asked) -> str:
+    if isinstance(asked, Mapping):
+        return ", ".join(f"{len(ids)} documents of {task.task}" for task, ids in asked.items())
+    return "one question of each task" if asked is None else "document {1} of {0}".format(*asked)
 
 
 def _jobs(pipe: Connection) -> Iterator[tuple["Assembly", Asked]]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kinship_daemon import extensions
-from kinship_daemon.evaluate.settings import Documents, Progress, Question, Settings
-from kinship_storage.records import Score, Split
+from kinship_daemon.evaluate.settings import (
+    Documents,
+    Evaluation,
+    Progress,
+    Question,
+    Settings,
+    Task,
+)
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
@@ -20,7 +27,7 @@ GROUP = "kinship_daemon.evaluators"
 
 class Evaluator(Protocol):
     """
-    Scores models one after another, under settings that are pinned for all of them.
+    Asks models one after another, under settings that are pinned for all of them.
 
     Attributes:
         settings: With what the tasks' documents turned out to be.
@@ -51,12 +58,19 @@ class Evaluator(Protocol):
         """
 
     def evaluate(
-        self, assembly: Assembly, split: Split, progress: Progress | None = None
-    ) -> tuple[Score, ...]:
+        self,
+        assembly: Assembly,
+        documents: Mapping[Task, Sequence[int]],
+        progress: Progress | None = None,
+    ) -> Evaluation:
         """
-        Scores of one model on the split's tasks, in the settings' order.
+        One model's answers to these documents, in the order of the tasks.
+
+        Every `chunk` of the settings' documents are asked by themselves: what they are answered
+        depends on them alone.
 
         Args:
+            documents: Ids by task, a task being one of the settings.
             progress: Gets documents done and in all, a few times a second. What it raises ends the
                 evaluation and comes out here.
 

@@ -1,7 +1,7 @@
-"""Scores models with lm-eval, as it is, on our documents. Worker only: its imports take seconds."""
+"""Asks models with lm-eval, as it is, our documents. Worker only: its imports take seconds."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -9,16 +9,26 @@ import torch
 from lm_eval import evaluator
 
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
-from kinship_daemon.evaluate.live import LiveModel, ModelSlot, is_out_of_memory, unusable
-from kinship_daemon.evaluate.settings import Documents, Question, Settings, harness_versions
-from kinship_daemon.evaluate.split import documents
+from kinship_daemon.evaluate.live import LiveModel
+from kinship_daemon.evaluate.model_slot import ModelSlot, is_out_of_memory, unusable
+from kinship_daemon.evaluate.settings import (
+    Answers,
+    Cost,
+    Documents,
+    Evaluation,
+    Progress,
+    Question,
+    Settings,
+    Task,
+    TaskDocuments,
+)
+from kinship_daemon.evaluate.split import chunks, documents
 from kinship_daemon.evaluate.tasks import LoadedTask, load_tasks, seed_all
 from kinship_daemon.weights.materialise import Assembly
-from kinship_storage.records import Score, Split
+from kinship_storage.records import Split
 
 __all__ = ["Harness", "pin_numerics"]
 
-Progress = Callable[[int, int], None]
 Results = Mapping[str, Any]  # lm-eval's EvalResults
 
 
@@ -28,6 +38,7 @@ class Harness:
 
     Attributes:
         found: What the tasks' documents are.
+        settings: With them.
 
     Raises:
         UsageError: When made: a task, metric or split that cannot be used.
@@ -37,15 +48,18 @@ class Harness:
     def __init__(self, settings: Settings) -> None:
         self._tasks = load_tasks(settings)
         splits: tuple[Split, ...] = get_args(Split)
-        digests = {spec: task.digest(settings.seed) for spec, task in self._tasks.items()}
-        self.found: Documents = {
-            split: {spec.task: digests[spec] for spec in settings.tasks(split)} for split in splits
+        known = {
+            spec: TaskDocuments(digest=task.digest(settings.seed), count=task.documents)
+            for spec, task in self._tasks.items()
         }
-        self._settings = settings.but(documents=self.found)
+        self.found: Documents = {
+            split: {spec.task: known[spec] for spec in settings.tasks(split)} for split in splits
+        }
+        self.settings = settings.but(documents=self.found)
         self._documents = {
-            (task.spec, split): self._choose(task, split)
+            (spec, split): self._choose(spec, split)
             for split in splits
-            for task in self._of(split)
+            for spec in settings.tasks(split)
         }
         self._slot = ModelSlot(
             batch_size=settings.batch_size,
@@ -55,29 +69,41 @@ class Harness:
         )
 
     def evaluate(
-        self, assembly: Assembly, split: Split, progress: Progress | None = None
-    ) -> tuple[Score, ...]:
+        self,
+        assembly: Assembly,
+        documents: Mapping[Task, Sequence[int]],
+        progress: Progress | None = None,
+    ) -> Evaluation:
         """
-        One score a task of the split, in the settings' order.
+        As `Evaluator.evaluate`.
 
-        Each task is run by itself, so that its batches, and with them its last bits, do not depend
-        on which other tasks there are.
-
-        Args:
-            progress: Gets documents done and in all.
+        Each chunk of each task is run by itself, so that its examples, its batches, and with them
+        the last bits of its answers, do not depend on what else is asked.
 
         Raises:
-            ModelError: This model cannot be scored.
+            ModelError: This model cannot be asked.
             UsageError: A task's metric turns out not to be a mean over documents.
         """
         live = self._slot.load(assembly)
-        tasks = self._of(split)
-        sizes = [len(self._documents[task.spec, split]) for task in tasks]
-        scores = []
-        for i, task in enumerate(tasks):
-            live.answered = _share(progress, sum(sizes[:i]), sizes[i], sum(sizes))
-            scores.append(self._score(live, task, split))
-        return tuple(scores)
+        live.cost = Cost()
+        wanted = {self._tasks[spec]: dict.fromkeys(ids) for spec, ids in documents.items()}
+        total = sum(len(ids) for ids in wanted.values())
+        done = 0
+        answers = []
+        for task, ids in wanted.items():
+            samples: list[tuple[int, float]] = []
+            live.cut = 0
+            for chunk in chunks(list(ids), self.settings.chunk):
+                live.answered = _share(progress, done, len(chunk), total)
+                samples += self._samples(live, task, chunk)
+                done += len(chunk)
+            found = tuple(sorted(samples))
+            answers.append(Answers(task.spec.task, task.key, task.version, found, live.cut))
+        return Evaluation(tuple(answers), live.cost)
+
+    def check(self) -> Documents:
+        """As `Evaluator.check`: the tasks are loaded already."""
+        return self.found
 
     def probe(self, assembly: Assembly, question: Question | None) -> None:
         """
@@ -94,46 +120,30 @@ class Harness:
             elif spec.task == question[0]:
                 self._run(live, self._tasks[spec], (question[1],))
 
-    def _of(self, split: Split) -> list[LoadedTask]:
-        return [self._tasks[spec] for spec in self._settings.tasks(split)]
-
-    def _choose(self, task: LoadedTask, split: Split) -> tuple[int, ...]:
+    def _choose(self, spec: Task, split: Split) -> tuple[int, ...]:
         return documents(
-            task.spec.task,
-            task.documents,
+            spec.task,
+            self._tasks[spec].documents,
             split,
-            shared=self._settings.shared(task.spec.task),
-            limit=self._settings.limit,
-            seed=self._settings.seed,
+            shared=self.settings.shared(spec.task),
+            limit=self.settings.limit,
+            seed=self.settings.seed,
         )
 
-    def _score(self, live: LiveModel, task: LoadedTask, split: Split) -> Score:
-        results = self._run(live, task, self._documents[task.spec, split])
+    def _samples(
+        self, live: LiveModel, task: LoadedTask, chunk: Sequence[int]
+    ) -> tuple[tuple[int, float], ...]:
+        """Of one chunk; lm-eval numbers documents in the order that it gets, so it ascends."""
+        results = self._run(live, task, tuple(sorted(chunk)))
         samples = _samples(live, task, results)
-        values = [value for _, value in samples]
-        score = math.fsum(values) / len(values)
+        mean = math.fsum(value for _, value in samples) / len(samples)
         theirs = float(results["results"][task.spec.task][task.key])
-        if abs(score - theirs) > 1e-9:
+        if abs(mean - theirs) > 1e-9:
             raise UsageError(
                 f"task {task.spec.task!r}: {task.metric!r} is {theirs}, but the mean over its "
-                f"documents is {score}; the gate needs a metric that is such a mean"
+                f"documents is {mean}; the gate needs a metric that is such a mean"
             )
-        spread = math.fsum((value - score) ** 2 for value in values)
-        stderr = math.sqrt(spread / (len(values) - 1) / len(values))
-        return Score(
-            weights=live.identity,
-            task=task.spec.task,
-            split=split,
-            settings=self._settings.fingerprint(split),
-            metric=task.key,
-            task_version=task.version,
-            score=score,
-            stderr=stderr,
-            n=len(samples),
-            seed=self._settings.seed,
-            harness=harness_versions(),
-            samples=samples,
-        )
+        return samples
 
     def _run(self, live: LiveModel, task: LoadedTask, chosen: tuple[int, ...]) -> Results:
         name = task.spec.task
@@ -146,7 +156,7 @@ class Harness:
                 samples={name: list(chosen)},  # must ascend: the harness numbers them so
                 bootstrap_iters=0,
                 log_samples=True,
-                apply_chat_template=self._settings.apply_chat_template,
+                apply_chat_template=self.settings.apply_chat_template,
                 fewshot_as_multiturn=True,
             )
             return results
@@ -161,7 +171,7 @@ class Harness:
         """What to say of it: found by halves, the first document that it fails at."""
         if len(chosen) == 1 or is_out_of_memory(error):
             question = (task.spec.task, chosen[0])
-            return unusable(live.identity, error, self._settings.batch_size, question)
+            return unusable(live.identity, error, self.settings.batch_size, question)
         half = len(chosen) // 2
         for some in (chosen[:half], chosen[half:]):
             try:
@@ -169,14 +179,12 @@ class Harness:
             except ModelError as found:
                 return found
         # Only together, then.
-        return unusable(
-            live.identity, error, self._settings.batch_size, (task.spec.task, chosen[0])
-        )
+        return unusable(live.identity, error, self.settings.batch_size, (task.spec.task, chosen[0]))
 
     def _seed(self, task: LoadedTask) -> None:
         """Before every task: few-shot examples and sampling do not depend on what ran before."""
-        seed_all(self._settings.seed)
-        task.harness.set_fewshot_seed(self._settings.seed)
+        seed_all(self.settings.seed)
+        task.harness.set_fewshot_seed(self.settings.seed)
 
 
 def pin_numerics(settings: Settings) -> None:

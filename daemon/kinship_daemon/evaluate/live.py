@@ -1,12 +1,8 @@
-"""One live model inside lm-eval, its weights replaced in place from model to model. Worker only."""
+"""A live model as lm-eval asks it, its prompts sharing what they have in common. Worker only."""
 
-import gc
-import hashlib
-import json
-from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Protocol
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from lm_eval.api.instance import Instance
@@ -14,20 +10,18 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError
-from kinship_daemon.evaluate.settings import Question
-from kinship_daemon.weights.checkpoint import read_json
-from kinship_daemon.weights.live_model import live_model, load_into
-from kinship_daemon.weights.materialise import Assembly
-from kinship_daemon.weights.sidecars import sidecars
-from kinship_daemon.weights.tokenizer import load_tokenizer
+from kinship_daemon.errors import ModelError
+from kinship_daemon.evaluate.prefix_plan import Tokens, cut, width
+from kinship_daemon.evaluate.settings import Cost
+from kinship_daemon.evaluate.shared_generation import SharedPrompt, generate
+from kinship_daemon.evaluate.shared_prefix import Likelihood, Scorer, why_not
 
-__all__ = ["LiveModel", "ModelSlot", "is_out_of_memory", "unusable"]
+__all__ = ["LiveModel"]
 
-# What torch says on a CPU.
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
-# Keys of config.json that only tell where the file came from.
-_PROVENANCE = ("_name_or_path", "transformers_version")
+_log = logging.getLogger(__name__)
+
+# lm-eval's: the texts of question and answer, and their tokens.
+_Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 class _HasLogits(Protocol):
@@ -36,28 +30,42 @@ class _HasLogits(Protocol):
 
 class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
     """
-    lm-eval's own Hugging Face model class, told who it is and asked to count.
+    lm-eval's own Hugging Face model class, told who it is, and sparing with tokens.
 
     No BOS is added unless the tokenizer's own settings add it: `add_bos_token` stays None.
 
     Attributes:
         identity: Weights identity of the model now inside, for messages.
         answered: Called with the share of the running request list that is answered, 0 to 1.
+        cost: Of everything asked since it was last set.
+        cut: Prompts since then that were longer than what the model reads.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        # Sums of bfloat16 log-probabilities, its default, are off by half a unit at 100.
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            softmax_dtype=torch.float32,
+        )
         self.identity = ""
         self.answered: Callable[[float], None] = lambda _: None
+        self.cost = Cost()
+        self.cut = 0
+        self._said: set[str] = set()
+        self._prompt = SharedPrompt()
+        # A cache of fixed size is for compiled models, and could hold nothing from before.
+        model.generation_config.cache_implementation = None
         model.register_forward_hook(self._refuse_nan)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[tuple[float, bool]]:
+    ) -> list[Likelihood]:
         self._count(requests)
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        answers: list[Likelihood] = super().loglikelihood(requests, disable_tqdm)
         return answers
 
     def loglikelihood_rolling(
@@ -75,6 +83,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
                 cause="settings",
                 setting="evaluate",
             )
+        self._prompt = SharedPrompt()  # what is answered depends on these requests alone
         answers: list[str] = super().generate_until(requests, disable_tqdm)
         return answers
 
@@ -102,6 +111,74 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
             return question, answer
         return self.tok_encode(context), self.tok_encode(continuation, add_special_tokens=False)
 
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[_Request],
+        disable_tqdm: bool = True,
+        override_bs: int | None = None,
+    ) -> list[Likelihood]:
+        """As lm-eval's, but for what requests share; of `loglikelihood_rolling` they share none."""
+        answers = [answer for _, _, answer in requests]
+        prompts = [self._read(question, answer) for _, question, answer in requests]
+        theirs = sum(len(prompt) for prompt in {tuple(prompt) for prompt in prompts})
+        roots = cut(prompts, answers)
+        if override_bs is not None or self._refuses_to_share(width(roots)):
+            self.cost += Cost(computed=theirs, lm_eval=theirs)
+            found: list[Likelihood] = super()._loglikelihood_tokens(
+                requests, disable_tqdm, override_bs
+            )
+            return found
+
+        def answered(number: int, likelihood: Likelihood) -> None:
+            self.cache_hook.add_partial("loglikelihood", requests[number][0], likelihood)
+
+        scorer = Scorer(self.model, self.batch_size, answered)
+        found = scorer.score(roots, answers)
+        self.cost += Cost(computed=scorer.computed, lm_eval=theirs)
+        return found
+
+    def _read(self, question: Tokens, answer: Tokens) -> Tokens:
+        """What the model reads: not the answer's last token, and no more than it can."""
+        if not 0 < len(answer) <= self.max_length:
+            raise ValueError(
+                f"an answer takes {len(answer)} tokens; it must take 1 to {self.max_length}, which "
+                "is as much as the model reads"
+            )
+        whole = [*question, *answer]
+        self.cut += len(whole) > self.max_length + 1
+        return whole[-(self.max_length + 1) : -1]
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any
+    ) -> torch.Tensor:
+        """As lm-eval's; a greedy batch shares its beginning, and a stop string ends its row."""
+        own = self.model.generation_config.num_beams
+        beams = settings.get("num_beams", own) or 1
+        if settings.get("do_sample") or settings.get("temperature") or beams > 1:
+            drawn: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
+            return drawn
+        settings = {name: value for name, value in settings.items() if name != "temperature"}
+        share = not self._refuses_to_share(max_length)
+        made, cost = generate(
+            self.model,
+            self.tokenizer,
+            context,
+            settings.pop("attention_mask"),
+            stop=stop,
+            shared=self._prompt if share else None,
+            settings={**settings, "do_sample": False, "max_length": max_length},
+        )
+        self.cost += cost
+        return made
+
+    def _refuses_to_share(self, places: int) -> bool:
+        """Whether the model's cache cannot be shared, which is said once a model."""
+        reason = why_not(self.model, places)
+        if reason is not None and reason not in self._said:
+            self._said.add(reason)
+            _log.warning("%s: every prompt is computed whole, for %s", self.identity, reason)
+        return reason is not None
+
     def _count(self, requests: list[Instance]) -> None:
         self.set_cache_hook(_Count(self.answered, len(requests)))
 
@@ -127,122 +204,3 @@ class _Count(CacheHook):  # type: ignore[misc]
     def add_partial(self, _kind: object, _request: object, _answer: object) -> None:
         self._count += 1
         self._answered(min(1.0, self._count / self._expected))
-
-
-class ModelSlot:
-    """Holds at most one live model; models alike in all but their weights take turns in it."""
-
-    def __init__(self, *, batch_size: int, device: str, dtype: str, chat_template: bool) -> None:
-        self._batch_size = batch_size
-        self._device = device
-        self._dtype = dtype
-        self._chat_template = chat_template
-        self._live: LiveModel | None = None
-        self._fingerprint = ""
-
-    def load(self, assembly: Assembly) -> LiveModel:
-        """
-        The live model with this assembly's weights, config and tokenizer.
-
-        Raises:
-            ModelError: It has no usable tokenizer or weights, or does not fit into memory.
-        """
-        live, self._live = self._live, None  # half-loaded weights are not left behind
-        try:
-            # The very files that would be published.
-            with TemporaryDirectory() as folder:
-                sidecars(assembly).write(Path(folder))
-                fingerprint = _fingerprint(Path(folder))
-                tokenizer = _tokenizer(assembly, Path(folder))
-            if live is None or fingerprint != self._fingerprint:
-                del live
-                self._free()
-                live = self._build(assembly, tokenizer)
-            else:
-                load_into(live.model, assembly, device=self._device)
-        except KinshipError:
-            raise
-        except OSError as error:  # the disk's fault, not the model's
-            raise KinshipError(f"{assembly.identity} could not be read: {error}") from error
-        except Exception as error:
-            raise unusable(assembly.identity, error, self._batch_size) from error
-        live.identity = assembly.identity
-        self._live, self._fingerprint = live, fingerprint
-        return live
-
-    def _build(self, assembly: Assembly, tokenizer: PreTrainedTokenizerBase) -> LiveModel:
-        if self._chat_template and not tokenizer.chat_template:
-            setting = "evaluate.apply_chat_template"
-            raise ModelError(
-                f"{assembly.identity}: {assembly.donor.name} has no chat template; "
-                f"{setting}: false would work",
-                cause="settings",
-                setting=setting,
-            )
-        dtype: torch.dtype = getattr(torch, self._dtype)
-        model = live_model(assembly, dtype=dtype, device=self._device)
-        return LiveModel(model, tokenizer, self._batch_size)
-
-    def _free(self) -> None:
-        """Before another model is built, so that two are never in memory."""
-        gc.collect()
-        if self._device.startswith("cuda"):
-            torch.cuda.empty_cache()
-
-
-def unusable(
-    identity: str, error: Exception, batch_size: int, question: Question | None = None
-) -> ModelError:
-    """
-    One line for whatever went wrong with one model; out of memory names what may help.
-
-    Args:
-        question: What it failed at; None where it could not even be loaded.
-    """
-    where = (
-        "loading it"
-        if question is None
-        else "answering document {1} of task {0!r}".format(*question)
-    )
-    text = " ".join(f"{error}".split())
-    if is_out_of_memory(error):
-        return EvaluationFailed(
-            f"{identity}: out of memory while {where}; an evaluate.batch_size below {batch_size} "
-            f"or a smaller dtype may work ({text:.120})",
-            setting="evaluate.batch_size",
-        )
-    named = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    message = f"{identity}: the harness failed while {where}: {named:.300}"
-    if question is None:
-        return ModelError(message, cause="settings", setting="evaluate")
-    return EvaluationFailed(message, setting="evaluate", question=question)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return memory or any(words in f"{error}" for words in _OUT_OF_MEMORY)
-
-
-def _tokenizer(assembly: Assembly, folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = load_tokenizer(folder, assembly.donor)
-    except ModelError as error:
-        raise ModelError(f"{assembly.identity}: {error}") from error
-    tokenizer.name_or_path = str(assembly.donor)
-    return tokenizer
-
-
-def _fingerprint(beside: Path) -> str:
-    """Hash of all that makes a model answer as it does, but the weights."""
-    digest = hashlib.sha256(_without_provenance(beside / "config.json"))
-    for path in sorted(beside.rglob("*")):
-        if path.is_file() and path.name != "config.json":
-            digest.update(path.relative_to(beside).as_posix().encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _without_provenance(config: Path) -> bytes:
-    settings = read_json(config)
-    kept = {key: value for key, value in settings.items() if key not in _PROVENANCE}
-    return json.dumps(kept, sort_keys=True).encode()

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +24,18 @@ from kinship_daemon.errors import UsageError
 from kinship_storage.records import Split
 
 __all__ = [
+    "Answers",
     "Asked",
+    "Cost",
     "Documents",
     "Evaluate",
+    "Evaluation",
     "Progress",
     "Question",
     "Section",
     "Settings",
     "Task",
+    "TaskDocuments",
     "Tasks",
     "UserPath",
     "harness_versions",
@@ -40,12 +45,53 @@ _MOST_THREADS = 8
 
 # A task and the number of one of its documents.
 Question = tuple[str, int]
-# What a worker is asked of a model: a split's scores, one question, or the first of every task.
-Asked = Split | Question | None
 # Gets documents done and in all.
 Progress = Callable[[int, int], None]
-# Digest of a task's documents, by split and task.
-Documents = Mapping[Split, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    Tokens that a model was made to read or write, padding not counted.
+
+    Attributes:
+        lm_eval: What lm-eval would have computed for the same answers.
+    """
+
+    computed: int = 0
+    lm_eval: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return replace(
+            self, computed=self.computed + other.computed, lm_eval=self.lm_eval + other.lm_eval
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """
+    What a model made of a task's documents.
+
+    Attributes:
+        metric: lm-eval's name of what is measured.
+        version: Of the task.
+        samples: (document id, value), ascending.
+        cut: Prompts that are longer than what the model reads, and lost their beginning.
+    """
+
+    task: str
+    metric: str
+    version: str
+    samples: tuple[tuple[int, float], ...]
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers, by task, and what they cost."""
+
+    answers: tuple[Answers, ...]
+    cost: Cost
 
 
 def _user_path(path: Path) -> Path:
@@ -89,6 +135,27 @@ PAPER_TASKS: Tasks = (
 )
 
 
+# What a worker is asked of a model: documents by task, one question, or the first of every task.
+Asked = Mapping[Task, Sequence[int]] | Question | None
+
+
+class TaskDocuments(Section):
+    """
+    What the documents of a task are, as far as scores depend on them.
+
+    Attributes:
+        digest: Of all that they say.
+        count: Their ids are 0 to count - 1.
+    """
+
+    digest: str
+    count: int
+
+
+# By split and task.
+Documents = Mapping[Split, Mapping[str, TaskDocuments]]
+
+
 class Evaluate(Section):
     selection: Tasks = Field(PAPER_TASKS, min_length=1)
     """What the policy sees. A task named in both lists is split, half its documents to each."""
@@ -100,6 +167,8 @@ class Evaluate(Section):
     """At most this many documents per task and list; all by default."""
     batch_size: int = Field(16, ge=1)
     """Requests that are run together."""
+    chunk: int = Field(64, ge=1)
+    """Documents of a task that are asked together; no answer depends on those of other chunks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models are evaluated."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -200,10 +269,13 @@ class Settings(Evaluate):
                     for task in self.tasks(split)
                 ]
             ),
-            "documents": self.documents.get(split),
+            "documents": {
+                task: found.model_dump() for task, found in self.documents.get(split, {}).items()
+            },
             "limit": self.limit,
             "seed": self.seed,
             "batch_size": self.batch_size,
+            "chunk": self.chunk,
             "dtype": self.dtype,
             "device": device,
             # More threads cut a sum in other places, which changes its last bits.

@@ -1,18 +1,19 @@
 """Which documents of a task the policy sees and which the gate sees: never one by both."""
 
 import hashlib
+from collections.abc import Sequence
 
 from kinship_daemon.errors import UsageError
 from kinship_storage.records import Split
 
-__all__ = ["documents"]
+__all__ = ["chunks", "documents"]
 
 
 def documents(
     task: str, count: int, split: Split, *, shared: bool, limit: int | None, seed: int
 ) -> tuple[int, ...]:
     """
-    Document ids of one task for one split, ascending.
+    Document ids of one task for one split, in their seeded order.
 
     The task's ids are put in a seeded order of their own. A shared task gives the first half of
     that order to selection and the rest to validation; each then takes its first `limit`.
@@ -34,7 +35,17 @@ def documents(
             f"task {task!r} has {count} documents, which leaves {len(chosen)} for {split}; "
             "two are needed: raise evaluate.limit or use the task in one list only"
         )
-    return tuple(sorted(chosen))
+    return tuple(chosen)
+
+
+def chunks(order: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """
+    What is asked together, the last of them maybe shorter.
+
+    The answers to a chunk depend on it alone: the harness draws its examples and makes its batches
+    chunk by chunk.
+    """
+    return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
 
 def _place(seed: int, task: str, doc: int) -> bytes:

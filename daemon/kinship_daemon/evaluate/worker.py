@@ -3,15 +3,15 @@ The evaluator: lm-eval in a process of its own, which owns the device and may di
 
 This is the parent's side; `child.py` is the other. They speak through a pipe. The child says
 ("ready", documents) when its tasks are loaded. For each (assembly, what is asked) it answers
-("taken",), any number of ("progress", done, total) and one ("scores", scores), which are none
-unless a split was asked. Instead of any of them it may say (name of an error class, message,
+("taken",), any number of ("progress", done, total) and one ("answers", an Evaluation or None where
+no documents were asked). Instead of any of them it may say (name of an error class, message,
 attributes), and ends.
 """
 
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,8 +28,15 @@ from kinship_daemon.errors import (
     WorkerDied,
 )
 from kinship_daemon.evaluate.child import error_of, serve
-from kinship_daemon.evaluate.settings import Asked, Documents, Progress, Question, Settings
-from kinship_storage.records import Score, Split
+from kinship_daemon.evaluate.settings import (
+    Asked,
+    Documents,
+    Evaluation,
+    Progress,
+    Question,
+    Settings,
+    Task,
+)
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
@@ -54,7 +61,7 @@ _ENVIRONMENT = {
 
 class WorkerEvaluator:
     """
-    Scores models one after another in a worker process that is started at first use.
+    Asks models one after another in a worker process that is started at first use.
 
     A worker that fails in any way is replaced by a fresh one at the next call, so that a broken
     device or a leak never counts against the next model. Not for several threads at once.
@@ -98,21 +105,23 @@ class WorkerEvaluator:
         self._ask(assembly, question)
 
     def evaluate(
-        self, assembly: "Assembly", split: Split, progress: Progress | None = None
-    ) -> tuple[Score, ...]:
+        self,
+        assembly: "Assembly",
+        documents: Mapping[Task, Sequence[int]],
+        progress: Progress | None = None,
+    ) -> Evaluation:
         """As `Evaluator.evaluate`."""
-        return self._ask(assembly, split, progress)
+        found: Evaluation = self._ask(assembly, documents, progress)
+        return found
 
-    def _ask(
-        self, assembly: "Assembly", asked: Asked, progress: Progress | None = None
-    ) -> tuple[Score, ...]:
+    def _ask(self, assembly: "Assembly", asked: Asked, progress: Progress | None = None) -> Any:
         with self._stopped_on_error():
             pipe = self._hand_over((assembly, asked))
             deadline = time.monotonic() + self.settings.time_limit_minutes * 60
             while True:
                 kind, *content = self._receive(assembly.identity, pipe, deadline)
-                if kind == "scores":
-                    return tuple(content[0])
+                if kind == "answers":
+                    return content[0]
                 if progress is not None:
                     progress(*content)
 
@@ -143,9 +152,9 @@ class WorkerEvaluator:
         """Scores of one fingerprint are answers to the same questions, whichever worker asked."""
         if not self.settings.documents:
             self.settings = self.settings.but(documents=found)
-        for split, digests in found.items():
-            for task, digest in digests.items():
-                if self.settings.documents.get(split, {}).get(task) != digest:
+        for split, tasks in found.items():
+            for task, documents in tasks.items():
+                if self.settings.documents.get(split, {}).get(task) != documents:
                     raise DocumentsChanged(
                         f"task {task!r}: its documents changed; start again to score everyone on "
                         "the new ones"

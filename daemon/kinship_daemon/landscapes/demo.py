@@ -28,6 +28,7 @@ from kinship_daemon import demo
 from kinship_daemon.durable import hash_file, whole_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.evaluator import Evaluator, open_evaluator
+from kinship_daemon.evaluate.scoring import score_split
 from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.assembly import Assembly, assemble, leaf_assembly
@@ -90,7 +91,7 @@ class _Scores:
         path = self._cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         known = _read(path, key)
         if known is None:
-            scores = self._evaluator.evaluate(assembly, split)
+            scores = score_split(self._evaluator, assembly, split)
             known = {s.task: tuple(value for _, value in s.samples) for s in scores}
             whole_file(path, json.dumps({"key": key, "results": known}).encode())
         return known

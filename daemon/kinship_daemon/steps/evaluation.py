@@ -13,6 +13,7 @@ from kinship_daemon.errors import (
     ModelError,
     WorkerDied,
 )
+from kinship_daemon.evaluate.scoring import score_split
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.report import absolute
 from kinship_daemon.steps.assemblies import assembly
@@ -79,7 +80,7 @@ def base_failure(context: Context, work: Work, failure: EvaluationFailed) -> Mod
     evaluator, base = context.evaluator, assembly(context, context.base)
     try:
         if failure.question is None:
-            evaluator.evaluate(base, work.inputs["split"])
+            score_split(evaluator, base, work.inputs["split"])
         else:
             evaluator.probe(base, failure.question)
     except ModelError as error:
@@ -88,16 +89,27 @@ def base_failure(context: Context, work: Work, failure: EvaluationFailed) -> Mod
 
 
 def record(lineage: Lineage, found: Evaluated) -> None:
-    lineage.add_scores(found.scores)
+    """Adds what is new: a score, or documents to one that is there."""
+    for score in found.scores:
+        there = lineage.scores(score.weights, score.split, score.settings, samples=False)
+        if any(known.task == score.task for known in there):
+            lineage.extend_score(
+                score.weights, score.split, score.task, score.settings, score.samples
+            )
+        else:
+            lineage.add_scores([score])
     lineage.spend(BUDGET, found.day, found.seconds)
 
 
 def _scores(context: Context, settings: Settings, work: Work) -> Sequence[Score]:
     split: Split = work.inputs["split"]
     model = source(context, work.inputs["weights"])
+    # What was answered before is not asked again.
+    known = context.lineage.scores(work.inputs["weights"], split, work.inputs["settings"])
     with context.progress(f"{split} of {work.model}", None, "documents") as advance:
         evaluator = context.evaluators.under(settings)
-        return evaluator.evaluate(assembly(context, model), split, absolute(advance))
+        made = assembly(context, model)
+        return score_split(evaluator, made, split, absolute(advance), known)
 
 
 def _check_hours(context: Context) -> None:
