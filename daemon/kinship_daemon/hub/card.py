@@ -150,8 +150,8 @@ def _verdict(facts: CardFacts) -> str:
     if facts.verdict is None:
         return "It was published without a gate."
     return (
-        "The gate holds a merge against its best parent on validation documents, by a paired "
-        f"bootstrap. It {facts.verdict}."
+        "The gate holds a merge against each of its parents, and against the best merge published "
+        f"before, on the same validation documents. It {facts.verdict}."
     )
 
 
