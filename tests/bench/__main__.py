@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.bench.bench import Bench
 from tests.bench.device import device
+from tests.bench.gate import gate
 from tests.bench.kernel import kernel, small
 from tests.bench.kinships import all_pairs, exactness, growth, pair
 from tests.bench.lineage import lineage
@@ -42,6 +43,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "growth": growth,
     "sample": sample,
     "lineage": lineage,
+    "gate": gate,
     "device": device,
 }
 _WRITING = ("linear", "slerp", "ties")
@@ -61,7 +63,16 @@ def main() -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=room)))
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.out or scratch)))
         shown = stack.enter_context(progress())
-        bench = Bench(room, scratch, out, options.parameters, options.models, options.repeat, shown)
+        bench = Bench(
+            room,
+            scratch,
+            out,
+            options.parameters,
+            options.models,
+            options.repeat,
+            shown,
+            options.evolutions,
+        )
         rows = [row for name in options.only for row in _measured(name, bench, shown)]
     facts = machine()
     print(markdown(rows, facts, nbytes(options.parameters) // 2))
@@ -113,6 +124,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", type=int, default=8, help="fine-tunes for all pairs (8)")
     parser.add_argument("--repeat", type=int, default=3, help="how often each is timed (3)")
     parser.add_argument(
+        "--evolutions", type=int, default=1_000, help="simulated of each kind, for gate (1000)"
+    )
+    parser.add_argument(
         "--only",
         type=lambda text: text.split(","),
         default=list(MEASUREMENTS),
@@ -126,8 +140,8 @@ def _options() -> argparse.Namespace:
             parser.error(f"no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
     if options.out is not None and not options.out.is_dir():
         parser.error(f"no folder {options.out}")
-    if options.models < 2 or options.repeat < 1:
-        parser.error("--models takes 2 or more, --repeat 1 or more")
+    if options.models < 2 or options.repeat < 1 or options.evolutions < 1:
+        parser.error("--models takes 2 or more, --repeat and --evolutions 1 or more")
     return options
 
 

@@ -20,6 +20,7 @@ class Bench:
         parameters: Of a model, about.
         models: How many fine-tunes there may be.
         repeat: How often each thing is timed.
+        evolutions: How many are simulated of each kind.
     """
 
     room: Path
@@ -29,6 +30,7 @@ class Bench:
     models: int
     repeat: int
     progress: Progress
+    evolutions: int = 1_000
 
     @property
     def family(self) -> Family:
