@@ -51,9 +51,9 @@ def test_the_end_is_foretold_as_it_comes():
     early = rng.normal(0.3 * drift, np.sqrt(0.3))
     end = early + rng.normal(0.7 * drift, np.sqrt(0.7))
     near = np.abs(early / np.sqrt(0.3) - 1.0) < 0.1
-    assert predictive_chance(1.0, 0.3, 1.96) == pytest.approx((end[near] >= 1.96).mean(), abs=0.02)
-    assert predictive_chance(2.0, 1.0, 1.96) == 1
-    assert predictive_chance(1.9, 1.0, 1.96) == 0
+    assert predictive_chance(1.0, 0.3) == pytest.approx((end[near] >= 1.96).mean(), abs=0.02)
+    assert predictive_chance(2.0, 1.0) == 1
+    assert predictive_chance(1.9, 1.0) == 0
 
 
 def test_what_is_given_up_could_hardly_have_passed():
@@ -61,8 +61,8 @@ def test_what_is_given_up_could_hardly_have_passed():
 
     def given_up(drift):
         z = paths(drift, 20_000) / np.sqrt(SHARES)
-        looks = [[is_futile(z[i, k], SHARES[k], 0.025) for k in range(5)] for i in range(2000)]
+        looks = [[is_futile(z[i, k], SHARES[k]) for k in range(5)] for i in range(2000)]
         return np.array(looks).any(1).mean()
 
-    assert given_up(0.0) > 0.75
-    assert given_up(4.0) < 0.12
+    assert given_up(0.0) > 0.85
+    assert given_up(4.0) < 0.15

@@ -124,7 +124,7 @@ def _looked(
             flip = max(sign_flip(np.concatenate(shares)) for _, shares in seen)
             if max(crossed, flip) <= level or look == LOOKS:
                 return max(crossed, flip), tau
-        if futility and is_futile(z, tau, level):
+        if futility and is_futile(z, tau):
             return 1.0, tau
     raise AssertionError("the last look decides")
 
