@@ -150,8 +150,8 @@ def _verdict(facts: CardFacts) -> str:
     if facts.verdict is None:
         return "It was published without a gate."
     return (
-        "The gate holds a merge against each of its parents, and against the best merge published "
-        f"before, on the same validation documents. It {facts.verdict}."
+        "The gate holds a merge against all that it must be better than, its parents first, on the "
+        f"same validation documents. It {facts.verdict}."
     )
 
 
