@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from scipy import stats
 
 import command
 import small_lineage
-from kinship_daemon.analysis import FEWEST, analyse
+from kinship_daemon.analysis import FEWEST, METRICS, Merge, analyse, correlations
 from kinship_storage.records import Generation
 
 # Parent scores, child score and kinship of ten merges: the more alike, the smaller the gain.
@@ -60,6 +61,58 @@ def test_correlations_are_pearsons_with_fishers_interval(found):
     assert -1 < gain.low < gain.r < gain.high < 0
     assert absolute.of == "absolute gain"
     assert absolute.r == pytest.approx(stats.pearsonr(KINSHIPS, [abs(g) for g in GAINS])[0])
+
+
+def test_no_second_row_where_every_merge_gains(tmp_path):
+    gains = [gain + 0.01 for gain in GAINS]
+    with lineage_of(tmp_path / "l.db", list(zip(KINSHIPS, gains, strict=True))) as lineage:
+        assert [each.of for each in analyse(lineage).correlations] == ["gain"]
+
+
+def test_what_time_alone_explains_is_not_kinships(tmp_path):
+    """Gains fall and kinships rise over the generations; within them they rise together."""
+    kinships = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    gains = [0.050, 0.052, 0.040, 0.042, 0.030, 0.032, 0.020, 0.022, 0.010, 0.012]
+    with lineage_of(tmp_path / "l.db", list(zip(kinships, gains, strict=True))) as lineage:
+        (found,) = analyse(lineage).correlations
+    assert found.r < -0.95
+    assert found.within == pytest.approx(1)
+    assert found.partial == pytest.approx(found.r)  # all parents score the same
+
+
+def test_what_good_parents_leave_to_gain_is_not_kinships():
+    rng = np.random.default_rng(1)
+    parents = rng.normal(size=400)
+    kinships, gains = (sign * parents + 0.3 * rng.normal(size=400) for sign in (1, -1))
+    merges = [
+        Merge(f"m{i}", i // 10, p - g, p, g, dict.fromkeys(METRICS, k))
+        for i, (p, k, g) in enumerate(zip(parents, kinships, gains, strict=True))
+    ]
+    found = correlations(merges)[0]
+    assert found.r < -0.85
+    assert abs(found.partial) < 0.1
+
+
+def test_a_rise_has_the_error_of_paired_answers(tmp_path):
+    """Both models fail the same hard documents, so little is left to luck."""
+    rng = np.random.default_rng(2)
+    hard = rng.random(400) < 0.4
+    answers = {"add": 1.0 * hard, "sort": np.zeros(400), "m1": np.where(hard, 1.0, 0.0)}
+    answers["m1"][np.flatnonzero(~hard)[:12]] = 1.0
+    with small_lineage.open_lineage(tmp_path / "l.db") as lineage:
+        lineage.put("settings", {"selection": "fp1"})
+        pair = ("demo/add", "demo/sort")
+        for name in ("add", "sort"):
+            lineage.add_model(small_lineage.finetune(name))
+        lineage.add_model(small_lineage.merge("m1", pair, status="admitted"))
+        for name, values in answers.items():
+            weights = "recipe:m1" if name == "m1" else f"sha256:{name}"
+            lineage.add_scores([small_lineage.score(weights, *values.tolist(), stderr=0.025)])
+        (rise,) = analyse(lineage).rises
+    differences = answers["m1"] - answers["add"]
+    assert (rise.generation, rise.gain) == (1, pytest.approx(0.03))
+    assert rise.stderr == pytest.approx(differences.std(ddof=1) / 20)
+    assert rise.stderr < 0.01
 
 
 def test_learning_ends_where_the_best_no_longer_rises_by_its_noise(tmp_path):

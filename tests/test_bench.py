@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,24 @@ def test_sizes_follow_what_was_asked_for(part):
     models = part("models")
     for asked in (3e7, 0.85e9, 7.24e9):
         assert models.nbytes(asked) / 2 == pytest.approx(asked, rel=0.15)
+
+
+def test_the_gates_simulation_tells_luck_power_looks_and_the_race(part):
+    """Three homes of each kind; the figures are those of a thousand, in docs/benchmarks.md."""
+    given = SimpleNamespace(evolutions=3, progress=SimpleNamespace(runs=lambda _what: None))
+    rows = {row.work: row for row in part("gate").gate(given)}
+    kinds = ("equal newcomers", "all equal", "smooth", "rugged", "ten in a row")
+    assert list(rows) == [
+        *(f"gate: {kind}" for kind in kinds),
+        "gate: one incumbent, the hardest case",
+        *(f"{what}: {kind}" for kind in ("smooth", "rugged") for what in ("looks", "race")),
+    ]
+    for kind in ("smooth", "rugged"):
+        found = rows[f"gate: {kind}"].facts
+        assert found["parents"]["published"] >= found["best"]["published"] > 0
+        assert 0.1 < rows[f"race: {kind}"].facts["wide"]["losers"] < 0.9
+        asked = rows[f"looks: {kind}"].facts
+        assert asked["futility"]["asked"] < asked["early"]["asked"] < 1 == asked["fixed"]["asked"]
 
 
 # A child that holds 300 MB for half a second, of its own or as a mapped file.

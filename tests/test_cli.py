@@ -118,7 +118,7 @@ def test_merge_does_not_touch_a_folder_that_is_not_empty(call, tmp_path, tiny_fi
         (["kinship", "demo/add", "./nowhere", "--base", "demo"], "nowhere"),
         (["kinship", "demo/add", "demo/max", "--base", "demo", "--metric", "pc"], "pcc"),
         (["merge", "nowhere.yml", "out"], "nowhere.yml"),
-        (["run", "--base", "demo", "--set", "gate.confidence=2"], "gate.confidence"),
+        (["run", "--base", "demo", "--set", "gate.fdr=2"], "gate.fdr"),
         (["run", "--once", "--until-converged"], "exclude"),
         (["run", "--set", "gate.min_gian=0"], "min_gain"),
         (["run", "--policy", "topk-greeedy"], "topk-greedy"),
@@ -191,12 +191,10 @@ def test_config_show_check_and_schema(call, tmp_path):
 
 def test_config_check_tells_every_mistake(call, tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text(
-        "gate: {confidence: 2}\npolicy: {use: topk-kinship, kk: 2}\nmerge: {method: x}\n"
-    )
+    file.write_text("gate: {fdr: 2}\npolicy: {use: topk-kinship, kk: 2}\nmerge: {method: x}\n")
     refused = call("config", "check", file)
     assert refused.code == 2
-    for words in ("gate.confidence", "no setting 'kk'", "'x'", "3 mistakes"):
+    for words in ("gate.fdr", "no setting 'kk'", "'x'", "3 mistakes"):
         assert words in refused.err
     assert refused.err.count("\n") == 4
 

@@ -75,7 +75,8 @@ def test_an_unknown_key_of_a_task_is_refused_with_the_nearest():
         ("- a\n- b\n", "expected a mapping"),
         ("seed: 1\nbase: demo\nseed: 2\n", "key 'seed' stands twice, line 3"),
         ("gate:\n  min_gain: 0\n  'min_gain': 1\n", "key 'min_gain' stands twice, line 3"),
-        ("gate: {confidence: 1.5}\n", "gate.confidence"),
+        ("gate: {fdr: 1.5}\n", "gate.fdr"),
+        ("gate: {confidence: 0.99}\n", "write `gate.fdr: 0.10` instead"),
         ("gate: 3\n", "gate"),
         ("limits: {disk_gb: lots}\n", "limits.disk_gb"),
         ("publish: {name: '{oops}'}\n", "{base}, {model} and {hash} only"),
@@ -163,10 +164,10 @@ def test_a_section_with_nothing_in_it_sets_nothing(tmp_path):
 
 
 def test_all_mistakes_of_a_file_are_found_at_once(tmp_path):
-    file = write(tmp_path, "gate: {confidence: 2, min_gian: 1}\nlimts: {}\nseed: 3\n")
+    file = write(tmp_path, "gate: {fdr: 2, min_gian: 1}\nlimts: {}\nseed: 3\n")
     found, mistakes = config.examine(file)
     assert [line.partition(";")[0].partition(":")[0] for line in mistakes] == [
-        "gate.confidence",
+        "gate.fdr",
         "unknown key 'gate.min_gian'",
         "unknown key 'limts'",
     ]

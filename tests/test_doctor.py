@@ -109,7 +109,11 @@ def test_a_webhook_needs_its_secret(tiny_hub, doctor, monkeypatch):
         (["limits.download_gb_per_day=5"], "limits.download_gb_per_day 5 is below triage.max_gb"),
         (["limits.disk_gb=39"], "limits.disk_gb 39 is below triage.max_gb 40"),
         (["triage.sample=0", "admission.popularity=0"], "nobody's novelty is known"),
-        (["admission.screen_documents=8", "evaluate.limit=8"], "no less than evaluate.limit 8"),
+        (
+            ["admission.screen_documents=300", "evaluate.limit=300"],
+            "no less than evaluate.limit",
+        ),
+        (["evaluate.limit=199"], "evaluate.limit 199 is below 200"),
     ],
 )
 def test_settings_that_contradict_each_other_are_said_and_stop_nothing(

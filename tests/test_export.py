@@ -42,6 +42,10 @@ def test_the_export_is_the_contract(family):
         "selection": {"add": {"score": 1.0, "stderr": 0.1, "n": 4}},
         "validation": {"add": {"score": 0.5, "stderr": 0.1, "n": 2}},
         "published": "kinship/m1",
+        "gate": {
+            **{"test": 1, "passed": True, "against": "demo/add", "gain": 0.25, "low": 0.05},
+            **{"high": 0.5, "n": 4, "p": None, "alpha": None},
+        },
         "status": "admitted",
         "cause": None,
         "setting": None,

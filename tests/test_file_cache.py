@@ -189,7 +189,7 @@ def of_the_top(d):
 
 def passed(d):
     merged(d, "a", "b")
-    verdict = {"parent": "org/a", "passed": True, "gain": 1.0, "low": 0.5, "high": 2.0, "n": 9}
+    verdict = {"against": "org/a", "passed": True, "gain": 1.0, "low": 0.5, "high": 2.0, "n": 9}
     evaluation = d.settings.fingerprint("validation")
     d.lineage.add_gate(Gate(model="model-1-1", evaluation=evaluation, reason="", **verdict))
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.evaluate.gate import judge, verdict_words
-from kinship_storage.records import Score
+from kinship_daemon.evaluate.gate import judge
+from kinship_daemon.evaluate.verdict import few_documents, life_words, verdict_words
+from kinship_storage.records import Gate, Score
 
-RULES = {"min_gain": 0.0, "confidence": 0.95, "resamples": 1000, "seed": 0}
+RULES = {"alpha": 0.0109, "min_gain": 0.0, "resamples": 1000, "seed": 0}
+WORDS = {"against": "p", "alpha": 0.0109, "min_gain": 0.0}
 
 
 def score(task, values, *, split="validation", metric="acc,none", version="1", first=0) -> Score:
@@ -45,12 +47,14 @@ def test_a_clear_gain_passes_and_its_numbers_are_those_of_the_samples():
     assert verdict.passed
     assert verdict.gain == pytest.approx(0.15)  # (0.2 + 0.1) / 2: tasks weigh the same
     assert 0 < verdict.low < verdict.gain < verdict.high < 0.25
-    assert (verdict.parent, verdict.n) == ("p", 300)
+    assert (verdict.against, verdict.n, verdict.alpha) == ("p", 300, 0.0109)
+    assert verdict.p < 1e-9
     assert "passed: +0.1500 against p on 300 documents (95 % interval" in verdict.reason
+    assert verdict.reason.endswith("allowed is 0.011")
 
 
-def test_chance_passes_at_most_as_often_as_the_interval_says():
-    """Child and parent equally able: the lower end lies above 0 in 2.5 % of trials."""
+def test_chance_passes_at_most_as_often_as_is_allowed():
+    """Child and parent equally able; the interval holds the truth as often as it says."""
     rng = np.random.default_rng(7)
     trials = 400
     passed = 0
@@ -58,7 +62,7 @@ def test_chance_passes_at_most_as_often_as_the_interval_says():
     for _ in range(trials):
         child = [score(task, drawn(rng, 0.6, 80)) for task in ("add", "max", "sort")]
         parent = [score(task, drawn(rng, 0.6, 80)) for task in ("add", "max", "sort")]
-        verdict = judge(child, {"p": parent}, **(RULES | {"resamples": 400}))
+        verdict = judge(child, {"p": parent}, **(RULES | {"alpha": 0.025, "resamples": 400}))
         passed += verdict.passed
         covered += verdict.low <= 0 <= verdict.high
     assert passed / trials <= 0.045
@@ -101,37 +105,65 @@ def test_the_papers_own_edge_does_not_pass():
     assert verdict.n == 3900
     assert not verdict.passed
     assert "refused: +0.0038 against p on 3,900 documents" in verdict.reason
-    assert "its lower end must be above 0)" in verdict.reason
+    assert verdict.p > 0.1
 
 
-def test_the_best_parent_is_the_one_to_beat():
+def test_all_others_must_be_beaten():
     child = [score("add", right(0.7, 100))]
     parents = {"weak": [score("add", right(0.4, 100))], "strong": [score("add", right(0.8, 100))]}
     verdict = judge(child, parents, **RULES)
-    assert verdict.parent == "strong"
+    assert verdict.against == "strong"
     assert not verdict.passed
     assert "refused: -0.1000 against strong" in verdict.reason
 
 
+def test_the_one_told_of_is_the_one_that_is_least_surely_beaten():
+    """Not the one with the higher mean, which differs on few documents, all for the child."""
+    child = right(0.7, 400)
+    near, noisy = child.copy(), np.roll(child, 150)
+    near[:12] = False
+    noisy[np.flatnonzero(noisy)[:20]] = False
+    others = {"near": [score("add", near)], "noisy": [score("add", noisy)]}
+    verdict = judge([score("add", child)], others, **RULES)
+    assert near.mean() > noisy.mean()
+    assert (verdict.against, verdict.passed) == ("noisy", False)
+
+
 @pytest.mark.parametrize(
-    ("confidence", "said"),
-    [
-        (0.95, "(95 %"),
-        (0.9, "(90 %"),
-        (0.975, "(97.5 %"),
-        (0.9999, "(99.99 %"),
-        (1 - 1e-9, "(99.9999999 %"),
-    ],
+    ("p", "said"),
+    [(0.3, "chance 0.3,"), (0.00021, "chance 0.00021,"), (1e-300, "chance under 1e-15,")],
 )
-def test_no_confidence_is_rounded_to_certainty(confidence, said):
-    words = verdict_words(0.1, (0.0, 0.2), 10, parent="p", min_gain=0.0, confidence=confidence)
+def test_no_chance_is_rounded_to_none(p, said):
+    words = verdict_words(p <= 0.0109, 0.1, (0.0, 0.2), 10, p=p, **WORDS)
     assert said in words
+    assert words.startswith("passed" if p <= 0.0109 else "refused")
+
+
+def test_what_must_be_gained_is_in_the_words():
+    words = verdict_words(True, 0.1, (0.0, 0.2), 10, p=0.001, **(WORDS | {"min_gain": 0.02}))
+    assert "such a gain above 0.02 with chance" in words
+
+
+def test_the_levels_meaning_over_the_homes_life_is_told_of_verdicts_that_have_one():
+    old = Gate("m", "p", True, 0.1, 0.0, 0.2, 10, "gains", "fp", {"confidence": 0.95}, test=3)
+    assert life_words(old) is None
+    rules = {"fdr": 0.1, "strict": False}
+    new = Gate("m", "p", True, 0.1, 0.0, 0.2, 10, "", "fp", rules, p=0.001, alpha=0.01, test=3)
+    assert "number 3" in life_words(new)
+    assert "at most 10 % is expected to be luck (shown by simulation)" in life_words(new)
+
+
+def test_few_documents_are_said():
+    assert few_documents([score("add", right(0.5, 200))]) is None
+    few = [score("add", right(0.5, 300)), score("max", right(0.5, 199))]
+    assert few_documents(few).startswith("max has only 199 validation documents")
+    assert few_documents([score("add", right(0.5, 10), split="selection")]) is None
 
 
 def test_equal_parents_are_told_apart_by_name():
     same = [score("add", right(0.5, 50))]
     for names in (("b", "a", "c"), ("c", "b", "a")):
-        assert judge(same, dict.fromkeys(names, same), **RULES).parent == "a"
+        assert judge(same, dict.fromkeys(names, same), **RULES).against == "a"
 
 
 def test_selection_scores_have_no_say():
@@ -146,7 +178,7 @@ def test_differences_that_are_all_equal_give_a_point_and_not_nan(gain):
     verdict = judge([score("add", parent + gain)], {"p": [score("add", parent)]}, **RULES)
     assert verdict.low == pytest.approx(gain)
     assert verdict.high == pytest.approx(gain)
-    assert verdict.passed == (gain > 0)
+    assert not verdict.passed  # five documents, however much is gained
 
 
 def test_a_gain_must_exceed_the_least_that_is_asked():
@@ -155,10 +187,23 @@ def test_a_gain_must_exceed_the_least_that_is_asked():
     assert not judge(child, parent, **(RULES | {"min_gain": 0.19})).passed
 
 
-def test_more_confidence_asks_for_more():
-    child, parent = [score("add", right(0.53, 100))], {"p": [score("add", right(0.49, 100))]}
-    assert judge(child, parent, **(RULES | {"confidence": 0.8})).passed
-    assert not judge(child, parent, **(RULES | {"confidence": 0.99})).passed
+def test_a_lower_level_asks_for_more():
+    child, parent = [score("add", right(0.53, 100))], {"p": [score("add", right(0.48, 100))]}
+    assert judge(child, parent, **(RULES | {"alpha": 0.05})).passed
+    assert not judge(child, parent, **(RULES | {"alpha": 0.01})).passed
+
+
+def test_the_strict_gate_bets_by_selection_and_asks_for_more():
+    def both(accuracy, shift):
+        answers = np.roll(right(accuracy, 400), shift)
+        return [score("add", answers, split=s) for s in ("selection", "validation")]
+
+    child, parents = both(0.8, 20), {"p": both(0.7, 0)}
+    strict, plain = (judge(child, parents, **RULES, strict=s) for s in (True, False))
+    assert strict.passed
+    assert plain.p < strict.p < 1e-3
+    with pytest.raises(KinshipError, match="no selection scores"):
+        judge(child[1:], parents, **RULES, strict=True)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import command
 from kinship_daemon import demo
 from kinship_daemon.cli import app
+from kinship_daemon.evaluate.discovery import Judged, saffron
 from kinship_storage.lineage import Lineage
 
 RUN = ["run", "--base", "demo", "--until-converged", "--log-json"]
@@ -43,8 +44,8 @@ def history(home: Path) -> dict[str, list[tuple]]:
         "generations": "number, generation, policy, settings, seed, decision, stop, stop_kind"
         " FROM generations",
         "facts": "* FROM facts",
-        "gates": "id, evaluation, passed, gain, low, high, n, gates.reason, settings"
-        f" FROM gates {named}",
+        "gates": "id, evaluation, passed, gain, low, high, n, gates.reason, settings, p, alpha,"
+        f" test FROM gates {named}",
         "publications": f"id, p.repo, p.revision, files FROM publications AS p {named}",
     }
     answers = {
@@ -107,6 +108,7 @@ def test_something_provably_better_is_published(lineage):
         gate = lineage.gates_of(publication.model)[-1]
         assert gate.passed
         assert gate.low > 0
+        assert gate.p <= gate.alpha <= 0.025
         assert gate.n >= 1000
 
 
@@ -117,17 +119,28 @@ def test_nothing_is_published_that_did_not_pass(lineage, home):
     assert repos == {publication.repo for publication in lineage.publications()}
 
 
-def test_the_gate_compares_with_the_better_parent(lineage):
+def test_the_gate_compares_with_parents_and_with_what_was_published_before(lineage):
     settings = lineage.get("settings")["validation"]
 
     def mean(name):
         rows = lineage.scores(lineage.require(name).weights, "validation", settings)
         return sum(row.score for row in rows) / len(rows)
 
-    for gate in lineage.gates():
-        parents = lineage.require(gate.model).parents
-        assert mean(gate.parent) == max(map(mean, parents))
-        assert gate.gain == pytest.approx(mean(gate.model) - mean(gate.parent), abs=1e-9)
+    published = set()
+    for number, gate in enumerate(lineage.judgements(), 1):
+        assert gate.test == number
+        assert gate.against in {*lineage.require(gate.model).parents, *published}
+        assert gate.gain == pytest.approx(mean(gate.model) - mean(gate.against), abs=1e-9)
+        published |= {gate.model} if gate.passed else set()
+
+
+def test_the_levels_of_the_gate_follow_from_the_judgements_before(lineage):
+    verdicts, past = lineage.judgements(), []
+    assert [(g.model) for g in verdicts] == [g.model for g in lineage.gates()]
+    for gate in verdicts:
+        assert gate.alpha == saffron(past, 0.1)
+        assert gate.passed == (gate.p <= gate.alpha)
+        past.append(Judged(gate.p, gate.passed))
 
 
 def test_selection_and_validation_share_no_document():
@@ -194,9 +207,10 @@ def test_the_card_tells_descent_licence_and_recipe(repo, publication, lineage):
     assert card["base_model"]
     assert "```mermaid" in text
     gate = lineage.gates_of(publication.model)[-1]
-    stands_at = lineage.publication(gate.parent)
-    parent = stands_at.repo if stands_at else gate.parent
-    assert gate.reason.replace(gate.parent, parent) in text
+    stands_at = lineage.publication(gate.against)
+    other = stands_at.repo if stands_at else gate.against
+    assert gate.reason.replace(gate.against, other) in text
+    assert "of all that it ever publishes at most 10 %" in text
 
 
 def test_the_published_recipe_makes_the_published_weights(repo, place, home, tmp_path):

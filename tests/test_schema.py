@@ -24,7 +24,7 @@ def raw(path):
     return Database(sqlite3.connect(path, isolation_level=None))
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def schema(request):
     return request.param
 
@@ -33,6 +33,12 @@ def schema(request):
 def old(tmp_path, schema):
     """The database that a schema wrote: what `fill` adds, and since schema 2 `notice`."""
     return Path(shutil.copy(ASSETS / f"lineage-v{schema}.db", tmp_path / "lineage.db"))
+
+
+@pytest.fixture(params=[1, 2])
+def older(tmp_path, request):
+    """One of before schema 3, which moved what it held to other tables."""
+    return Path(shutil.copy(ASSETS / f"lineage-v{request.param}.db", tmp_path / "lineage.db"))
 
 
 def dump(path):
@@ -74,10 +80,11 @@ def test_an_old_file_reads_like_one_written_today(old, schema, tmp_path):
         assert then.scores("recipe:m1") == now.scores("recipe:m1")
         assert then.generations() == now.generations()
         assert [then.facts(n) for n in (1, 2)] == [now.facts(n) for n in (1, 2)]
-        assert then.gates() == [replace(gate, evaluation="") for gate in now.gates()]
+        known = {} if schema > 2 else {"evaluation": ""}
+        assert then.gates() == [replace(gate, **known) for gate in now.gates()]
         assert then.publications() == now.publications()
         [job] = then.jobs()
-        assert job.key == "evaluate:m1"
+        assert schema > 2 or job.key == "evaluate:m1"
         assert [replace(job, key=new.key, inputs=new.inputs) for new in now.jobs()] == now.jobs()
         assert then.kinships("pcc") == now.kinships("pcc")
         assert then.files("demo/add") == now.files("demo/add")
@@ -96,15 +103,15 @@ def test_an_old_file_is_brought_up_to_date_and_keeps_every_row(old, schema):
     assert {name: len(after[name]) for name in before} == {
         name: len(rows) for name, rows in before.items()
     }
-    assert all(rows for name, rows in before.items() if name != "hashes")
+    assert all(rows for name, rows in before.items() if name not in {"hashes", "budgets"})
     assert len(after["facts"]) == len(before["generations"])
     assert len(after["documents"]) == 14  # 4 documents of three selection scores, 2 of validation
     assert version(raw(old)) == len(MIGRATIONS)
     assert not any(name.startswith("old_") for name in after)
 
 
-def test_what_the_home_knew_of_a_model_or_a_day_moves_to_its_own_column(old):
-    db = raw(old)
+def test_what_the_home_knew_of_a_model_or_a_day_moves_to_its_own_column(older):
+    db = raw(older)
     facts = {
         "folder:demo/add": "/models/add",
         "size:demo/add": 1000,
@@ -119,7 +126,7 @@ def test_what_the_home_knew_of_a_model_or_a_day_moves_to_its_own_column(old):
     for key, value in facts.items():
         db["home"].insert({"key": key, "value": json.dumps(value)})
     db.close()
-    with open_lineage(old) as lineage:
+    with open_lineage(older) as lineage:
         add = lineage.model("demo/add")
         assert (add.folder, add.size, add.gated, add.screen) == ("/models/add", 1000, True, 0.25)
         assert lineage.model("m1").not_published == "its licence"
@@ -150,40 +157,40 @@ def test_what_the_home_knew_of_a_model_or_a_day_moves_to_its_own_column(old):
         ("refused", None, None, "model", None),
     ],
 )
-def test_what_was_set_aside_gets_its_cause(old, status, reason, job, cause, setting):
-    db = raw(old)
+def test_what_was_set_aside_gets_its_cause(older, status, reason, job, cause, setting):
+    db = raw(older)
     db["models"].update("demo/bad", {"status": status, "reason": reason, "kind": "adapter"})
     if job is not None:
         kind, outcome = job
         values = {"key": "k", "kind": kind, "model": "demo/bad", "status": outcome, "attempts": 1}
         db["jobs"].insert(values)
     db.close()
-    with open_lineage(old) as lineage:
+    with open_lineage(older) as lineage:
         bad = lineage.model("demo/bad")
         assert (bad.kind, bad.status, bad.reason) == ("finetune", status, reason)
         assert (bad.cause, bad.setting, bad.retry_at) == (cause, setting, None)
         assert lineage.verify() == []
 
 
-def test_the_newest_failure_says_whose_fault_a_quarantine_is(old):
-    db = raw(old)
+def test_the_newest_failure_says_whose_fault_a_quarantine_is(older):
+    db = raw(older)
     for key, kind, day in (("a", "score", 3), ("b", "ledger", 1)):
         job = {"key": key, "kind": kind, "model": "demo/bad", "attempts": 1}
         finished = f"2026-01-0{day}T00:00:00Z"
         db["jobs"].insert({**job, "status": "quarantined", "finished": finished})
     db.close()
-    with open_lineage(old) as lineage:
+    with open_lineage(older) as lineage:
         assert lineage.model("demo/bad").setting == "evaluate"
 
 
-def test_what_failed_for_now_waits_and_what_failed_for_good_fails(old):
-    db = raw(old)
+def test_what_failed_for_now_waits_and_what_failed_for_good_fails(older):
+    db = raw(older)
     ends = {"started": "2026-01-31T08:00:00Z", "finished": "2026-01-31T08:01:30Z"}
     for status in ("pending", "running", "failed", "quarantined"):
         job = {"key": status, "kind": "k", "model": None, "status": status, "attempts": 1}
         db["jobs"].insert({**job, **ends, "reason": "why"})
     db.close()
-    with open_lineage(old) as lineage:
+    with open_lineage(older) as lineage:
         found = {key: lineage.job(key) for key in ("pending", "running", "failed", "quarantined")}
         assert {key: (job.status, job.cause) for key, job in found.items()} == {
             "pending": ("pending", None),
@@ -205,18 +212,18 @@ def test_what_failed_for_now_waits_and_what_failed_for_good_fails(old):
         ("the top did not change", "converged"),
     ],
 )
-def test_an_old_stop_gets_its_kind(old, stop, kind):
-    db = raw(old)
+def test_an_old_stop_gets_its_kind(older, stop, kind):
+    db = raw(older)
     db["generations"].update(2, {"stop": stop})
     db.close()
-    with open_lineage(old) as lineage:
+    with open_lineage(older) as lineage:
         first, last = lineage.generations()
         assert (first.number, first.generation, first.stop_kind) == (1, 1, None)
         assert (last.number, last.generation, last.stop, last.stop_kind) == (2, None, stop, kind)
 
 
-def test_kinships_that_no_decision_named_go_and_facts_stay_whole(old):
-    db = raw(old)
+def test_kinships_that_no_decision_named_go_and_facts_stay_whole(older):
+    db = raw(older)
     facts = {"generation": 1, "members": [], "kinship": [[1.0, 0.123456789012345678]]}
     db["generations"].update(1, {"facts": json.dumps(facts)})
     named = ("recipe:m1", "sha256:add")  # within the top of decision 2
@@ -224,21 +231,39 @@ def test_kinships_that_no_decision_named_go_and_facts_stay_whole(old):
     for value, (a, b) in enumerate((named, unnamed)):
         db["kinships"].insert({"metric": "pcc", "a": a, "b": b, "value": value})
     db.close()
-    with open_lineage(old) as lineage:
+    with open_lineage(older) as lineage:
         assert lineage.kinships("pcc") == {("demo/add", "demo/sort"): 0.25, ("demo/add", "m1"): 0}
         assert lineage.facts(1) == facts
 
 
-def test_a_failure_within_the_third_migration_leaves_the_second(old):
-    db = raw(old)
+def test_a_failure_within_the_third_migration_leaves_the_second(older):
+    db = raw(older)
     db["scores"].update(1, {"samples": "[[0, null]]"})
     db.close()
-    before = dump(old)
+    before = dump(older)
     with pytest.raises(TypeError):
-        open_lineage(old)
-    after = dump(old)
-    assert version(raw(old)) == 2
+        open_lineage(older)
+    after = dump(older)
+    assert version(raw(older)) == 2
     assert {name: after[name] for name in before} == before
+
+
+def test_judgements_of_the_gate_before_are_numbered_by_generation_and_name(tmp_path):
+    path = Path(shutil.copy(ASSETS / "lineage-v3.db", tmp_path / "lineage.db"))
+    db = raw(path)
+    for place, (name, generation) in enumerate((("m9", 2), ("m3", 2), ("m2", 1)), start=90):
+        model = {**next(db["models"].rows_where("id = 'm1'")), "weights": None, "number": place}
+        db["models"].insert({**model, "id": name, "generation": generation})
+        gate = {**next(db["gates"].rows), "number": place, "model": place, "passed": 0}
+        db["gates"].insert(gate)
+    db.close()
+    with open_lineage(path) as lineage:
+        found = lineage.judgements()
+        assert [(g.model, g.test) for g in found] == [("m1", 1), ("m2", 2), ("m3", 3), ("m9", 4)]
+        assert {(g.p, g.alpha) for g in found} == {(None, None)}
+        new = replace(found[0], evaluation="fp9", p=0.01, alpha=0.02, test=None)
+        lineage.add_gate(new)
+        assert lineage.judgements()[-1] == replace(new, test=5)
 
 
 def test_an_old_file_can_be_taken_up_as_a_watch_goes_on(old):

@@ -149,7 +149,7 @@ def passed(d, name):
         Model(id=name, kind="merge", status="proposed", weights=f"recipe:{name}", recipe={})
     )
     d.lineage.move_model(name, "admit")
-    verdict = {"parent": BASE, "passed": True, "gain": 1.0, "low": 0.5, "high": 2.0, "n": 9}
+    verdict = {"against": BASE, "passed": True, "gain": 1.0, "low": 0.5, "high": 2.0, "n": 9}
     d.lineage.add_gate(Gate(model=name, evaluation="", reason="", **verdict))
 
 

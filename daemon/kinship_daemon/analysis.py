@@ -10,7 +10,8 @@ of its parents' scores, as in the paper's tables; scores are means over the sele
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -19,11 +20,23 @@ from scipy import stats
 
 from kinship_daemon.report import count
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Model
+from kinship_storage.records import Model, Score
 
-__all__ = ["FEWEST", "Analysis", "Correlation", "Merge", "Stage", "analyse"]
+__all__ = [
+    "FEWEST",
+    "METRICS",
+    "Analysis",
+    "Correlation",
+    "Merge",
+    "Rise",
+    "Stage",
+    "analyse",
+    "correlations",
+]
 
 METRICS = ("pcc", "cosine", "euclidean")
+# Of scores: what is left of equal ones after arithmetic.
+_NOTHING = 1e-12
 # Below this many merges even a strong correlation has an interval that says nothing.
 FEWEST = 8
 
@@ -34,13 +47,15 @@ class Merge:
     One merge that was made and scored.
 
     Attributes:
-        gain: Its score less the mean of its parents'.
+        parents_score: The mean of its parents' scores.
+        gain: Its score less that.
         kinship: Of its parents (mean over pairs), by metric; None where it is undefined.
     """
 
     name: str
     generation: int
     score: float
+    parents_score: float
     gain: float
     kinship: Mapping[str, float | None]
 
@@ -50,8 +65,14 @@ class Correlation:
     """
     Pearson's r of the parents' kinship with what the merge gained.
 
+    Later generations have closer kin and better parents, who leave less to gain: over all merges
+    that alone makes a strong correlation. What it says of kinship is what is left of it otherwise.
+
     Attributes:
-        of: `gain` or `absolute gain`.
+        of: `gain`, or `absolute gain` where some merges lost.
+        within: r within generations: of what differs from the generation's mean; None where
+            nothing does.
+        partial: r given the mean score of the parents; None likewise.
         p: Two-sided p-value of no correlation. Merges share parents, so it is smaller than it
             should be; read it as a hint.
         low: Lower end of the 95 % interval (Fisher's z).
@@ -62,10 +83,27 @@ class Correlation:
     metric: str
     of: str
     r: float
+    within: float | None
+    partial: float | None
     p: float
     low: float
     high: float
     n: int
+
+
+@dataclass(frozen=True)
+class Rise:
+    """
+    A generation whose best merge is the best so far.
+
+    Attributes:
+        gain: By how much it is above the best before.
+        stderr: Standard error of that, paired by document where both answered the same documents.
+    """
+
+    generation: int
+    gain: float
+    stderr: float
 
 
 @dataclass(frozen=True)
@@ -74,8 +112,8 @@ class Stage:
     Generations that learn, or that no longer do.
 
     Attributes:
-        name: `learning` up to the last generation that raised the best score by more than its
-            standard error, `saturation` after it.
+        name: `learning` up to the last generation that raised the best score by more than the
+            standard error of that rise, `saturation` after it.
         kinship: Mean kinship of the parents merged in it; None where there is none.
         top_kinship: Mean over its decisions of the kinship of the policy's top.
         gain: Mean gain of its merges over the means of their parents.
@@ -96,7 +134,7 @@ class Analysis:
 
     Attributes:
         founders: The best score among the fine-tunes.
-        stderr: The standard error by which the best score must rise to count as learning.
+        rises: Every generation that raised the best score.
         top_kinships: Mean kinship of the policy's top, by generation.
         too_few: Why correlations are not given; None if they are.
     """
@@ -105,7 +143,7 @@ class Analysis:
     correlations: tuple[Correlation, ...]
     stages: tuple[Stage, ...]
     founders: float
-    stderr: float
+    rises: tuple[Rise, ...]
     top_kinships: Mapping[int, float | None]
     too_few: str | None
 
@@ -126,8 +164,7 @@ def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
     """
     models, scored = _scored(lineage)
     merges = tuple(_merges(lineage, models, scored))
-    founders = [scored[model.id] for model in models if not model.parents]
-    stderr = _mean([error for _, error in scored.values()]) or 0.0
+    founders = [model for model in models if not model.parents]
     enough = len(merges) >= FEWEST
     tops = {
         g.generation: g.decision.get("top_mean_kinship")
@@ -136,10 +173,10 @@ def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
     }
     found = Analysis(
         merges=merges,
-        correlations=tuple(_correlations(merges)) if enough else (),
+        correlations=tuple(correlations(merges)) if enough else (),
         stages=(),
-        founders=max((value for value, _ in founders), default=math.nan),
-        stderr=stderr,
+        founders=max((scored[model.id] for model in founders), default=math.nan),
+        rises=tuple(_rises(lineage, founders, scored, merges)),
         top_kinships=tops,
         too_few=None
         if enough
@@ -148,31 +185,67 @@ def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
     return Analysis(**{**vars(found), "stages": tuple(_stages(found, metric))})
 
 
-def _scored(lineage: Lineage) -> tuple[list[Model], dict[str, tuple[float, float]]]:
-    """Everyone scored under the present settings; mean over tasks, and standard error, by id."""
-    settings: Any = (lineage.get("settings") or {}).get("selection")
+def _scored(lineage: Lineage) -> tuple[list[Model], dict[str, float]]:
+    """Everyone scored under the present settings, and the means over tasks by id."""
+    settings = _settings(lineage)
     means = lineage.mean_scores("selection", settings)
-    errors = lineage.mean_errors("selection", settings)
     models = [m for m in lineage.scored_models("selection", settings) if m.kind != "base"]
-    return models, {m.id: (means[str(m.weights)], errors[str(m.weights)]) for m in models}
+    return models, {m.id: means[str(m.weights)] for m in models}
 
 
-def _merges(
-    lineage: Lineage, models: Sequence[Model], scored: Mapping[str, tuple[float, float]]
-) -> list[Merge]:
+def _settings(lineage: Lineage) -> Any:
+    return (lineage.get("settings") or {}).get("selection")
+
+
+def _merges(lineage: Lineage, models: Sequence[Model], scored: Mapping[str, float]) -> list[Merge]:
     known = {metric: lineage.kinships(metric) for metric in METRICS}
-    return [
-        Merge(
-            name=model.id,
-            generation=model.generation,
-            score=scored[model.id][0],
-            gain=scored[model.id][0]
-            - sum(scored[parent][0] for parent in model.parents) / len(model.parents),
-            kinship={metric: _parents_kinship(model, known[metric]) for metric in METRICS},
-        )
-        for model in models
-        if model.kind == "merge" and all(parent in scored for parent in model.parents)
-    ]
+    merges = []
+    for model in models:
+        if model.kind != "merge" or not {*model.parents} <= scored.keys():
+            continue
+        score = scored[model.id]
+        parents = sum(scored[parent] for parent in model.parents) / len(model.parents)
+        kinship = {metric: _parents_kinship(model, known[metric]) for metric in METRICS}
+        merges.append(Merge(model.id, model.generation, score, parents, score - parents, kinship))
+    return merges
+
+
+def _rises(
+    lineage: Lineage,
+    founders: Sequence[Model],
+    scored: Mapping[str, float],
+    merges: Sequence[Merge],
+) -> Iterator[Rise]:
+    names = sorted(model.id for model in founders)
+    best = max(names, key=lambda name: scored[name], default=None)
+    for generation in sorted({merge.generation for merge in merges}):
+        made = [merge for merge in merges if merge.generation == generation]
+        highest = max(made, key=lambda merge: merge.score)
+        if best is None or highest.score > scored[best]:
+            if best is not None:
+                error = _stderr(_answers(lineage, highest.name), _answers(lineage, best))
+                yield Rise(generation, highest.score - scored[best], error)
+            best = highest.name
+
+
+def _answers(lineage: Lineage, name: str) -> list[Score]:
+    weights = str(lineage.require(name).weights)
+    return lineage.scores(weights, "selection", _settings(lineage))
+
+
+def _stderr(rows: Sequence[Score], others: Sequence[Score]) -> float:
+    """Of the difference of two models' scores; every task weighs the same."""
+    theirs = {row.task: row for row in others}
+    variances = [_variance(row, theirs[row.task]) for row in rows if row.task in theirs]
+    return math.sqrt(sum(variances)) / max(1, len(variances))
+
+
+def _variance(row: Score, other: Score) -> float:
+    """Of the difference of two scores on one task."""
+    mine, theirs = dict(row.samples), dict(other.samples)
+    if len(mine) > 1 and mine.keys() == theirs.keys():
+        return statistics.variance(mine[d] - theirs[d] for d in sorted(mine)) / len(mine)
+    return sum(0.0 if math.isnan(each.stderr) else each.stderr**2 for each in (row, other))
 
 
 def _parents_kinship(model: Model, known: Mapping[tuple[str, str], float | None]) -> float | None:
@@ -180,17 +253,19 @@ def _parents_kinship(model: Model, known: Mapping[tuple[str, str], float | None]
     return _mean([value for value in pairs if value is not None])
 
 
-def _correlations(merges: Sequence[Merge]) -> list[Correlation]:
+def correlations(merges: Sequence[Merge]) -> list[Correlation]:
+    """Of kinship and gain, for every metric that is known of enough merges."""
     found = []
     for metric in METRICS:
-        pairs = [(kin, m.gain) for m in merges if (kin := m.kinship[metric]) is not None]
-        if len(pairs) < FEWEST or len({kin for kin, _ in pairs}) < 2:
+        known = [merge for merge in merges if merge.kinship[metric] is not None]
+        kinships = [kin for merge in known if (kin := merge.kinship[metric]) is not None]
+        if len(known) < FEWEST or len(set(kinships)) < 2:
             continue
-        kinships = [kin for kin, _ in pairs]
-        for of, gains in (
-            ("gain", [gain for _, gain in pairs]),
-            ("absolute gain", [abs(gain) for _, gain in pairs]),
-        ):
+        gained = [merge.gain for merge in known]
+        kinds = [("gain", gained)]
+        if min(gained) < 0:  # otherwise it is the same again
+            kinds.append(("absolute gain", [abs(gain) for gain in gained]))
+        for of, gains in kinds:
             if len(set(gains)) < 2:
                 continue
             result = stats.pearsonr(kinships, gains)
@@ -200,24 +275,44 @@ def _correlations(merges: Sequence[Merge]) -> list[Correlation]:
                     metric=metric,
                     of=of,
                     r=float(result.statistic),
+                    within=_pearson(*(_within(known, values) for values in (kinships, gains))),
+                    partial=_pearson(*(_given_parents(known, v) for v in (kinships, gains))),
                     p=float(result.pvalue),
                     low=float(interval.low),
                     high=float(interval.high),
-                    n=len(pairs),
+                    n=len(known),
                 )
             )
     return found
 
 
+def _within(merges: Sequence[Merge], values: Sequence[float]) -> list[float]:
+    """What differs from the mean of the merge's generation."""
+    by_generation: dict[int, list[float]] = {}
+    for merge, value in zip(merges, values, strict=True):
+        by_generation.setdefault(merge.generation, []).append(value)
+    means = {number: statistics.fmean(found) for number, found in by_generation.items()}
+    return [value - means[m.generation] for m, value in zip(merges, values, strict=True)]
+
+
+def _given_parents(merges: Sequence[Merge], values: Sequence[float]) -> list[float]:
+    """What a line in the parents' mean score does not explain."""
+    parents = [merge.parents_score for merge in merges]
+    if len(set(parents)) < 2:
+        return list(values)
+    line = stats.linregress(parents, values)
+    return [v - line.intercept - line.slope * x for x, v in zip(parents, values, strict=True)]
+
+
+def _pearson(one: Sequence[float], other: Sequence[float]) -> float | None:
+    if max(map(abs, one)) < _NOTHING or max(map(abs, other)) < _NOTHING:
+        return None
+    return float(stats.pearsonr(one, other).statistic)
+
+
 def _stages(found: Analysis, metric: str) -> list[Stage]:
-    best = found.best_so_far()
-    numbers = sorted(best)[1:]
-    rises = [
-        n
-        for before, n in zip(sorted(best), numbers, strict=False)
-        if best[n] - best[before] > found.stderr
-    ]
-    turn = max(rises, default=0)
+    numbers = sorted(found.best_so_far())[1:]
+    turn = max((r.generation for r in found.rises if r.gain > r.stderr), default=0)
     parts = {
         "learning": [n for n in numbers if n <= turn],
         "saturation": [n for n in numbers if n > turn],

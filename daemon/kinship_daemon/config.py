@@ -111,12 +111,14 @@ class Merge(Section):
 
 
 class Gate(Section):
-    min_gain: float = 0.0
-    """Publish when the interval's lower end of the gain over the best parent is above this."""
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Of that interval."""
+    fdr: float = Field(0.10, gt=0, lt=1)
+    """Of all that the home ever publishes, at most this share is expected to be luck."""
+    strict: bool = False
+    """Judge by e-values: that share is then proven, not simulated, and fewer merges pass."""
+    min_gain: float = Field(0.0, ge=-1, le=1)
+    """The gain over every parent must be surely above this."""
     resamples: int = Field(9999, ge=999)
-    """Bootstrap resamples."""
+    """Bootstrap resamples of the interval that is reported beside the verdict."""
 
 
 class Publish(Section):
@@ -136,6 +138,8 @@ class Publish(Section):
             raise ValueError("needs {model} or {hash}, or all merges would have one name")
         return name
 
+    require: Literal["best", "parents"] = "best"
+    """Whom a merge must beat: its parents and the best merge published before, or its parents."""
     public: bool = False
     """Published repos are private unless this is set."""
     allow_licenses: tuple[str, ...] = ()
@@ -187,6 +191,15 @@ class Web(Section):
             # Neither what `config show` prints in its place.
             raise ValueError(f"needs {_LEAST_CHARACTERS} different characters or more")
         return token
+
+
+# Keys of older versions, and what to write instead.
+_REPLACED = {
+    "gate.confidence": (
+        "the gate holds the share of luck among all that is ever published; "
+        "write `gate.fdr: 0.10` instead"
+    )
+}
 
 
 class Config(Section):
@@ -366,6 +379,8 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 def _explained(problem: ErrorDetails) -> str:
     """One of pydantic's findings as one line; an unknown key with the nearest known one."""
     key = ".".join(str(part) for part in problem["loc"])
+    if key in _REPLACED:
+        return f"{key} is no more: {_REPLACED[key]}"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)

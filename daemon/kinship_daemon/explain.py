@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kinship_daemon.evaluate.verdict import life_words
 from kinship_policies.policy import Decision, Population
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Score
@@ -176,10 +177,14 @@ def _fate(lineage: Lineage, model: Model) -> list[str]:
     if model.kind != "merge" or model.status != "admitted":
         return []
     settings = (lineage.get("settings") or {}).get("validation", "")
-    gate, publication = lineage.gate(model.id, settings), lineage.publication(model.id)
+    publication = lineage.publication(model.id)
+    gate = lineage.gate(model.id, settings)
+    if gate is None and publication is not None:
+        # What is published is not judged again under other settings.
+        gate = next(iter(lineage.gates_of(model.id)[::-1]), None)
     if gate is None:
         return [_not_judged(lineage, model)]
-    lines = [f"gate: {gate.reason}"]
+    lines = [f"gate: {gate.reason}", *filter(None, [life_words(gate)])]
     if publication is not None:
         lines.append(f"published as {publication.repo}, revision {publication.revision}")
         lines.append(f"at {publication.url}")
@@ -196,14 +201,35 @@ def _not_judged(lineage: Lineage, model: Model) -> str:
     if not mine or not scored:
         return "gate: not judged: no selection scores under the present settings"
     best = max(sorted(scored), key=lambda p: scored[p])
+    who = f"its parent {best}"
     if _mean(mine) > scored[best]:
         for name in model.parents:
             parent = lineage.require(name)
             in_use = any(m.status == "admitted" for m in lineage.by_weights(parent.weights or ""))
             if not in_use and not latest_scores(lineage, parent, "validation"):
                 return f"gate: not judged: {name} is {parent.status} and has no validation scores"
-        return "gate: not judged yet; the next run judges it"
+        better = _published_better(lineage, model, _mean(mine))
+        if better is None:
+            return "gate: not judged yet; the next run judges it"
+        best, who = better, f"{better}, which passed before"
+        scored[best] = _mean(latest_scores(lineage, lineage.require(best), "selection"))
     return (
         f"gate: not judged: its selection score {_mean(mine):.4f} is not above "
-        f"{scored[best]:.4f} of its parent {best}"
+        f"{scored[best]:.4f} of {who}"
     )
+
+
+def _published_better(lineage: Lineage, model: Model, score: float) -> str | None:
+    """The best merge that passed before and did no worse on selection, where that one counts."""
+    judgements = lineage.judgements()
+    if not judgements or judgements[-1].settings.get("require") != "best":
+        return None
+    passed = [lineage.require(name) for name in {g.model for g in judgements if g.passed}]
+    scores = {
+        each.id: _mean(rows)
+        for each in passed
+        if (each.generation, each.id) < (model.generation, model.id)
+        and (rows := latest_scores(lineage, each, "selection"))
+    }
+    best = max(sorted(scores), key=lambda name: scores[name], default=None)
+    return best if best is not None and scores[best] >= score else None

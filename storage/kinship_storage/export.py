@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kinship_storage.records import Candidate, Generation, Model
+from kinship_storage.records import Candidate, Gate, Generation, Model
 from kinship_storage.store import Store
 from kinship_storage.tables import Tables
 
@@ -25,11 +25,15 @@ def export(lineage: Tables, store: Store) -> dict[str, Any]:
     scores = _scores(store, lineage.get("settings") or {})
     by_id = {model.id: model for model in models}
     published = {p.model: p.repo for p in lineage.publications()}
+    verdicts = {gate.model: gate for gate in lineage.judgements()}  # the last of each
     base = next((model.name for model in models if model.kind == "base"), lineage.get("base"))
     return {
         "base": base,
         "models": [
-            _model(model, scores.get(model.weights or "", {}), published.get(model.id))
+            {
+                **_model(model, scores.get(model.weights or "", {}), published.get(model.id)),
+                "gate": _gate(verdicts.get(model.id)),
+            }
             for model in models
         ],
         "candidates": [
@@ -71,6 +75,13 @@ def _model(model: Model, scores: dict[str, Scores], published: str | None) -> di
         "gated": model.gated,
         "size": model.size,
     }
+
+
+def _gate(verdict: Gate | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    names = ("test", "passed", "against", "gain", "low", "high", "n", "p", "alpha")
+    return {name: getattr(verdict, name) for name in names}
 
 
 def _candidate(candidate: Candidate, model: Model) -> dict[str, Any]:

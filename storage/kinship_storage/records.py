@@ -188,18 +188,23 @@ class Generation:
 @dataclass(frozen=True)
 class Gate:
     """
-    Whether a merge may be published: its gain over its best parent on the validation samples.
+    Whether a merge may be published: its gain on the validation documents, and the evidence for it.
 
     Attributes:
-        low: Lower end of the interval of `gain`; `high` its upper end.
-        n: Number of paired samples.
+        against: Whom the gain is over: of its parents, and of who else had to be beaten, the one
+            that it is least surely better than.
+        low: Lower end of the 95 % interval of `gain`; `high` its upper end.
+        n: Number of paired documents.
         evaluation: Fingerprint of the settings of the validation scores; a model has one gate
             under each.
-        settings: Confidence, resamples, seed, least gain.
+        settings: The gate's rules, and the seed.
+        p: Chance of such a gain by luck; None under the gate before schema 4, which had none.
+        alpha: The level that p was held against; None likewise.
+        test: How many judgements there were in this home up to this one; None is filled in.
     """
 
     model: str
-    parent: str
+    against: str
     passed: bool
     gain: float
     low: float
@@ -209,6 +214,9 @@ class Gate:
     evaluation: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+    p: float | None = None
+    alpha: float | None = None
+    test: int | None = None
 
 
 @dataclass(frozen=True)

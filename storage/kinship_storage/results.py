@@ -21,9 +21,17 @@ class Results:
     def add_gate(self, gate: Gate) -> None:
         with self._store.transaction():
             model = model_number(self._store, gate.model)
-            values = self._stamped(gate, parent=model_number(self._store, gate.parent))
             key = {"model": model, "evaluation": gate.evaluation}
+            test = gate.test or self._number(key)
+            values = self._stamped(gate, against=model_number(self._store, gate.against), test=test)
             add_once(self._store, "gates", key, values, f"the gate of {gate.model}")
+
+    def _number(self, key: Row) -> int:
+        """Of the judgement under this key, or of the next."""
+        there = self._store.row("gates", "model = ? AND evaluation = ?", *key.values())
+        if there is not None:
+            return int(there["test"])
+        return int(self._store.query("SELECT coalesce(max(test), 0) + 1 AS n FROM gates")[0]["n"])
 
     def gate(self, model: str, evaluation: str) -> Gate | None:
         """The verdict on a merge under these settings of the validation."""
@@ -34,6 +42,10 @@ class Results:
         """Those under these settings, or all; sorted by generation, then model, then age."""
         return self._gates("?1 IS NULL OR evaluation = ?1", evaluation)
 
+    def judgements(self) -> list[Gate]:
+        """All of the home's life, in the order in which they were made."""
+        return sorted(self.gates(), key=lambda gate: gate.test or 0)
+
     def gates_of(self, model: str) -> list[Gate]:
         """Every verdict on a merge, the oldest first."""
         return self._gates("m.id = ?", model)
@@ -41,7 +53,7 @@ class Results:
     def _gates(self, where: str, *args: object) -> list[Gate]:
         found = self._store.query(_GATES.format(where=where), args)
         return [
-            record(Gate, values, model=values["id"], parent=values["other"]) for values in found
+            record(Gate, values, model=values["id"], against=values["other"]) for values in found
         ]
 
     def add_publication(self, publication: Publication) -> None:
@@ -67,8 +79,8 @@ class Results:
 
 
 _GATES = (
-    "SELECT gates.*, m.id, p.id AS other FROM gates JOIN models AS m ON m.number = gates.model"
-    " JOIN models AS p ON p.number = gates.parent WHERE {where}"
+    "SELECT gates.*, m.id, o.id AS other FROM gates JOIN models AS m ON m.number = gates.model"
+    " JOIN models AS o ON o.number = gates.against WHERE {where}"
     " ORDER BY m.generation, m.id, gates.number"
 )
 _PUBLICATIONS = (

@@ -13,6 +13,7 @@ from sqlite_utils import Database
 
 from kinship_storage.errors import LineageError
 from kinship_storage.migrations.first import FIRST
+from kinship_storage.migrations.fourth import FOURTH
 from kinship_storage.migrations.second import SECOND
 from kinship_storage.migrations.third import third
 
@@ -22,7 +23,7 @@ APPLICATION_ID = 0x4B494E53  # "KINS": tells our files from other programs' data
 
 Migration = tuple[str, ...] | Callable[[Database], None]
 
-MIGRATIONS: tuple[Migration, ...] = (FIRST, SECOND, third)
+MIGRATIONS: tuple[Migration, ...] = (FIRST, SECOND, third, FOURTH)
 
 
 def create(db: Database) -> None:

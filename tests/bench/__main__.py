@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from tests.bench.bench import Bench
 from tests.bench.device import device
 from tests.bench.evaluation import evaluation
+from tests.bench.gate import gate
 from tests.bench.kernel import kernel, small
 from tests.bench.kinships import all_pairs, exactness, growth, pair
 from tests.bench.lineage import lineage
@@ -47,6 +48,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "sample": sample,
     "lineage": lineage,
     "look": look,
+    "gate": gate,
     "device": device,
     "evaluation": evaluation,
 }
@@ -68,7 +70,8 @@ def main() -> int:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.out or scratch)))
         shown = stack.enter_context(progress())
         sizes = (options.parameters, options.models, options.repeat, options.candidates)
-        bench = Bench(room, scratch, out, *sizes, shown, options.language_model)
+        choices = (options.language_model, options.evolutions)
+        bench = Bench(room, scratch, out, *sizes, shown, *choices)
         rows = [row for name in options.only for row in _measured(name, bench, shown)]
     facts = machine()
     print(markdown(rows, facts, nbytes(options.parameters) // 2))
@@ -133,6 +136,9 @@ def _options() -> argparse.Namespace:
         help="what `evaluation` asks: transformers' own or one GGUF file (random weights)",
     )
     parser.add_argument(
+        "--evolutions", type=int, default=1_000, help="simulated of each kind, for gate (1000)"
+    )
+    parser.add_argument(
         "--only",
         type=lambda text: text.split(","),
         default=list(MEASUREMENTS),
@@ -148,8 +154,10 @@ def _options() -> argparse.Namespace:
         parser.error(f"no folder {options.out}")
     if options.language_model is not None and not options.language_model.is_dir():
         parser.error(f"no folder {options.language_model}")
-    if options.models < 2 or options.repeat < 1 or options.candidates < 3:
-        parser.error("--models takes 2 or more, --repeat 1 or more, --candidates 3 or more")
+    if options.models < 2 or options.candidates < 3 or min(options.repeat, options.evolutions) < 1:
+        parser.error(
+            "--models takes 2 or more, --candidates 3 or more, --repeat and --evolutions 1 or more"
+        )
     return options
 
 

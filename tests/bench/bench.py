@@ -22,6 +22,7 @@ class Bench:
         repeat: How often each thing is timed.
         candidates: On the hub that is looked at.
         language_model: Folder of a real one to evaluate, if the user has it.
+        evolutions: How many are simulated of each kind.
     """
 
     room: Path
@@ -33,6 +34,7 @@ class Bench:
     candidates: int
     progress: Progress
     language_model: Path | None = None
+    evolutions: int = 1_000
 
     @property
     def family(self) -> Family:

@@ -56,7 +56,9 @@ def _show(found: Any) -> None:
     for each in found.correlations:
         click.echo(
             f"{each.metric:<9} with {each.of:<13}  r {each.r:+.3f}  "
-            f"95 % interval {each.low:+.3f} to {each.high:+.3f}  p {each.p:.3g}  n {each.n}"
+            f"95 % interval {each.low:+.3f} to {each.high:+.3f}  p {each.p:.3g}  n {each.n}  "
+            f"within generations {_signed(each.within)}, "
+            f"given the parents' mean score {_signed(each.partial)}"
         )
     if found.correlations:
         click.echo("merges share parents, so the p-values are smaller than they should be")
@@ -69,14 +71,21 @@ def _show(found: Any) -> None:
             f"mean kinship of parents {_cell(stage.kinship)}, of the top {_cell(stage.top_kinship)}"
         )
     if found.stages:
+        rises = "".join(
+            f"; generation {r.generation} {r.gain:+.4f} ± {r.stderr:.4f}" for r in found.rises
+        )
         click.echo(
-            f"learning goes as far as the best score rose by more than {found.stderr:.4f}, "
-            "the mean standard error of a score"
+            "learning goes as far as the best score rose by more than the standard error of that "
+            f"rise, paired by document{rises}"
         )
 
 
 def _cell(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:+.3f}"
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from kinship_daemon.cli.options import config_options
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.evaluate.task_files import TaskFiles
+from kinship_daemon.evaluate.verdict import FEW_DOCUMENTS
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
@@ -220,6 +221,11 @@ def oddities(config: Config) -> Iterator[str]:
         yield (
             f"admission.screen_documents {screened} is no less than evaluate.limit {evaluated}: "
             "the screen takes as long as the evaluation that it is to save"
+        )
+    if evaluated is not None and evaluated < FEW_DOCUMENTS:
+        yield (
+            f"evaluate.limit {evaluated} is below {FEW_DOCUMENTS}: with so few documents in a task "
+            "the gate may not see a loss that is rare and large"
         )
 
 

@@ -67,13 +67,11 @@ def _farewell(d: Context, report: Reporter) -> None:
     """What became of it, and where to look next."""
     export = d.lineage.export()
     report.block("family tree", family.tree(export))
-    evaluation = d.settings.fingerprint("validation")
     for publication in d.lineage.publications():
-        verdict = d.lineage.gate(publication.model, evaluation)
-        words = "not judged under the present evaluation" if verdict is None else verdict.reason
+        *_, verdict = d.lineage.gates_of(publication.model)
         report.event(
             "published",
-            f"{publication.model} as {publication.repo}; {words}",
+            f"{publication.model} as {publication.repo}; {verdict.reason}",
             model=publication.model,
             url=publication.url,
         )

@@ -1,19 +1,21 @@
-"""Whether a merge is provably better than its best parent: a paired bootstrap."""
+"""Whether a merge is better than its parents: the evidence, and the level that it must reach."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from kinship_daemon.errors import KinshipError
-from kinship_storage.records import Score
+from kinship_daemon.evaluate.e_value import e_value
+from kinship_daemon.evaluate.evidence import evidence
+from kinship_daemon.evaluate.verdict import verdict_words
+from kinship_storage.records import Score, Split
 
-__all__ = ["Verdict", "judge", "verdict_words"]
+__all__ = ["Verdict", "judge"]
 
+_CONFIDENCE = 0.95
 # Elements that one batch of resamples may hold: about 16 MB of float64.
 _BATCH_ELEMENTS = 2_000_000
 
@@ -26,10 +28,12 @@ class Verdict:
     The gate's answer for one merge.
 
     Attributes:
-        gain: Child minus parent, mean over tasks of the mean over documents.
-        low: Lower end of the gain's confidence interval; `high` the upper.
+        gain: Child minus whom it was held against, mean over tasks of the mean over documents.
+        low: Lower end of the gain's 95 % interval, for the report; `high` the upper.
         n: Documents compared, all tasks together.
-        parent: The best parent, which the child was compared with.
+        against: Of all that it was compared with, the one that it is least surely better than.
+        p: Chance of such a gain over that one by luck, or 1 / e where the gate is strict.
+        alpha: The level that p must not exceed.
         reason: The answer in words, with its numbers.
     """
 
@@ -38,93 +42,82 @@ class Verdict:
     low: float
     high: float
     n: int
-    parent: str
+    against: str
+    p: float
+    alpha: float
     reason: str
 
 
 def judge(
     child: Sequence[Score],
-    parents: Mapping[str, Sequence[Score]],
+    others: Mapping[str, Sequence[Score]],
     *,
+    alpha: float,
     min_gain: float,
-    confidence: float,
     resamples: int,
     seed: int,
+    strict: bool = False,
 ) -> Verdict:
     """
-    Compare a child with its best parent, document by document; scores of other splits are ignored.
+    Compare a child with each of the others on the validation documents, one by one.
 
-    The best parent has the highest validation mean, ties by name. Documents are resampled within
-    their task, so every task weighs the same however long it is. The child passes when the lower
-    end of the percentile interval lies above `min_gain`.
+    It must be better than all of them, so the largest p counts. Every task weighs the same,
+    however long it is.
 
     Args:
+        others: Its parents, and who else must be beaten, by name.
+        alpha: Level of this test.
         min_gain: In units of the score (0.01 is one point of accuracy).
-        confidence: Of the two-sided interval, such as 0.95.
+        resamples: Of the bootstrap that the interval comes from.
+        strict: Judge by e-values; selection scores are needed, too.
 
     Raises:
-        KinshipError: Nothing to compare, or child and parent answered different questions.
+        KinshipError: Nothing to compare, or child and other answered different questions.
     """
-    if not parents:
+    if not others:
         raise KinshipError("a merge without parents cannot be judged; name at least one parent")
-    answers = _validation("the child", child)
-    known = {name: _validation(name, scores) for name, scores in sorted(parents.items())}
-    best = max(known, key=lambda name: _mean(known[name]))  # the first of equals: ties by name
-    differences = [_paired(answers, known[best], task, best) for task in _tasks(answers, known)]
-    low, high = _interval(differences, confidence, resamples, seed)
-    gain = _gain(*differences, axis=0).item()
+    known = {name: _paired(child, other, name) for name, other in sorted(others.items())}
+    if strict:
+        before = {name: _paired(child, others[name], name, "selection") for name in known}
+        bets = {n: e_value(d, before[n], min_gain=min_gain) for n, d in known.items()}
+        chances = {name: min(1.0, 1 / bet) if bet else 1.0 for name, bet in bets.items()}
+    else:
+        chances = {n: evidence(d, min_gain=min_gain, seed=seed).p for n, d in known.items()}
+    # Of equal ones the least gain, then the first name.
+    gains = {name: _gain(*values, axis=0).item() for name, values in known.items()}
+    against = max(known, key=lambda name: (chances[name], -gains[name]))
+    gain, p, differences = gains[against], chances[against], known[against]
+    low, high = _interval(differences, resamples, seed)
     n = sum(len(values) for values in differences)
+    passed = p <= alpha
     words = verdict_words(
-        gain, (low, high), n, parent=best, min_gain=min_gain, confidence=confidence
+        passed, gain, (low, high), n, against=against, p=p, alpha=alpha, min_gain=min_gain
     )
-    return Verdict(low > min_gain, gain, low, high, n, best, words)
-
-
-def verdict_words(
-    gain: float,
-    interval: tuple[float, float],
-    n: int,
-    *,
-    parent: str,
-    min_gain: float,
-    confidence: float,
-) -> str:
-    """A verdict as everyone is told it; `parent` is what to call the best parent there."""
-    passed = interval[0] > min_gain
-    needed = "" if passed else f"; its lower end must be above {min_gain:g}"
-    return (
-        f"{'passed' if passed else 'refused'}: {gain:+.4f} against {parent} on {n:,} documents "
-        f"({_percent(confidence)} % interval {interval[0]:+.4f} to {interval[1]:+.4f}{needed})"
-    )
-
-
-def _validation(name: str, scores: Sequence[Score]) -> Mapping[str, Score]:
-    found = {score.task: score for score in scores if score.split == "validation"}
-    if not found:
-        raise KinshipError(f"{name} has no validation scores; evaluate it on validation first")
-    return found
-
-
-def _mean(scores: Mapping[str, Score]) -> float:
-    return math.fsum(score.score for score in scores.values()) / len(scores)
-
-
-def _tasks(child: Mapping[str, Score], parents: Mapping[str, Mapping[str, Score]]) -> list[str]:
-    """The tasks, sorted; all parents must have exactly them, or their means do not compare."""
-    for name, scores in parents.items():
-        if scores.keys() != child.keys():
-            raise KinshipError(
-                f"{name} was validated on {', '.join(sorted(scores))} and the child on "
-                f"{', '.join(sorted(child))}; evaluate both on the same tasks"
-            )
-    return sorted(child)
+    return Verdict(passed, gain, low, high, n, against, p, alpha, words)
 
 
 def _paired(
-    child: Mapping[str, Score], parent: Mapping[str, Score], task: str, name: str
-) -> Floats:
-    """Child minus parent for each document of one task, (documents,) in order of their ids."""
-    mine, theirs = child[task], parent[task]
+    child: Sequence[Score], other: Sequence[Score], name: str, split: Split = "validation"
+) -> list[Floats]:
+    """Child minus other for each document of each task, tasks sorted."""
+    mine, theirs = _of_split("the child", child, split), _of_split(name, other, split)
+    if theirs.keys() != mine.keys():
+        raise KinshipError(
+            f"{name} was evaluated on {', '.join(sorted(theirs))} and the child on "
+            f"{', '.join(sorted(mine))}; evaluate both on the same tasks"
+        )
+    return [_differences(mine[task], theirs[task], task, name) for task in sorted(mine)]
+
+
+def _of_split(name: str, scores: Sequence[Score], split: Split) -> Mapping[str, Score]:
+    found = {score.task: score for score in scores if score.split == split}
+    if not found:
+        raise KinshipError(f"{name} has no {split} scores; evaluate it on {split} first")
+    return found
+
+
+def _differences(mine: Score, theirs: Score, task: str, name: str) -> Floats:
+    """Child minus other for each document of one task, (documents,) in order of their ids."""
     for what in ("metric", "task_version"):
         if getattr(mine, what) != getattr(theirs, what):
             raise KinshipError(
@@ -148,9 +141,7 @@ def _gain(*differences: Floats, axis: int) -> Floats:
     return np.asarray(np.mean([values.mean(axis=axis) for values in differences], axis=0))
 
 
-def _interval(
-    differences: Sequence[Floats], confidence: float, resamples: int, seed: int
-) -> tuple[float, float]:
+def _interval(differences: Sequence[Floats], resamples: int, seed: int) -> tuple[float, float]:
     """Percentile interval of the gain; where no document differs from another it is a point."""
     result = stats.bootstrap(
         differences,
@@ -160,12 +151,7 @@ def _interval(
         method="percentile",
         n_resamples=resamples,
         batch=max(1, _BATCH_ELEMENTS // sum(len(values) for values in differences)),
-        confidence_level=confidence,
+        confidence_level=_CONFIDENCE,
         random_state=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def _percent(share: float) -> str:
-    """All its digits: 0.9999 is 99.99 %, not 100 %."""
-    return format((Decimal(repr(share)) * 100).normalize(), "f")

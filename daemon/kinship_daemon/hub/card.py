@@ -152,8 +152,8 @@ def _verdict(facts: CardFacts) -> str:
     if facts.verdict is None:
         return "It was published without a gate."
     return (
-        "The gate holds a merge against its best parent on validation documents, by a paired "
-        f"bootstrap. It {facts.verdict}."
+        "The gate holds a merge against all that it must be better than, its parents first, on the "
+        f"same validation documents. It {facts.verdict}."
     )
 
 

@@ -8,8 +8,8 @@ from itertools import combinations
 from typing import get_args
 
 from kinship_daemon.context import Context
-from kinship_daemon.evaluate.gate import verdict_words
 from kinship_daemon.evaluate.settings import harness_versions
+from kinship_daemon.evaluate.verdict import few_documents, life_words, verdict_words
 from kinship_daemon.hub.card import CardFacts
 from kinship_daemon.hub.licence import most_restrictive
 from kinship_daemon.steps.assemblies import coefficients, kinship_matrix, leaf_models
@@ -65,18 +65,24 @@ def _lacking(family: Iterable[Model]) -> tuple[str, ...]:
 
 
 def _verdict(context: Context, model: Model) -> str | None:
-    """The gate's words, with the parent called as the card calls it."""
+    """The gate's words, with the other model called as the card calls it, and what they mean."""
     gate = context.lineage.gate(model.id, context.settings.fingerprint("validation"))
     if gate is None:
         return None
-    return verdict_words(
+    if gate.p is None or gate.alpha is None:
+        return gate.reason  # of the gate before schema 4
+    words = verdict_words(
+        gate.passed,
         gate.gain,
         (gate.low, gate.high),
         gate.n,
-        parent=called(context.lineage, context.lineage.require(gate.parent)),
+        against=called(context.lineage, context.lineage.require(gate.against)),
+        p=gate.p,
+        alpha=gate.alpha,
         min_gain=gate.settings["min_gain"],
-        confidence=gate.settings["confidence"],
     )
+    few = few_documents(scores(context, model, "validation", samples=False))
+    return ". ".join(part for part in (words, life_words(gate), few) if part)
 
 
 def factors_table(context: Context, model: Model) -> str | None:

@@ -22,7 +22,7 @@ from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Publication
 
-__all__ = ["STEP", "repo_id", "targets"]
+__all__ = ["STEP", "kept_back", "repo_id", "targets"]
 
 _KIND = "publish"
 
@@ -48,9 +48,19 @@ def _plan(context: Context) -> Iterator[Work]:
 
 def _blocked(context: Context, model: Model) -> str | None:
     """Why a merge may not be published; None if it may."""
-    publish = context.config.publish
-    if publish.namespace is None:
+    if context.config.publish.namespace is None:
         return "publish.namespace is not set"
+    reason = kept_back(context, model)
+    if reason is not None:
+        return reason
+    if context.dry_run:
+        return f"a dry run; it would be published as {repo_id(context, model)}"
+    return None
+
+
+def kept_back(context: Context, model: Model) -> str | None:
+    """What its ancestors' licences or terms say against publishing a merge; None if nothing."""
+    publish = context.config.publish
     family = [context.base, *context.lineage.ancestors(model)]
     licences = {each.id: each.license for each in family if each.recipe is None}
     terms = most_restrictive(licences, publish.allow_licenses)
@@ -59,8 +69,6 @@ def _blocked(context: Context, model: Model) -> str | None:
     gated = [each.id for each in family if each.gated]
     if gated and not publish.allow_gated:
         return f"{gated[0]} is gated; publish.allow_gated allows it"
-    if context.dry_run:
-        return f"a dry run; it would be published as {repo_id(context, model)}"
     return None
 
 

@@ -1,11 +1,13 @@
-"""Validation scores of a promising merge and its parents: what the gate will compare."""
+"""Validation scores of a promising merge and its comparators: what the gate will compare."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kinship_daemon.context import Context
 from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, work_for
+from kinship_daemon.steps.publish import kept_back
+from kinship_daemon.steps.score import unscored
 from kinship_daemon.steps.scores import known_means, parents_of
 from kinship_daemon.steps.step import Step, Work, say_nothing
 from kinship_storage.lineage import Lineage
@@ -16,25 +18,64 @@ __all__ = ["STEP", "families"]
 
 def families(context: Context) -> Iterator[tuple[Model, list[Model]]]:
     """
-    Merges that deserve to be judged and were not yet under today's settings, with their parents.
+    Merges to be judged that were not yet under today's settings, and whom each is compared with.
 
-    Validation costs as much as selection did, so it is spent on merges that beat all their parents
-    there; the others cannot be expected to pass. Ordered by generation, then name.
+    Validation costs as much as selection did, so it is spent on merges that did better there than
+    all that they are compared with; the others cannot be expected to pass. What is published needs
+    no verdict any more.
+
+    Ordered by generation, then name: the level of a verdict depends on all verdicts before, so
+    nobody's turn comes while there is an earlier merge that is not scored yet.
     """
     known = known_means(context, "selection")
+    first_open = min((_place(m) for m in unscored(context) if m.kind == "merge"), default=None)
     judged = {gate.model for gate in context.lineage.gates(_fingerprint(context))}
+    judged |= {publication.model for publication in context.lineage.publications()}
     for child in context.lineage.models(kind="merge", status="admitted"):
-        if child.id in judged or child.weights not in known:
+        if first_open is not None and _place(child) >= first_open:
+            return
+        if child.id in judged or child.weights is None:
             continue
-        parents = parents_of(context, child)
-        theirs = [known.get(parent.weights or "") for parent in parents]
-        if is_promising(known[child.weights], theirs):
+        parents, score = parents_of(context, child), known[child.weights]
+        if not is_promising(score, [known.get(each.weights or "") for each in parents]):
+            continue
+        best = _best_before(context, child, known)
+        if best is None or best.id in child.parents:
             yield child, parents
+        elif is_promising(score, [known.get(best.weights or "")]):
+            yield child, [*parents, best]
 
 
-def is_promising(score: float, parents: Sequence[float | None]) -> bool:
-    """Whether a child beat all its parents; None is one set aside since, under other settings."""
-    return all(parent is not None and score > parent for parent in parents)
+def is_promising(score: float, others: Sequence[float | None]) -> bool:
+    """Whether a child beat all the others; None is one set aside since, under other settings."""
+    return all(other is not None and score > other for other in others)
+
+
+def _best_before(context: Context, child: Model, known: Mapping[str, float]) -> Model | None:
+    """
+    The best merge published before, which a merge must beat, too; None where publish.require says.
+
+    Before is earlier by generation, then name. What passed the gate counts as published unless its
+    ancestors' terms keep it back, so that it matters to nobody when a hub is slow. The best is that
+    of the selection documents: those of the gate then cannot have chosen it for its luck.
+
+    Args:
+        known: Mean selection scores by weights.
+    """
+    if context.config.publish.require == "parents":
+        return None
+    passed = {gate.model for gate in context.lineage.gates() if gate.passed}
+    before = [
+        model
+        for model in sorted(map(context.lineage.require, passed), key=_place)
+        if _place(model) < _place(child) and model.status == "admitted" and model.weights in known
+    ]
+    before.sort(key=lambda model: known[model.weights or ""], reverse=True)
+    return next((model for model in before if kept_back(context, model) is None), None)
+
+
+def _place(model: Model) -> tuple[int, str]:
+    return model.generation, model.id
 
 
 def _fingerprint(context: Context) -> str:
@@ -42,17 +83,16 @@ def _fingerprint(context: Context) -> str:
 
 
 def _plan(context: Context) -> Iterator[Work]:
+    """The next family alone: if its merge passes, later ones may not deserve to be judged."""
     known = known_means(context, "validation")
-    planned: set[str | None] = set()
-    for child, parents in families(context):
-        missing = {m.weights or "" for m in (child, *parents)} - known.keys()
+    for child, others in families(context):
+        missing = {m.weights or "" for m in (child, *others)} - known.keys()
         sources = [context.lineage.by_weights(weights)[0] for weights in sorted(missing)]
         if any(model.status != "admitted" for model in sources):
             continue  # one of them cannot be evaluated: there is no fair comparison
         for model in sources:
-            if model.weights not in planned:
-                planned.add(model.weights)
-                yield work_for(context.settings, model, "validation")
+            yield work_for(context.settings, model, "validation")
+        return
 
 
 def _run(context: Context, work: Work) -> Evaluated:

@@ -40,6 +40,6 @@ def facts(view: View) -> dict[str, Any]:
         "merges": [asdict(merge) for merge in found.merges],
         "correlations": [asdict(each) for each in found.correlations],
         "stages": [asdict(stage) for stage in found.stages],
-        "stderr": found.stderr,
+        "rises": [asdict(rise) for rise in found.rises],
         "too_few": found.too_few,
     }

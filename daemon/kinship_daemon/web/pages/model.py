@@ -70,11 +70,13 @@ def facts(view: View, name: str) -> dict[str, Any]:
 def _gate(gate: Gate) -> dict[str, Any]:
     return {
         "passed": gate.passed,
-        "parent": gate.parent,
+        "against": gate.against,
         "gain": gate.gain,
         "low": gate.low,
         "high": gate.high,
         "n": gate.n,
+        "p": gate.p,
+        "alpha": gate.alpha,
     }
 
 
