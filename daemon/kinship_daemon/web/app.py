@@ -187,8 +187,10 @@ class _Site:
         return next(iter(recorded(self._home.activity).get("events", [])[-1:]), None)
 
     def failed(self, request: Request, error: Exception) -> Response:
-        """A model that is not there, a lineage that cannot be read: in the words of the error."""
-        return self._error(request, str(error), 404 if "no model" in str(error) else 503)
+        """A lineage that cannot be read, or a model that is not there: in the error's words."""
+        return self._error(
+            request, str(error), 404 if isinstance(error, model.UnknownModel) else 503
+        )
 
     def missing(self, request: Request, _: Exception) -> Response:
         return self._error(request, "there is no such page", 404)

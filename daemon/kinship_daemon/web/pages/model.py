@@ -11,22 +11,29 @@ import yaml
 
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.explain import chapters, latest_scores, opens_again
+from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.card import interval
 from kinship_daemon.web.view import View
 from kinship_storage.records import Gate, Model, Score, Split
 
-__all__ = ["facts"]
+__all__ = ["UnknownModel", "facts"]
 
 _CHILDREN = 200
+
+
+class UnknownModel(KinshipError):
+    """The address names a model that is not there."""
 
 
 def facts(view: View, name: str) -> dict[str, Any]:
     """
     Raises:
-        LineageError: There is no such model.
+        UnknownModel: There is none of that id.
     """
     lineage = view.lineage
-    model = lineage.require(name)
+    model = lineage.model(name)
+    if model is None:
+        raise UnknownModel(f"no model {shown(name)!r} in this home")
     told = chapters(lineage, model)
     children = [m for m in lineage.models("merge") if model.id in m.parents]
     publication = lineage.publication(model.id)
