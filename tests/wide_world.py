@@ -140,7 +140,7 @@ def impatient() -> None:
     """Let this process wait for servers shorter than in the world."""
     calls._BACKOFF_SECONDS = (0.02, 0.05)
     download._PAUSE_SECONDS = 0.02
-    client.ApiHub.__init__.__kwdefaults__["timeout_seconds"] = 1.0
+    client.ApiHub.__init__.__kwdefaults__["timeout_seconds"] = 0.5
     # huggingface_hub sleeps seconds between its own tries to upload.
     _http.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, 0.05)))
 
