@@ -113,7 +113,10 @@ class World:
             if len(admitted) != 1 or others:
                 wrong.append(f"of {group}, {admitted} admitted; {[found[n] for n in others]}")
         known = {*self.fates, *(name for group in self.groups for name in group)}
-        return wrong + [f"{name}: nobody knows it" for name in found if name not in known]
+        # A wrong bit in a listing may name a repo that never was: it is found to be gone.
+        gone = Fate("refused", "^gone from the hub$")
+        strange = [n for n in found if n not in known and not _is(found[n], gone)]
+        return wrong + [f"{name}: nobody knows it" for name in strange]
 
 
 class Weather:
