@@ -76,7 +76,7 @@ def hurried(shelf: Shelf) -> Iterator[None]:
 def served(wide: World) -> Iterator[HubServer]:
     with HubServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        server.stall_seconds = 1.5
+        server.stall_seconds = 0.8
         wide.settle(server)
         yield server
 

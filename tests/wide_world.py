@@ -113,7 +113,10 @@ class World:
             if len(admitted) != 1 or others:
                 wrong.append(f"of {group}, {admitted} admitted; {[found[n] for n in others]}")
         known = {*self.fates, *(name for group in self.groups for name in group)}
-        return wrong + [f"{name}: nobody knows it" for name in found if name not in known]
+        # A wrong bit in a listing may name a repo that never was: it is found to be gone.
+        gone = Fate("refused", "^gone from the hub$")
+        strange = [n for n in found if n not in known and not _is(found[n], gone)]
+        return wrong + [f"{name}: nobody knows it" for name in strange]
 
 
 class Weather:
@@ -140,7 +143,7 @@ def impatient() -> None:
     """Let this process wait for servers shorter than in the world."""
     calls._BACKOFF_SECONDS = (0.02, 0.05)
     download._PAUSE_SECONDS = 0.02
-    client.ApiHub.__init__.__kwdefaults__["timeout_seconds"] = 1.0
+    client.ApiHub.__init__.__kwdefaults__["timeout_seconds"] = 0.5
     # huggingface_hub sleeps seconds between its own tries to upload.
     _http.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, 0.05)))
 
