@@ -7,10 +7,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kinship_policies.registry import make
 from kinship_policies.simulate.evolution import evolve
 from kinship_policies.simulate.landscape import Array, Merge, Model, World
 from kinship_policies.simulate.synthetic import Parameters, Synthetic
+from kinship_policies.topk import TopKKinship
 
 __all__ = [
     "SELECTION",
@@ -144,7 +144,7 @@ def evolutions(seed: int, *, rugged: float, rounds: int = 1) -> Home:
     for number in range(rounds):
         residents, waiting = [*residents, *waiting[:3]], waiting[3:]
         shown = _Shown(inner, home, residents, f"round-{number}-")
-        evolve("topk-kinship", make("topk-kinship", {}), shown, seed=seed, budget=40)
+        evolve("topk-kinship", TopKKinship(), shown, seed=seed, budget=40)
         everyone = sorted(home.models.values(), key=lambda born: -born.score)
         released = [b.name for b in everyone if b.name not in waiting]
         residents = released[:3]
