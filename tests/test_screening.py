@@ -54,7 +54,7 @@ def opened(hub, home, **overrides):
 
 
 def events(d, kind):
-    lines = map(json.loads, d.report._stream.getvalue().splitlines())
+    lines = map(json.loads, d.report._report._stream.getvalue().splitlines())
     return [line["message"] for line in lines if line["event"] == kind]
 
 
