@@ -226,14 +226,16 @@ def test_the_published_recipe_makes_the_published_weights(repo, place, home, tmp
 
 
 def test_the_recipe_command_prints_what_is_published(lineage, home):
-    merges = lineage.publications()
-    assert len({made.model.split("-")[1] for made in merges}) > 1  # of two generations
-    for made in merges:
+    for made in lineage.publications():
         repo = home / "hub" / made.repo
         for file, option in (("mergekit_config.yml", []), ("recipe.yml", ["--made"])):
             asked = ["recipe", made.repo, *option, "--home", str(home)]
             result = CliRunner().invoke(app, asked)
             assert (result.exit_code, result.output) == (0, (repo / file).read_text())
+    grandchild = next(m.id for m in lineage.models("merge") if m.generation == 2)
+    printed = CliRunner().invoke(app, ["recipe", grandchild, "--home", str(home)]).output
+    named = {each["model"] for each in yaml.safe_load(printed)["models"]}
+    assert named <= {model.id for model in lineage.models("finetune")}
 
 
 def test_explain_tells_why_on_which_facts_and_what_became_of_it(publication, place, home, lineage):

@@ -3,8 +3,8 @@ Runs the daemon to its end, its evaluation worker killed with SIGKILL at ten ran
 
     python worker_kills.py SEED -- kinship-daemon's arguments
 
-A moment is so long after a worker was asked: it is still starting, at work, or idle again. Of two
-questions in a row one is left in peace: whom the worker dies over twice is set aside for a time.
+A moment is so long after a worker was asked: it is still starting, at work, or has just answered.
+No question is disturbed twice: whom the worker dies over again at once is set aside for a time.
 Where a worker cannot start, a run that is to end says so and ends; it is started again, as systemd
 would do.
 """
@@ -21,31 +21,38 @@ from kinship_daemon.errors import Transient
 from kinship_daemon.evaluate.worker import WorkerEvaluator
 
 KILLS = 10
-LONGEST_SECONDS = 0.6
+LONGEST_SECONDS = 0.5
 
 
 def main():
     warm_workers.warm()
     child_process._CONTEXT = warm_workers.CONTEXT
-    chance = random.Random(int(sys.argv[1]))
+    chance, lock = random.Random(int(sys.argv[1])), threading.Lock()
     ask, asked, killed = WorkerEvaluator._ask, 0, 0
-    moments = {2 * number + chance.randrange(2) * (number % 2) for number in range(1, 1 + KILLS)}
+    disturbed = set()
 
-    def mortal(self, *given):
+    def mortal(self, assembly, what, *given):
         nonlocal asked
         asked += 1
-        if asked in moments:
-            timer = threading.Timer(chance.uniform(0, LONGEST_SECONDS), kill, (self,))
-            timer.daemon = True
-            timer.start()
-        return ask(self, *given)
+        question = (assembly.identity, str(what))
+        if killed == KILLS or question in disturbed:
+            return ask(self, assembly, what, *given)
+        timer = threading.Timer(chance.uniform(0, LONGEST_SECONDS), kill, (self, question))
+        timer.daemon = True
+        timer.start()
+        try:
+            return ask(self, assembly, what, *given)
+        finally:
+            kill(self, question)
 
-    def kill(evaluator):
+    def kill(evaluator, question):
         nonlocal killed
-        child = evaluator._child
-        if child is not None and child._process.is_alive():
-            child._process.kill()
-            killed += 1
+        with lock:
+            child = evaluator._child
+            if question not in disturbed and child is not None and child._process.is_alive():
+                disturbed.add(question)
+                child._process.kill()
+                killed += 1
 
     WorkerEvaluator._ask = mortal
     for _ in range(KILLS):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from kinship_daemon.context import Evaluators
-from kinship_daemon.errors import DocumentsChanged, KinshipError, ModelError
+from kinship_daemon.errors import DocumentsChanged, KinshipError, ModelError, WorkerDied
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.report import Reporter
 from kinship_daemon.weights.materialise import leaf_assembly
@@ -77,8 +77,14 @@ def check_base(
     if lineage.get(_BASE) == checked:
         return
     report.event("check", f"asking {base.id} one question")
+    evaluator, assembly = evaluators.under(settings), leaf_assembly(folder, base.id)
     try:
-        evaluators.under(settings).probe(leaf_assembly(folder, base.id))
+        try:
+            evaluator.probe(assembly)
+        except WorkerDied as error:
+            # Someone else's memory on the device, say: once may be bad luck.
+            report.event("warning", f"{error}; once more")
+            evaluator.probe(assembly)
     except ModelError as error:
         raise KinshipError(
             f"the base cannot be evaluated: {error}; {_what_would_work(error, settings)}"

@@ -29,6 +29,7 @@ from kinship_daemon.hub.records import Hub, Repo
 from kinship_daemon.report import Reporter, count
 from kinship_daemon.retry import try_again
 from kinship_daemon.steps.living import living
+from kinship_daemon.steps.publish import tidy
 from kinship_daemon.webhook import webhook_secret
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
@@ -88,6 +89,7 @@ def opened(
         closing(Evaluators(home.evaluation_log, stop)) as evaluators,
     ):
         lineage.recover()
+        tidy(home, lineage)
         hub = _hub(config, home, lineage, stop)
         if not dry_run:
             _check_right(config, hub, lineage, reporter)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Transient, Unavailable
+from kinship_daemon.home import Home
 from kinship_daemon.hub.card import CardFacts, model_card
 from kinship_daemon.hub.files import local_files
 from kinship_daemon.hub.licence import most_restrictive
@@ -22,7 +23,7 @@ from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Publication
 
-__all__ = ["STEP", "kept_back", "repo_id", "targets"]
+__all__ = ["STEP", "kept_back", "repo_id", "targets", "tidy"]
 
 _KIND = "publish"
 
@@ -126,12 +127,18 @@ def _commit(lineage: Lineage, _work: Work, publication: Publication) -> None:
     lineage.update_model(publication.model, not_published=None)
 
 
+def tidy(home: Home, lineage: Lineage) -> None:
+    """Remove what was staged of publications that are through; a kill may have left it."""
+    for publication in lineage.publications():
+        stage = home.staging / publication.repo
+        shutil.rmtree(stage, ignore_errors=True)
+        with suppress(OSError):  # unless another merge is on its way
+            stage.parent.rmdir()
+            home.staging.rmdir()
+
+
 def _tell(context: Context, _work: Work, made: Publication) -> None:
-    stage = context.home.staging / made.repo
-    shutil.rmtree(stage, ignore_errors=True)
-    with suppress(OSError):  # unless another merge is on its way
-        stage.parent.rmdir()
-        context.home.staging.rmdir()
+    tidy(context.home, context.lineage)
     context.report.event("publish", f"{made.model} as {made.repo}", model=made.model, url=made.url)
 
 
