@@ -113,7 +113,9 @@ def test_a_repo_that_is_renamed_in_a_folder_hub_keeps_its_place_and_its_merges(h
         on_it = [m.id for m in d.lineage.models("merge", "admitted") if old in m.parents]
         settings = d.settings.fingerprint("validation")
         best = [name for name in on_it if "not above" not in explain(d.lineage, name)]
-        assert all(d.lineage.gate(name, settings) for name in best)
+        published = {each.model for each in d.lineage.publications()}  # judged once and for all
+        unjudged = [name for name in best if d.lineage.gate(name, settings) is None]
+        assert set(unjudged) <= published
     (home / "hub" / "demo" / "renamed").rename(home / "hub" / old)
     with opened(home) as d:
         evolve(d)

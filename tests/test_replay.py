@@ -1,16 +1,24 @@
 """`replay`: every recorded decision again, and what differs."""
 
 import json
+import multiprocessing
 import sqlite3
 
 import pytest
 
 import command
+from kinship_daemon import child_process
 from test_evolution import SMALL, evolve, opened
 
 pytestmark = pytest.mark.usefixtures("shared_worker")
 
 MOODY = {**SMALL, "evaluate.limit": "4", "policy": "{use: 'scripted_policies:Moody'}"}
+
+
+@pytest.fixture(autouse=True)
+def policies_started_anew(shared_worker, monkeypatch):
+    """Their mood is in the environment that they are started with."""
+    monkeypatch.setattr(child_process, "_CONTEXT", multiprocessing.get_context("spawn"))
 
 
 @pytest.fixture
