@@ -24,6 +24,8 @@ def settings(path: Path, server: HubServer, **sections: dict) -> Path:
     """
     A config file that judges the demo's models as the demo itself does, and publishes as USER.
 
+    Merges need only beat their parents, so that several are published.
+
     Args:
         sections: Further keys of the config's sections.
     """
@@ -36,7 +38,7 @@ def settings(path: Path, server: HubServer, **sections: dict) -> Path:
         "evaluate": evaluate,
         "kinship": {"device": "cpu"},
         "policy": {"use": "topk-kinship", "k": 2, "max_founders": 4},
-        "publish": {"namespace": USER},
+        "publish": {"namespace": USER, "require": "parents"},
     }
     for name, section in sections.items():
         chosen[name] = {**chosen.get(name, {}), **section}
