@@ -148,13 +148,6 @@ def test_models_and_jobs_are_counted_without_being_read(lineage):
     assert lineage.count_jobs() == {"done": 1, "pending": 1}
 
 
-def test_reasons_come_with_the_models_they_were_given_for(lineage):
-    notice(lineage)
-    assert lineage.reasons("refused") == [("demo/gguf", "quantised (gguf)")]
-    assert lineage.reasons("seen") == [("demo/far", None)]
-    assert lineage.reasons("proposed") == []
-
-
 def test_mean_scores_are_over_tasks_and_under_the_settings_asked_for(lineage):
     lineage.add_scores([score("sha256:add", 0, task="sort"), score("sha256:add", 1, settings="x")])
     assert lineage.mean_scores("selection", "fp1") == {
@@ -185,7 +178,6 @@ QUESTIONS = [
     lambda lineage: lineage.scores("sha256:add"),
     lambda lineage: lineage.model("m1"),
     lambda lineage: lineage.jobs("done", "merge"),
-    lambda lineage: lineage.reasons("quarantined"),
 ]
 
 

@@ -96,11 +96,6 @@ class Jobs:
         with self._store.transaction():
             return self._end(self.require_job(key), "interrupt")
 
-    def retry(self, key: str) -> Job:
-        """What waits or failed can start now."""
-        with self._store.transaction():
-            return self._move(self.require_job(key), "retry")
-
     def lose(self, key: str) -> Job:
         """What it left is gone: it can start again."""
         with self._store.transaction():
@@ -121,7 +116,8 @@ class Jobs:
 
     def retry_job(self, key: str) -> Job:
         """Lets one waiting or failed job start again."""
-        return self._move(self.require_job(key), "retry")
+        with self._store.transaction():
+            return self._move(self.require_job(key), "retry")
 
     def job(self, key: str) -> Job | None:
         found = self._store.row("jobs", "key = ?", key)

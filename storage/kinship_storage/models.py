@@ -236,11 +236,6 @@ class Models:
         )
         return {(values["kind"], values["status"]): values["number"] for values in found}
 
-    def reasons(self, status: Status) -> list[tuple[str, str | None]]:
-        """(id, reason) of every model with this status, sorted by id."""
-        found = self._store.rows("models", "status = ?", [status], order="id", select="id, reason")
-        return [(values["id"], values["reason"]) for values in found]
-
     def known_revisions(self) -> frozenset[tuple[str, str]]:
         """(repo, revision) of every model that came from a hub."""
         found = self._store.query(

@@ -26,9 +26,9 @@ ALIASES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# How huggingface_hub's cache lays a repo out.
 # How much a name must be like an alias to be taken for a slip of the pen.
 _ALIKE = 0.6
+# How huggingface_hub's cache lays a repo out.
 _CACHED = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})")
 
 

@@ -17,11 +17,11 @@ from kinship_daemon.ranking import ranked
 from kinship_daemon.steps.novelty import novelties_beside, novelty
 from kinship_daemon.steps.objections import (
     check_again,
+    copy_objection,
     objection,
     returns_at,
     rule_objection,
     same_weights,
-    twin_objection,
 )
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.watch import GONE
@@ -47,7 +47,7 @@ class Examined:
         again: When one that is refused for the world is looked into again.
         moved: Id of the model whose bytes these are under another name, which is gone.
         plan: Under which `vector`, its compact sample, was taken; None if it has one already.
-        nearer: Novelties of others who wait, which become less by its admission.
+        novelties: Those of others who wait, which become less by its admission.
     """
 
     refusal: Refusal | None = None
@@ -64,7 +64,7 @@ class Examined:
     vector: bytes | None = None
     novelty: float | None = None
     novelty_error: float | None = None
-    nearer: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    novelties: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def _plan(context: Context) -> Iterator[Work]:
@@ -132,8 +132,8 @@ def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Exam
         refuse_other_calculation(context.base_checkpoint, Checkpoint(folder, {}))
     found = descend(context.base_checkpoint, folder)
     hashes = {name: context.files.sha256(folder / name) for name in found.files}
-    twin = same_weights(context, model, hashes)
-    refusal = twin_objection(context, twin)
+    copy = same_weights(context, model, hashes)
+    refusal = copy_objection(context, copy)
     if refusal is not None:
         return Examined(refusal, declared(repo.card))
     vector, fresh = _vector(context, model, found)
@@ -149,12 +149,12 @@ def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Exam
             for name, sha256 in sorted(hashes.items())
         ),
         remarks=(*remarks(repo), *([found.differs] if found.differs else [])),
-        moved=None if twin is None else twin.id,
+        moved=None if copy is None else copy.id,
         plan=None if context.sampler is None or not fresh else context.sampler.plan.identity,
         vector=vector,
         novelty=far,
         novelty_error=error,
-        nearer={} if vector is None else novelties_beside(context, vector),
+        novelties={} if vector is None else novelties_beside(context, vector),
     )
 
 
@@ -222,7 +222,7 @@ def _commit(lineage: Lineage, work: Work, found: Examined) -> None:
     if found.plan is not None and found.vector is not None:
         lineage.put_sample(found.plan, name, found.vector)
         lineage.update_candidate(name, novelty=found.novelty, novelty_error=found.novelty_error)
-    for other, (far, error) in found.nearer.items():
+    for other, (far, error) in found.novelties.items():
         if other != name:
             lineage.update_candidate(other, novelty=far, novelty_error=error)
 

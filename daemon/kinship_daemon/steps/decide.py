@@ -200,9 +200,9 @@ def _children(
             child = _child(context, facts, place, proposal, parameters)
             assert child.weights is not None
             known = [*context.lineage.by_weights(child.weights), *children]
-            twins = [model.id for model in known if model.weights == child.weights]
-            if twins:
-                remarks.append(f"{' + '.join(child.parents)} was made before: {twins[0]}")
+            same = [model.id for model in known if model.weights == child.weights]
+            if same:
+                remarks.append(f"{' + '.join(child.parents)} was made before: {same[0]}")
             else:
                 children.append(child)
     return children

@@ -14,18 +14,18 @@ from kinship_daemon.weights.descendant import Descendant
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 
-__all__ = ["STEP", "joined", "measured", "measured_with_absent", "rows_here"]
+__all__ = ["STEP", "joined", "measured", "measured_with_absent", "rows_on_disk"]
 
 
 def _plan(context: Context) -> Iterator[Work]:
     """
-    All whose files are here join at once.
+    All whose files are on this disk join at once.
 
     Else one of those who made room for others: they have no row where someone removed the ledger.
     """
     new = {row: leaf for row, leaf in leaves(context.lineage).items() if _has_no_row(context, row)}
-    here = sorted(row for row, leaf in new.items() if leaf.folder is not None)
-    joining = here or sorted(new)[:1]
+    on_disk = sorted(row for row, leaf in new.items() if leaf.folder is not None)
+    joining = on_disk or sorted(new)[:1]
     if joining:
         yield Work({"joining": joining, "beside": sorted(context.ledger.rows)})
 
@@ -64,8 +64,8 @@ def measured(context: Context, young: Mapping[str, Descendant]) -> Iterator[gram
     Raises:
         NoRoom: One that made room for others does not fit beside what has to stay.
     """
-    here = {row: source(context, row) for row in rows_here(context) if row not in young}
-    yield _pass(context, here, young)
+    known = {row: source(context, row) for row in rows_on_disk(context) if row not in young}
+    yield _pass(context, known, young)
     yield from measured_with_absent(context, young)
 
 
@@ -81,7 +81,7 @@ def measured_with_absent(
     Raises:
         LeafGone: One cannot be had any more.
     """
-    away = set(context.ledger.rows) - set(rows_here(context))
+    away = set(context.ledger.rows) - set(rows_on_disk(context))
     for row, model in leaves(context.lineage).items():
         if row in away:
             with context.files.holding(model.id):
@@ -96,7 +96,7 @@ def joined(context: Context, parts: Sequence[gram.Ledger]) -> gram.Ledger:
     return ledger.keep([row for row in ledger.rows if row in kept]).joined(parts)
 
 
-def rows_here(context: Context) -> list[str]:
+def rows_on_disk(context: Context) -> list[str]:
     """Rows of the ledger whose files are on this disk."""
     return [
         row

@@ -13,7 +13,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.hub.files import local_files
 from kinship_daemon.steps.assemblies import assembly
 from kinship_daemon.steps.leaves import first_leaf, is_leaf, source
-from kinship_daemon.steps.ledger import joined, measured, measured_with_absent, rows_here
+from kinship_daemon.steps.ledger import joined, measured, measured_with_absent, rows_on_disk
 from kinship_daemon.steps.step import Step, Work, say_nothing
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.descendant import descend
@@ -129,7 +129,7 @@ def _with_row(context: Context, model: Model, folder: Path) -> Ledger:
         # Left whole by a process that was killed before it could write down the row, or not in the
         # base's rows, which is how a descendant is read.
         return joined(context, list(measured(context, {model.weights: descend(base, folder)})))
-    others = {row: source(context, row) for row in rows_here(context) if row != model.weights}
+    others = {row: source(context, row) for row in rows_on_disk(context) if row != model.weights}
     known, ledger = context.descendants(others), context.ledger.keep(tuple(others))
     joining = {model.weights: folder}
     with gram.Joining(ledger, base, known, joining, device=context.device) as rows:

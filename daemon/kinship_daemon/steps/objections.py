@@ -18,13 +18,13 @@ from kinship_storage.rows import stamp
 
 __all__ = [
     "check_again",
+    "copy_objection",
     "objection",
     "returns_at",
     "rule_objection",
     "same_as",
     "same_weights",
     "told_identity",
-    "twin_objection",
 ]
 
 
@@ -32,7 +32,7 @@ def objection(context: Context, model: Model, repo: Repo) -> Refusal | None:
     """What a rule, a licence, or the hub's own hashes have against fetching a candidate."""
     # The hub has told every hash: nothing needs to be fetched to know it.
     hashes = {file.path: file.sha256 for file in weight_files(repo.files)}
-    return rule_objection(context, repo) or twin_objection(
+    return rule_objection(context, repo) or copy_objection(
         context, same_weights(context, model, hashes)
     )
 
@@ -82,15 +82,15 @@ def _identity(hashes: Mapping[str, str | None]) -> str | None:
     return weights_identity(known) if known and len(known) == len(hashes) else None
 
 
-def twin_objection(context: Context, twin: Model | None) -> Refusal | None:
+def copy_objection(context: Context, copy: Model | None) -> Refusal | None:
     """
     That another model in use has the very same weights.
 
     None if the hub has that one no more: its bytes have another name now, and it is to go.
     """
-    if twin is None or _is_lost(context, twin):
+    if copy is None or _is_lost(context, copy):
         return None
-    return Refusal(same_as(twin.id))
+    return Refusal(same_as(copy.id))
 
 
 def same_as(model: str) -> str:

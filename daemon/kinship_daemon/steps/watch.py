@@ -69,11 +69,11 @@ def _run(context: Context, _work: Work) -> Seen:
     since = _since(context, cursor)
     listings = list(context.hub.descendants(context.base.id, since))
     new = tuple(_new(context, listings))
-    here = {(line.id, line.revision) for line in listings}
+    listed = {(line.id, line.revision) for line in listings}
     return Seen(
         new=new,
         superseded=_superseded(context, [model for model, _, _ in new]),
-        back=tuple(_back(context, here)),
+        back=tuple(_back(context, listed)),
         gone=tuple(_gone(context, {line.id for line in listings})) if since is None else (),
         cursor=_moved(context, cursor, listings, since),
         unrelated=tuple(_unrelated(context)) if since is None else (),
