@@ -2,6 +2,8 @@
 
 import errno
 import os
+import random
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,6 +21,7 @@ from kinship_daemon.errors import (
     Transient,
     Unavailable,
 )
+from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.runner import SILENT, Runner
 from kinship_daemon.steps.step import Step, Work, say_nothing
@@ -420,3 +423,60 @@ def test_at_the_next_start_whatever_waits_is_tried_again(context, tmp_path):
     assert statuses(context) == ["seen", "seen", "admitted"]
     Runner(context, [step(failing())]).loop(NOON)
     assert statuses(context) == ["admitted"] * 3
+
+
+FAULTS = (
+    lambda: ModelError("NaN in it"),
+    lambda: ModelError("too slow", cause="settings", setting="evaluate.time_limit_minutes"),
+    lambda: ModelError("no memory", cause="world"),
+    lambda: LeafGone("its bytes are gone", cause="world"),
+    lambda: UnknownRepo("no such repo"),
+    lambda: Unavailable("accept its terms"),
+    lambda: Transient("no answer"),
+    lambda: Transient("away", 300.0),
+    lambda: BudgetReached("limits.x reached"),
+    lambda: BudgetReached("limits.y reached", others_may_go_on=True),
+    Stopped,
+)
+BUGS = (TypeError, MemoryError, KeyboardInterrupt)  # the last as a kill: nothing of ours runs on
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("needs", ["cpu", "hub"])
+def test_whatever_goes_wrong_everyone_ends_somewhere_and_nothing_spins(context, seed, needs):
+    chance, written, calm_from = random.Random(seed), Counter(), 60
+    turns = 0
+
+    def may_fail(*faults):
+        if turns < calm_from and chance.random() < 0.6:
+            raise chance.choice(faults)()
+
+    def write(_lineage, work):
+        may_fail(*BUGS)
+        written[work.model] += 1
+
+    def run(*_):
+        may_fail(*FAULTS, *BUGS)
+
+    def tell(*_):
+        may_fail(*BUGS)
+
+    kind = step(run, needs=needs, writes=write, tell=tell)
+    runner, idle = Runner(context, [kind]), 0
+    while idle < 2:
+        turns += 1
+        assert turns < 300, "it never ends"
+        try:
+            turn = runner.loop(context.now(), look=True)
+        except (Stopped, KeyboardInterrupt, Transient, BudgetReached):
+            context.lineage.recover()  # as at a next start
+            runner = Runner(context, [kind])
+            continue
+        idle = idle + 1 if turn.kind is None and turn.due is None else 0
+        if turn.kind is None and turn.due is not None:
+            assert turn.due > context.now()
+            context.now.now = turn.due
+    models = [context.lineage.require(name) for name in NAMES]
+    assert all(m.status == "admitted" or m.cause in {"model", "settings"} for m in models)
+    assert written == {m.id: 1 for m in models if m.status == "admitted"}
+    assert set(context.lineage.count_jobs()) <= {"done", "failed"}
