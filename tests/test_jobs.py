@@ -107,7 +107,7 @@ def test_a_failed_job_can_be_tried_again(lineage):
     key = started(lineage, "k")
     job = lineage.fail(key, "settings", "no such task")
     assert (job.status, job.cause, job.reason) == ("failed", "settings", "no such task")
-    job = lineage.retry_job(key)
+    job = lineage.retry(key)
     assert (job.status, job.cause, job.reason, job.attempts) == ("pending", None, None, 1)
     assert (lineage.start(key).attempts, lineage.job(key).finished) == (2, None)
 

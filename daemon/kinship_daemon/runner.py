@@ -143,7 +143,7 @@ class Runner:
         """What waits, and is wanted no more, as things are now: nothing keeps it any longer."""
         for job in self._context.lineage.jobs("waiting"):
             if job.kind in self._planned and job.key not in self._planned[job.kind]:
-                self._context.lineage.retry_job(job.key)
+                self._context.lineage.retry(job.key)
 
     def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
         """Every piece of a kind's work that can be done. Returns whether any was."""
@@ -219,7 +219,7 @@ class Runner:
         if job.status == "done" or self._is_early(step, job, now, waiting):
             return False
         if (due := _due(job)) is not None and due > now:
-            lineage.retry_job(job.key)
+            lineage.retry(job.key)
         lineage.start(job.key)
         self.doing = step.kind if work.model is None else f"{step.kind} of {work.model}"
         try:

@@ -114,8 +114,8 @@ class Jobs:
                 self._move(job, "retry")
         return len(stuck)
 
-    def retry_job(self, key: str) -> Job:
-        """Lets one waiting or failed job start again."""
+    def retry(self, key: str) -> Job:
+        """What waits or failed can start now."""
         with self._store.transaction():
             return self._move(self.require_job(key), "retry")
 

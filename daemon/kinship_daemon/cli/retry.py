@@ -47,7 +47,7 @@ def retry_command(
             chosen = [find_model(lineage, name) for name in models]
         opened = [model for model in chosen if _open(lineage, model)]
         for job in jobs:
-            lineage.retry_job(job.key)
+            lineage.retry(job.key)
             click.echo(f"{job.kind}: was {job.status} ({job.cause}): {job.reason}")
     told = [count(len(each), what) for each, what in ((opened, "model"), (jobs, "job")) if each]
     if told:
