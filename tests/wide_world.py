@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from safetensors.torch import load, save
 
 from hub_server import Chaos, Fault, HubServer
 from hub_server.content import Content
-from kinship_daemon import demo
+from kinship_daemon import demo, faults
 from kinship_daemon.hub import calls, client, download
 
 __all__ = ["PARENTS", "Fate", "Weather", "World", "impatient", "world"]
@@ -142,6 +143,7 @@ class Weather:
 def impatient() -> None:
     """Let this process wait for servers shorter than in the world."""
     calls._BACKOFF_SECONDS = (0.02, 0.05)
+    faults._LONGEST_WAIT = timedelta(seconds=5)  # a wait doubles with every try
     download._PAUSE_SECONDS = 0.02
     client.ApiHub.__init__.__kwdefaults__["timeout_seconds"] = 0.5
     # huggingface_hub sleeps seconds between its own tries to upload.
