@@ -18,6 +18,8 @@ from kinship_daemon.cli import app
 from kinship_daemon.evaluate.discovery import Judged, saffron
 from kinship_storage.lineage import Lineage
 
+pytestmark = pytest.mark.slow
+
 RUN = ["run", "--base", "demo", "--until-converged", "--log-json"]
 
 

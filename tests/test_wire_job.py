@@ -18,6 +18,8 @@ import demo_hub
 from hub_server import HubServer
 from kinship_daemon import demo
 
+pytestmark = pytest.mark.slow
+
 RUN = ["run", "--base", demo.BASE, "--until-converged", "--log-json"]
 READ_BY_TRANSFORMERS = """
 import json, sys
