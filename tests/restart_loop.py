@@ -11,8 +11,7 @@ started no thread. What the runs say goes to standard error.
 import os
 import sys
 
-import warm_workers
-from kinship_daemon import child_process, scheduler, startup  # noqa: F401 - imported for the forks
+from kinship_daemon import scheduler, startup  # noqa: F401 - imported for the forks
 from kinship_daemon.cli import app, run  # noqa: F401
 from kinship_daemon.errors import KinshipError
 from wide_world import impatient
@@ -35,8 +34,6 @@ def start(arguments):
 
 
 def main():
-    warm_workers.warm()
-    child_process._CONTEXT = warm_workers.CONTEXT
     impatient()
     while sys.stdin.readline():
         child = start(sys.argv[1:])
