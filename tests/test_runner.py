@@ -25,6 +25,7 @@ from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.runner import SILENT, Runner
 from kinship_daemon.steps.step import Step, Work, say_nothing
+from kinship_storage.jobs import job_key
 from kinship_storage.records import Model
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -260,6 +261,32 @@ def test_what_is_wanted_no_more_waits_no_longer(context):
     context.now.now += timedelta(minutes=15)
     assert runner.loop(context.now()).due is None
     assert context.lineage.jobs("waiting") == []
+
+
+def test_a_plan_that_leaves_in_peace_who_waits_cuts_nobodys_wait_short(context):
+    asked = []
+
+    def plan(context):
+        work = Work({"name": "org/a"}, "org/a")
+        job = context.lineage.job(job_key("look", work.inputs))
+        if job is None or job.due is None or datetime.fromisoformat(job.due) <= context.now():
+            yield work
+
+    def run(context, _work):
+        asked.append(context.now())
+        raise Unavailable("accept its terms")
+
+    runner = Runner(context, [Step("look", "hub", plan, run, say_nothing, say_nothing)])
+    for _ in range(60):
+        runner.loop(context.now())
+        context.now.now += timedelta(minutes=1)
+    assert [moment - NOON for moment in asked] == [timedelta(minutes=m) for m in (0, 15, 45)]
+
+
+def test_idle_nothing_is_said_to_be_done(context):
+    runner = Runner(context, [step(failing(Transient("away")), names=("org/a",))])
+    runner.loop(NOON)
+    assert runner.doing is None
 
 
 def test_a_failed_evaluation_counts_for_the_day(context):

@@ -117,7 +117,7 @@ class Runner:
             if self._work_through(step, now, waiting):
                 return Turn(step.kind, tuple(waiting))
         self._repeated.clear()
-        self._forget_unplanned()
+        self._forget_unplanned(now)
         return Turn(None, tuple(waiting), self._due(now))
 
     def _reopen(self, now: datetime) -> None:
@@ -139,10 +139,16 @@ class Runner:
         ahead = (time for time in [*times, *self._dues] if is_ahead(time, now))
         return min(ahead, default=None)
 
-    def _forget_unplanned(self) -> None:
-        """What waits, and is wanted no more, as things are now: nothing keeps it any longer."""
+    def _forget_unplanned(self, now: datetime) -> None:
+        """
+        What is wanted no more, as things are now, is not said to wait.
+
+        Only once its wait is over: a plan may leave out who waits.
+        """
         for job in self._context.lineage.jobs("waiting"):
-            if job.kind in self._planned and job.key not in self._planned[job.kind]:
+            due = _due(job)
+            is_left_out = job.key not in self._planned.get(job.kind, {job.key})
+            if is_left_out and (due is None or not is_ahead(due, now)):
                 self._context.lineage.retry(job.key)
 
     def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
@@ -228,12 +234,13 @@ class Runner:
                 step.commit(lineage, work, result)
         except Exception as error:
             self._faults.met(step, work, job.key, error)
-            self.doing = None
-            return True
-        self._faults.went_well(step, job.key)
-        self._note_done(step, work, job.key)
-        self._tell(step, work, result)
-        self.doing = None
+        else:
+            self._faults.went_well(step, job.key)
+            self._note_done(step, work, job.key)
+            self._tell(step, work, result)
+        finally:
+            if not self._context.stop.is_set():  # else it is told what was left
+                self.doing = None
         return True
 
     def _tell(self, step: Step[Any], work: Work, result: Any) -> None:

@@ -19,7 +19,7 @@ from kinship_daemon.steps.objections import (
     check_again,
     copy_objection,
     objection,
-    returns_at,
+    refuse,
     rule_objection,
     same_weights,
 )
@@ -44,12 +44,12 @@ class Examined:
     What examining a candidate gave: a reason to refuse it, or everything to admit it.
 
     Attributes:
-        again: When one that is refused for the world is looked into again.
         moved: Id of the model whose bytes these are under another name, which is gone.
         plan: Under which `vector`, its compact sample, was taken; None if it has one already.
         novelties: Those of others who wait, which become less by its admission.
     """
 
+    day: str
     refusal: Refusal | None = None
     license: str | None = None
     folder: Path | None = None
@@ -59,7 +59,6 @@ class Examined:
     files: tuple[File, ...] = ()
     remarks: tuple[str, ...] = ()
     moved: str | None = None
-    again: str | None = None
     plan: str | None = None
     vector: bytes | None = None
     novelty: float | None = None
@@ -108,12 +107,11 @@ def _run(context: Context, work: Work) -> Examined:
             check_again(context, repo, ruled)
         refusal = ruled or objection(context, model, repo) or _too_large(context, repo)
         if refusal is not None:
-            again = returns_at(refusal, context.today)
-            return Examined(refusal, declared(repo.card), again=again)
+            return Examined(context.today, refusal, declared(repo.card))
         _check_day(context, model, repo)
         folder = context.files.fetch(model, repo, newcomer=True)
     except UnknownRepo:
-        return Examined(GONE, model.license)
+        return Examined(context.today, GONE, model.license)
     try:
         found = _inspected(context, model, repo, folder)
     except ModelError:
@@ -135,10 +133,11 @@ def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Exam
     copy = same_weights(context, model, hashes)
     refusal = copy_objection(context, copy)
     if refusal is not None:
-        return Examined(refusal, declared(repo.card))
+        return Examined(context.today, refusal, declared(repo.card))
     vector, fresh = _vector(context, model, found)
     far, error = (None, None) if vector is None else novelty(context, vector)
     return Examined(
+        context.today,
         license=declared(repo.card),
         folder=folder,
         weights=weights_identity(hashes),
@@ -195,16 +194,7 @@ def _commit(lineage: Lineage, work: Work, found: Examined) -> None:
     name = str(work.model)
     lineage.update_model(name, license=found.license)
     if found.refusal is not None:
-        refusal = found.refusal
-        lineage.move_model(
-            name,
-            "refuse",
-            reason=refusal.reason,
-            cause=refusal.cause,
-            setting=refusal.setting,
-            retry_at=found.again,
-        )
-        lineage.update_candidate(name, gone=refusal == GONE)
+        refuse(lineage, name, found.refusal, found.day)
         return
     if found.moved is not None:
         reason = f"its bytes are those of {name} now"

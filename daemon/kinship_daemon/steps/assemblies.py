@@ -81,11 +81,11 @@ def assembly(context: Context, model: Model) -> Assembly:
     """
     assert model.weights is not None
     if is_leaf(model):
-        best = source(context, model.weights)
+        best = source(context.lineage, model.weights)
         return leaf_assembly(context.files.use(best), model.weights, context.base_folder)
     made_of, first = coefficients(context, model), first_leaf(context, model)
     assert first.weights is not None
-    donor = source(context, first.weights)
+    donor = source(context.lineage, first.weights)
     parts = leaf_models(context.lineage, made_of)
     # One that is fetched again must not take the room of another.
     with context.files.holding(donor.id, *(each.id for each in parts.values())):
@@ -102,7 +102,7 @@ def assembly(context: Context, model: Model) -> Assembly:
 
 def leaf_models(lineage: Lineage, made_of: Coefficients) -> dict[str, Model]:
     """The leaves that a combination rests on, by weights identity."""
-    return {weights: lineage.by_weights(weights)[0] for weights in made_of.rows}
+    return {weights: source(lineage, weights) for weights in made_of.rows}
 
 
 def kinship_matrix(

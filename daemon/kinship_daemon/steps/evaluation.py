@@ -103,7 +103,7 @@ def record(lineage: Lineage, found: Evaluated) -> None:
 
 def _scores(context: Context, settings: Settings, work: Work) -> Sequence[Score]:
     split: Split = work.inputs["split"]
-    model = source(context, work.inputs["weights"])
+    model = source(context.lineage, work.inputs["weights"])
     # What was answered before is not asked again.
     known = context.lineage.scores(work.inputs["weights"], split, work.inputs["settings"])
     with context.progress(f"{split} of {work.model}", None, "documents") as advance:

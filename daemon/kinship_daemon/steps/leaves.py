@@ -61,9 +61,9 @@ def _ancestors(lineage: Lineage) -> dict[str, frozenset[str]]:
     return found
 
 
-def source(context: Context, weights: str) -> Model:
+def source(lineage: Lineage, weights: str) -> Model:
     """The model that the bytes of these weights are best had from."""
-    return context.lineage.by_weights(weights)[0]
+    return lineage.by_weights(weights)[0]
 
 
 def first_leaf(context: Context, model: Model) -> Model:

@@ -35,7 +35,7 @@ def _has_no_row(context: Context, row: str) -> bool:
 
 
 def _run(context: Context, work: Work) -> gram.Ledger:
-    young = {row: source(context, row) for row in work.inputs["joining"]}
+    young = {row: source(context.lineage, row) for row in work.inputs["joining"]}
     with context.files.holding(*(model.id for model in young.values())):
         try:
             ledger = joined(context, list(measured(context, context.descendants(young))))
@@ -64,7 +64,7 @@ def measured(context: Context, young: Mapping[str, Descendant]) -> Iterator[gram
     Raises:
         NoRoom: One that made room for others does not fit beside what has to stay.
     """
-    known = {row: source(context, row) for row in rows_on_disk(context) if row not in young}
+    known = {row: source(context.lineage, row) for row in rows_on_disk(context) if row not in young}
     yield _pass(context, known, young)
     yield from measured_with_absent(context, young)
 

@@ -129,7 +129,9 @@ def _with_row(context: Context, model: Model, folder: Path) -> Ledger:
         # Left whole by a process that was killed before it could write down the row, or not in the
         # base's rows, which is how a descendant is read.
         return joined(context, list(measured(context, {model.weights: descend(base, folder)})))
-    others = {row: source(context, row) for row in rows_on_disk(context) if row != model.weights}
+    others = {
+        row: source(context.lineage, row) for row in rows_on_disk(context) if row != model.weights
+    }
     known, ledger = context.descendants(others), context.ledger.keep(tuple(others))
     joining = {model.weights: folder}
     with gram.Joining(ledger, base, known, joining, device=context.device) as rows:
@@ -170,6 +172,6 @@ def _assembly(context: Context, model: Model) -> WholeTensorAssembly:
         context.ledger.names,
         context.base_folder,
         model.weights,
-        donor=context.files.folder(source(context, first.weights)),
+        donor=context.files.folder(source(context.lineage, first.weights)),
         device=context.device,
     )

@@ -13,6 +13,7 @@ from kinship_daemon.hub.records import Repo, UnknownRepo
 from kinship_daemon.hub.triage import Refusal, refusal
 from kinship_daemon.steps.watch import GONE, rules
 from kinship_daemon.weights.checkpoint import read_json, weights_identity
+from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 from kinship_storage.rows import stamp
 
@@ -20,7 +21,7 @@ __all__ = [
     "check_again",
     "copy_objection",
     "objection",
-    "returns_at",
+    "refuse",
     "rule_objection",
     "same_as",
     "same_weights",
@@ -61,15 +62,25 @@ def check_again(context: Context, repo: Repo, found: Refusal) -> None:
         raise Transient(f"the hub describes {repo.id} differently each time: {found.reason}")
 
 
-def returns_at(refusal: Refusal, day: str) -> str | None:
+def refuse(lineage: Lineage, name: str, refusal: Refusal, day: str) -> None:
     """
-    When a refusal that is nobody's fault is looked into again: the day after.
+    Write down that a candidate is refused, and whether it is gone.
 
-    None for the others, and for who is gone: the listing shows when that one is back.
+    A refusal that is nobody's fault is looked into again on the day after; when one that is gone
+    is back, the listing shows.
     """
-    if refusal.cause != "world" or refusal == GONE:
-        return None
-    return stamp(datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1))
+    again = None
+    if refusal.cause == "world" and refusal != GONE:
+        again = stamp(datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1))
+    lineage.move_model(
+        name,
+        "refuse",
+        reason=refusal.reason,
+        cause=refusal.cause,
+        setting=refusal.setting,
+        retry_at=again,
+    )
+    lineage.update_candidate(name, gone=refusal == GONE)
 
 
 def told_identity(repo: Repo) -> str | None:

@@ -12,7 +12,7 @@ from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 
-__all__ = ["Recipes", "called"]
+__all__ = ["Recipes", "as_made", "called"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,8 @@ class Recipes:
         return cls(context.lineage, context.rows, context.base, dtype)
 
     def made(self, model: Model) -> str:
-        """The merge of its parents: published ones by their repo, others by their name here."""
-        assert model.recipe is not None
-        parents = [self.lineage.require(name) for name in model.parents]
-        names = {parent.id: called(self.lineage, parent) for parent in parents}
-        return to_yaml(Recipe.from_json(model.recipe), names, self.base.name, self.dtype)
+        """As `as_made`."""
+        return as_made(self.lineage, model, self.base.name, self.dtype)
 
     def from_leaves(self, model: Model) -> str:
         """
@@ -78,6 +75,14 @@ class Recipes:
             dtype = self.dtype if is_leaf(model) else "float32"
             parts[model.id] = self._document(model, dtype, parts)
         return model.id
+
+
+def as_made(lineage: Lineage, model: Model, base: str, dtype: str) -> str:
+    """The merge of its parents: published ones by their repo, others by their name here."""
+    assert model.recipe is not None
+    parents = [lineage.require(name) for name in model.parents]
+    names = {parent.id: called(lineage, parent) for parent in parents}
+    return to_yaml(Recipe.from_json(model.recipe), names, base, dtype)
 
 
 def called(lineage: Lineage, model: Model) -> str:

@@ -21,7 +21,7 @@ from kinship_daemon.steps.novelty import novelty
 from kinship_daemon.steps.objections import (
     check_again,
     objection,
-    returns_at,
+    refuse,
     rule_objection,
     told_identity,
 )
@@ -160,15 +160,7 @@ def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
     lineage.spend(BUDGET, seen.day, 1)
     if seen.refusal is not None:
         lineage.update_model(name, license=seen.license)
-        refusal = seen.refusal
-        lineage.move_model(
-            name,
-            "refuse",
-            reason=refusal.reason,
-            cause=refusal.cause,
-            setting=refusal.setting,
-            retry_at=returns_at(refusal, seen.day),
-        )
+        refuse(lineage, name, seen.refusal, seen.day)
     if seen.fault is not None:
         fault = seen.fault
         lineage.move_model(
@@ -183,7 +175,6 @@ def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
         read_bytes=seen.read,
         novelty=seen.novelty,
         novelty_error=seen.novelty_error,
-        gone=seen.refusal == GONE,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kinship_daemon.context import Context
 from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, work_for
+from kinship_daemon.steps.leaves import source
 from kinship_daemon.steps.publish import kept_back
 from kinship_daemon.steps.score import unscored
 from kinship_daemon.steps.scores import known_means, parents_of
@@ -87,7 +88,7 @@ def _plan(context: Context) -> Iterator[Work]:
     known = known_means(context, "validation")
     for child, others in families(context):
         missing = {m.weights or "" for m in (child, *others)} - known.keys()
-        sources = [context.lineage.by_weights(weights)[0] for weights in sorted(missing)]
+        sources = [source(context.lineage, weights) for weights in sorted(missing)]
         if any(model.status != "admitted" for model in sources):
             continue  # one of them cannot be evaluated: there is no fair comparison
         for model in sources:

@@ -131,18 +131,13 @@ def _recipe(view: View, model: Model) -> str | None:
     """The merge as it was made, as mergekit's YAML where it can say it."""
     if model.recipe is None:
         return None
-    from kinship_daemon.weights.checkpoint import Checkpoint  # noqa: PLC0415 - imports torch
-    from kinship_daemon.weights.mergekit import to_yaml  # noqa: PLC0415 - as above
-    from kinship_daemon.weights.recipe import Recipe  # noqa: PLC0415 - as above
+    from kinship_daemon.steps.recipes import as_made  # noqa: PLC0415 - imports torch
+    from kinship_daemon.weights.checkpoint import Checkpoint  # noqa: PLC0415 - as above
 
-    called = {
-        parent: view.repos.get(parent) or view.lineage.require(parent).name
-        for parent in model.parents
-    }
     try:
         folder = next(base.folder for base in view.lineage.models("base"))
         dtype = Checkpoint.open(Path(str(folder))).main_dtype
-        return to_yaml(Recipe.from_json(model.recipe), called, view.base, dtype)
+        return as_made(view.lineage, model, view.base, dtype)
     except (KinshipError, KeyError, StopIteration):
         # The base's files are not here, or a method is not installed: as the lineage has it.
         text: str = yaml.safe_dump(dict(model.recipe), sort_keys=False, allow_unicode=True)
