@@ -20,7 +20,7 @@ from kinship_daemon.evaluate.worker import WorkerEvaluator
 from kinship_daemon.explain import explain
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
-from kinship_daemon.steps import card_facts, facts
+from kinship_daemon.steps import card_facts, facts, publish
 from kinship_policies.policy import Proposal
 from scripted_policies import Scripted
 from turns import evolve as one_generation
@@ -345,6 +345,10 @@ def test_a_merge_is_judged_though_the_days_merges_are_used_up(home):
         assert [p.model for p in d.lineage.publications()] == [made.id]
 
 
+def killed_amid(*_):
+    raise KeyboardInterrupt
+
+
 def test_trouble_with_publishing_is_not_the_models_fault(home, monkeypatch):
     with opened(home, **PUBLISHING) as d:
         real = d.hub.publish
@@ -362,6 +366,12 @@ def test_trouble_with_publishing_is_not_the_models_fault(home, monkeypatch):
         take(replace(d, settings=d.settings.but(limit=99)), "publish")
         assert not d.lineage.publications()
         d.lineage.recover()  # as at a next start
+        with monkeypatch.context() as killed:
+            killed.setattr(publish, "tidy", killed_amid)
+            with pytest.raises(KeyboardInterrupt):
+                one_generation(d)
+        (first,) = d.lineage.publications()
+        assert d.lineage.require(first.model).not_published is None
         one_generation(d)
         assert [p.model for p in d.lineage.publications()] == passed
         assert {d.lineage.require(name).not_published for name in passed} == {None}

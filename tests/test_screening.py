@@ -142,9 +142,12 @@ def test_a_base_that_gets_nothing_right_is_asked_once_and_lets_everyone_pass(
 ):
     real = WorkerEvaluator.evaluate
 
+    asked = []
+
     def wrong(self, assembly, split, progress=None):
         found = real(self, assembly, split, progress)
         if assembly.base == hub / demo.BASE and not assembly.leaves:
+            asked.append(split)
             answers = (
                 replace(each, samples=tuple((doc, 0.0) for doc, _ in each.samples))
                 for each in found.answers
@@ -158,6 +161,7 @@ def test_a_base_that_gets_nothing_right_is_asked_once_and_lets_everyone_pass(
         turns.take(d, "screen")
         assert {m.status for m in d.lineage.models()} == {"admitted"}
         assert all(m.screen is not None for m in d.lineage.models("finetune"))
+    assert len(asked) == 1
 
 
 def test_without_documents_nobody_is_screened(hub, tmp_path):
