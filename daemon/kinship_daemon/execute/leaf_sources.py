@@ -1,0 +1,91 @@
+"""Where a node has leaves from: a folder that all machines see, or the hub."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from kinship_daemon.durable import sync
+from kinship_daemon.errors import KinshipError, Unavailable
+from kinship_daemon.execute.node_cache import Leaf, Source
+from kinship_daemon.hub.open import open_hub
+from kinship_storage.records import File
+
+__all__ = ["from_hub", "from_shared_folder", "share"]
+
+
+def from_shared_folder(shared: Path) -> Source:
+    """Copies leaves from `shared`/KEY, where `share` has put them."""
+
+    def bring(leaf: Leaf, files: Sequence[File], into: Path) -> None:
+        if not shared.is_dir():
+            raise Unavailable(
+                f"executor.shared_folder {shared} is not seen there; mount it on every node"
+            )
+        if not (shared / leaf.key).is_dir():
+            raise Unavailable(f"executor.shared_folder {shared} has no {leaf.key}")
+        for file in files:
+            _copy(shared / leaf.key / file.path, into / file.path)
+
+    return bring
+
+
+def from_hub(where: str, stop: threading.Event | None = None) -> Source:
+    """Fetches leaves from a hub by their revision, as anybody may: a node has no token of ours."""
+
+    def bring(leaf: Leaf, files: Sequence[File], into: Path) -> None:
+        if leaf.repo is None:
+            raise Unavailable(
+                "it is a merge that only the daemon's machine has; set executor.shared_folder"
+            )
+        try:
+            hub = open_hub(where, stop=stop)
+            # Hidden, and beside the folder that is filled: both go when the leaf goes.
+            stage = into / ".hub"
+            folder = hub.fetch(hub.repo(leaf.repo, leaf.revision), stage)
+        except Unavailable as error:
+            raise Unavailable(
+                f"{error}; set executor.shared_folder, which the daemon fills"
+            ) from None
+        for file in files:
+            if hub.copies:
+                (into / file.path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file.path).replace(into / file.path)
+            else:
+                _copy(folder / file.path, into / file.path)
+        shutil.rmtree(stage, ignore_errors=True)
+
+    return bring
+
+
+def share(leaf: Leaf, shared: Path) -> None:
+    """
+    Put a leaf where all nodes see it, once; the daemon's part.
+
+    Raises:
+        KinshipError: The folder cannot be written, or its disk is full.
+    """
+    final = shared / leaf.key
+    if final.is_dir():
+        return
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        for file in leaf.files:
+            _copy(leaf.folder / file.path, partial / file.path)
+        for entry in sorted(partial.rglob("*")):
+            sync(entry)
+        partial.rename(final)
+        sync(shared)
+    except OSError as error:
+        raise KinshipError(
+            f"executor.shared_folder {shared}: {error.strerror}; it must be a folder that the "
+            "daemon may write and every node may read"
+        ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
