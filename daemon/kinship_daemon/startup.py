@@ -14,6 +14,7 @@ from kinship_daemon import demo
 from kinship_daemon.activity import recording
 from kinship_daemon.config import Config
 from kinship_daemon.context import Context, Evaluators, Rows
+from kinship_daemon.daemon_log import logging_to
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
@@ -83,7 +84,8 @@ def opened(
     home = home_of(config)
     with (
         home.hold(),
-        recording(report, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
+        logging_to(home.log, report) as logged,
+        recording(logged, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
         closing(Evaluators(home.evaluation_log, stop)) as evaluators,
