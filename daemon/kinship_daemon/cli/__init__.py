@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 
@@ -26,6 +28,7 @@ _COMMANDS = {
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
     "recipe": ("recipe", "A merge's recipe as mergekit's YAML, from fine-tunes alone."),
+    "export": ("export", "A merge as a model folder or a GGUF file, published or not."),
     "backup": ("backup", "Copy the lineage to one file, also while a daemon runs."),
     "restore": ("backup", "Put a backup in the lineage's place."),
     "verify": ("home_reports", "Hash again what the lineage claims."),
@@ -47,6 +50,19 @@ _COMMANDS = {
 _LONGEST_ERROR = 10_000  # characters; a config may have many mistakes
 
 
+@contextmanager
+def _said(words: str) -> Iterator[None]:
+    """Words on a terminal for as long as a block takes, so that nobody wonders."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(words, end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\033[K", end="", file=sys.stderr, flush=True)
+
+
 class _Lazy(click.Group):
     """Knows every command's name and purpose, and imports it when it is called."""
 
@@ -56,7 +72,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        with uncollected():
+        with uncollected(), _said("loading ..."):
             module = import_module(f"kinship_daemon.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
@@ -82,6 +98,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app.main(prog_name="kinship-daemon", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except click.Abort:

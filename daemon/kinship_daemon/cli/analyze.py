@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.cli.options import echo_json, format_option, home_options, open_lineage
 from kinship_daemon.durable import whole_file
 from kinship_daemon.report import count
 
@@ -19,10 +19,11 @@ __all__ = ["analyze_command"]
 
 @click.command("analyze")
 @home_options
+@format_option()
 @click.option("--json", "as_file", type=click.Path(path_type=Path), help="Write all to this file.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png or FILE.svg.")
 def analyze_command(
-    home: Path | None, base: str | None, as_file: Path | None, plot: Path | None
+    home: Path | None, base: str | None, form: str, as_file: Path | None, plot: Path | None
 ) -> None:
     """Kinship against gain over all merges of a lineage, and the stages of its evolution."""
     from kinship_daemon.analysis import analyse  # noqa: PLC0415 - scipy takes a second to import
@@ -34,9 +35,13 @@ def analyze_command(
     _, lineage = open_lineage(home, base)
     with lineage:
         found = analyse(lineage)
-    _show(found)
+    facts = _plain(asdict(found))
+    if form == "json":
+        echo_json(facts)
+    else:
+        _show(found)
     if as_file is not None:
-        text = json.dumps(_plain(asdict(found)), indent=2, allow_nan=False)
+        text = json.dumps(facts, indent=2, allow_nan=False)
         whole_file(as_file, f"{text}\n".encode())
     if plot is not None:
         from kinship_daemon.draw.gains import draw_analysis  # noqa: PLC0415 - as above

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
-from kinship_daemon.cli.options import now, open_lineage
+from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.config import Config
 from kinship_daemon.explain import set_aside_words
@@ -44,7 +43,8 @@ _Row = dict[str, Any]
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key of it."
 )
 @click.option("status", "--status", type=click.Choice([*STATUS, "all"]), help="Only these.")
-@click.option("as_json", "--json", is_flag=True, help="For machines: a row for each, all fields.")
+@format_option()
+@click.option("as_json", "--json", is_flag=True, help="The same as --format json.")
 @click.option("limit", "--limit", type=click.IntRange(min=1), help="At most so many in a list.")
 def candidates_command(
     base: str | None,
@@ -52,6 +52,7 @@ def candidates_command(
     config_file: Path | None,
     overrides: tuple[str, ...],
     status: str | None,
+    form: str,
     as_json: bool,
     limit: int | None,
 ) -> None:
@@ -64,9 +65,9 @@ def candidates_command(
     wanted = list(STATUS) if only is None else [only]
     with lineage:
         facts = {"home": str(found.path), **_facts(lineage, config, wanted)}
-    if as_json:
+    if as_json or form == "json":
         cut = {name: facts[name][:limit] for name in wanted}
-        click.echo(json.dumps({**facts, **cut}, indent=2))
+        echo_json({**facts, **cut})
     elif only is not None:
         _echo(_list(facts[only], only, limit))
     else:

@@ -15,7 +15,7 @@ import torch
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
 from kinship_daemon.bugs import bugs_noted
-from kinship_daemon.cli.options import config_options
+from kinship_daemon.cli.options import config_options, echo_json, format_option
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.evaluate.task_files import TaskFiles
@@ -44,20 +44,27 @@ _PACKAGES = (
 # A line of the report: good (None: it would run, but hardly as meant), what was looked at, what
 # was found and what would help.
 _Line = tuple[bool | None, str, str]
+_COLOURS = {True: "green", False: "red", None: "yellow"}
 _MARKS = {True: "ok ", False: "BAD", None: "odd"}
 
 
 @click.command("doctor")
 @config_options
+@format_option()
 def doctor_command(
-    config_file: Path | None, overrides: tuple[str, ...], **flags: str | None
+    config_file: Path | None, overrides: tuple[str, ...], form: str, **flags: str | None
 ) -> None:
     """Device, memory, disk, hub, token, versions. Exit 3 if something would stop a run."""
     config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
-    bad = 0
+    bad, lines = 0, []
     for good, what, found in _look(config):
         bad += good is False
-        click.echo(f"{_MARKS[good]} {what:<9} {found}")
+        lines.append({"verdict": _MARKS[good].strip().lower(), "about": what, "found": found})
+        if form == "text":
+            mark = click.style(_MARKS[good], fg=_COLOURS[good])
+            click.echo(f"{mark} {what:<9} {found}")
+    if form == "json":
+        echo_json(lines)
     if bad:
         raise KinshipError(f"{bad} of the above would stop a run")
 

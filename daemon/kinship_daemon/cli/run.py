@@ -71,7 +71,7 @@ def _farewell(d: Context, report: Reporter) -> None:
         *_, verdict = d.lineage.gates_of(publication.model)
         report.event(
             "published",
-            f"{publication.model} as {publication.repo}; {verdict.reason}",
+            f"{publication.model} as {publication.repo} ({verdict.gain:+.4f})",
             model=publication.model,
             url=publication.url,
         )
