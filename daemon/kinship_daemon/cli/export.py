@@ -10,12 +10,12 @@ from pathlib import Path
 
 import click
 
-from kinship_daemon.cli.options import find_model, home_options, open_lineage
+from kinship_daemon.cli.of_home import home_models
+from kinship_daemon.cli.options import find_home_of, find_model, home_options
 from kinship_daemon.durable import sync
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.home_models import HomeModels
-from kinship_daemon.models import fetch_from
 from kinship_daemon.report import amount, reporter
 from kinship_daemon.weights.materialise import write
 from kinship_storage.lineage import Lineage
@@ -71,11 +71,8 @@ def export_command(
     script = None if form == "safetensors" else _converter(converter)
     if out.exists() and (script is not None or not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists; name a new {'file' if script else 'folder'}")
-    found, lineage = open_lineage(home, base)
-    with lineage:
-        hub = lineage.get("hub")
-        models = HomeModels.of(found, lineage, lambda repo, at: fetch_from(hub, repo, at))
-        chosen = _merge(lineage, model)
+    with home_models(find_home_of(home, base).path) as models:
+        chosen = _merge(models.lineage, model)
         if script is None:
             _folder(models, chosen, out, int(shard_gb * 1e9))
         else:
