@@ -59,6 +59,8 @@ class Triage(Section):
     """Admit LoRA adapters: their weight changes count as those of a fine-tune."""
     allow_other_calculation: bool = False
     """Admit fine-tunes with another activation or rope than the base; merges have the base's."""
+    exclude: tuple[str, ...] = ()
+    """Refuse repos whose id matches one of these, such as `org/*`; `exclude` adds some, too."""
     only_publishable: bool = False
     """Refuse candidates whose licence would keep every merge of them from being published."""
     sample: float = Field(0.002, ge=0, le=0.5)

@@ -25,6 +25,7 @@ _COMMANDS = {
     "report": ("dashboard", "Write all of that to one HTML file."),
     "candidates": ("candidates", "Who waits and in which order, who was refused, budgets spent."),
     "retry": ("retry", "Open again what was refused, set aside or put off."),
+    "exclude": ("exclude", "Leave repos alone whose name matches a pattern."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
     "recipe": ("recipe", "A merge's recipe as mergekit's YAML, from fine-tunes alone."),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.exclusion import excluded, kept_patterns, newly_excluded
 from kinship_daemon.hub.records import Listing, UnknownRepo
 from kinship_daemon.hub.triage import Refusal, Rules, listed_refusal
 from kinship_daemon.retry import reopen
@@ -27,7 +28,7 @@ _FEW = 20  # repos that are named one by one
 
 
 def rules(context: Context) -> Rules:
-    others = {"allow_other_calculation", "only_publishable", "sample"}
+    others = {"allow_other_calculation", "exclude", "only_publishable", "sample"}
     chosen = context.config.triage.model_dump(exclude=others)
     return Rules(**chosen)
 
@@ -42,6 +43,7 @@ class Seen:
         superseded: Older revisions that still wait, and the newer one's id.
         back: Who was gone and is there again.
         gone: Who is there no more.
+        excluded: Who waited or was in the population, and a pattern excludes by now.
         cursor: Where the next look begins.
         unrelated: Repos that are no descendants of the base, and why, where the hub can tell.
     """
@@ -50,6 +52,7 @@ class Seen:
     superseded: Mapping[str, str]
     back: tuple[Model, ...]
     gone: tuple[Model, ...]
+    excluded: tuple[tuple[Model, Refusal], ...]
     cursor: Mapping[str, str]
     unrelated: tuple[tuple[str, str], ...]
 
@@ -75,6 +78,7 @@ def _run(context: Context, _work: Work) -> Seen:
         superseded=_superseded(context, [model for model, _, _ in new]),
         back=tuple(_back(context, listed)),
         gone=tuple(_gone(context, {line.id for line in listings})) if since is None else (),
+        excluded=tuple(newly_excluded(context.lineage, context.config.triage.exclude)),
         cursor=_moved(context, cursor, listings, since),
         unrelated=tuple(_unrelated(context)) if since is None else (),
     )
@@ -95,6 +99,11 @@ def _commit(lineage: Lineage, _work: Work, seen: Seen) -> None:
         lineage.update_candidate(model.id, gone=True)
         if model.status == "seen":
             lineage.move_model(model.id, "refuse", cause=GONE.cause, reason=GONE.reason)
+    for model, why in seen.excluded:
+        if lineage.require(model.id).status in {"seen", "admitted"}:  # not gone meanwhile
+            lineage.move_model(
+                model.id, "refuse", reason=why.reason, cause=why.cause, setting=why.setting
+            )
     lineage.put(_CURSOR, dict(seen.cursor))
 
 
@@ -110,6 +119,8 @@ def _tell(context: Context, _work: Work, seen: Seen) -> None:
                 say("notice", f"{model.id} descends from {context.base.id}", model=model.id)
             else:
                 say("refused", f"{model.id}: {refusal.reason}", model=model.id)
+    for model, refusal in seen.excluded:
+        say("refused", f"{model.id}: {refusal.reason}", model=model.id)
     for name, why in seen.unrelated[:_FEW]:
         say("unrelated", f"{name} is passed over: {why}; the base is {context.base.id}")
     if len(seen.unrelated) > _FEW:
@@ -161,11 +172,14 @@ def _new(
 ) -> Iterator[tuple[Model, Candidate, Refusal | None]]:
     known, ours = set(context.lineage.known_revisions()), targets(context)
     taken: set[str] = set()
+    patterns = kept_patterns(context.lineage)
     for line in listings:
         if line.id in ours or (line.id, line.revision) in known:
             continue
         known.add((line.id, line.revision))
-        refusal = listed_refusal(line, context.base.id, rules(context))
+        refusal = excluded(line.id, context.config.triage.exclude, patterns) or listed_refusal(
+            line, context.base.id, rules(context)
+        )
         name = _name(context, line, taken)
         taken.add(name)
         model = Model(
