@@ -12,10 +12,12 @@ from kinship_daemon import family
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Stopped, UsageError
+from kinship_daemon.estimate import estimate, estimate_lines, probe
 from kinship_daemon.notify.notifier import notifier, notifying
 from kinship_daemon.report import Reporter, reporter
 from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
 from kinship_daemon.startup import opened
+from kinship_daemon.weights.materialise import leaf_assembly
 
 __all__ = ["run_command"]
 
@@ -52,6 +54,8 @@ def run_command(
             notifying(reporter(log_json=log_json), notifiers, config.notify.events) as report,
             opened(config, report, check_evaluation=True, dry_run=dry_run, stop=stop) as d,
         ):
+            if dry_run:
+                _tell_estimate(d, report)
             finished = run_once(d) if once else serve(d, until_converged=until_converged)
             _farewell(d, report)
             last = d.lineage.last_generation()
@@ -61,6 +65,15 @@ def run_command(
         raise click.Abort
     if (once or until_converged) and last is not None and last.stop_kind == "policy failed":
         raise KinshipError(str(last.stop))
+
+
+def _tell_estimate(d: Context, report: Reporter) -> None:
+    """What a run will take, before it starts."""
+    with report.progress("time the base on a few documents", None, "documents"):
+        timed = probe(d.evaluator, leaf_assembly(d.base_folder, d.base.id))
+    found = estimate(d.config, d.hub, d.base.id, d.base_checkpoint.nbytes, d.policy, timed)
+    for about, words in estimate_lines(d.config, found):
+        report.event("estimate", f"{about}: {words}")
 
 
 def _farewell(d: Context, report: Reporter) -> None:

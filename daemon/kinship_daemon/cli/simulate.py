@@ -27,7 +27,7 @@ from kinship_policies.simulate.landscape import Landscape
 
 __all__ = ["simulate_command"]
 
-_WIDTH = 100
+_WIDTH = 80
 
 
 @click.command("simulate")

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from kinship_daemon.config import Config
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError, Transient
 from kinship_daemon.exclusion import excluded, kept_patterns, newly_excluded
@@ -18,7 +19,7 @@ from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate, Model
 from kinship_storage.rows import stamp
 
-__all__ = ["GONE", "STEP", "rules"]
+__all__ = ["GONE", "STEP", "rules", "rules_of"]
 
 # Why one that waited is refused when the hub has it no more; it waits again when it is back.
 GONE = Refusal("gone from the hub", "world")
@@ -28,8 +29,12 @@ _FEW = 20  # repos that are named one by one
 
 
 def rules(context: Context) -> Rules:
+    return rules_of(context.config)
+
+
+def rules_of(config: Config) -> Rules:
     others = {"allow_other_calculation", "exclude", "only_publishable", "sample"}
-    chosen = context.config.triage.model_dump(exclude=others)
+    chosen = config.triage.model_dump(exclude=others)
     return Rules(**chosen)
 
 
