@@ -67,11 +67,22 @@ def draw(runs: Sequence[Run], budget: int, path: Path, *, title: str, seed: int)
         for place, (label, mine) in enumerate(of.items()):
             colour = _COLOURS[place % len(_COLOURS)]
             dash = _DASHES[place // len(_COLOURS) % len(_DASHES)]
+            # Where curves coincide, the earlier one is seen on both sides of the later one.
+            width = 1.6 + 1.4 * min(2, len(labels) - 1 - place)
             best = np.stack([worth(run, budget) for run in mine])
             best -= np.array([[levels.get(run.seed, 0.0)] for run in mine])
-            _band(left, np.arange(budget + 1.0), best, called[label], colour, dash, seed)
+            _band(left, np.arange(budget + 1.0), best, called[label], colour, dash, seed, width)
             kinships = _kinships(mine, max(len(run.generations) for run in runs))
-            _band(right, np.arange(1.0, kinships.shape[1] + 1), kinships, label, colour, dash, seed)
+            _band(
+                right,
+                np.arange(1.0, kinships.shape[1] + 1),
+                kinships,
+                label,
+                colour,
+                dash,
+                seed,
+                width,
+            )
         _explain(left, right, runs, levels=bool(levels))
         figure.suptitle(title, fontsize=10)
         figure.legend(
@@ -145,13 +156,13 @@ def _kinships(runs: Sequence[Run], generations: int) -> Array:
 
 
 def _band(
-    axes: Axes, x: Array, values: Array, label: str, colour: str, dash: str, seed: int
+    axes: Axes, x: Array, values: Array, label: str, colour: str, dash: str, seed: int, width: float
 ) -> None:
     known = values[~np.isnan(values).any(1)]
     if not len(known):
         axes.plot([], [], color=colour, linestyle=dash, label=label)
         return
-    axes.plot(x, known.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=label)
+    axes.plot(x, known.mean(0), color=colour, linestyle=dash, linewidth=width, label=label)
     if len(known) > 1:
         low, high = _interval(known, seed)
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)

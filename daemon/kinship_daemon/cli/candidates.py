@@ -10,6 +10,7 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
+from kinship_daemon.cli.layout import fitted, terminal_width
 from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.config import Config
@@ -24,6 +25,7 @@ _SPENT = {"candidates": "candidates_per_day", "download_bytes": "download_gb_per
 _ORDER = ("place", "value")  # of those who wait
 _HEADS = (*_ORDER, "model", "novelty", "downloads", "likes", "size", "state")
 _WORDS = {"model", "state"}
+_LEAST = ("likes", "downloads", "size", "value", "state")  # go first where it is narrow
 _ROWS = 20
 _NAMES = 3
 
@@ -185,6 +187,8 @@ def _number(value: float | None, error: float | None = None) -> str:
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Words to the left, numbers to the right."""
+    gone = [heads.index(name) for name in _LEAST if name in heads]
+    heads, *rows = fitted([heads, *rows], heads.index("model"), gone, terminal_width())
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     for row in (heads, *rows):
         cells = [

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
+from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import config_options, echo_json, format_option, home_options
 from kinship_daemon.config import Config
 from kinship_daemon.errors import UsageError
@@ -130,7 +131,7 @@ def methods_command(names: tuple[str, ...], form: str) -> None:
         echo_json([_method(name, found) for name, found in chosen.items()])
         return
     for name, found in chosen.items():
-        click.echo(f"{name} ({found.kind}): {_purpose(found)}")
+        echo_hanging(f"{name} ({found.kind}): ", _purpose(found))
         for parameter in found.parameters:
             default = "required" if parameter.default is None else f"default {parameter.default}"
             each = ", one per model or one for all" if parameter.per_model else ""
@@ -181,7 +182,7 @@ def policies_command(context: click.Context, form: str) -> None:
         echo_json({"policies": known, "presets": registry.list_presets()})
         return
     for policy in registry.installed():
-        click.echo(f"{policy.name}: {_purpose(registry.find(policy.name))}")
+        echo_hanging(f"{policy.name}: ", _purpose(registry.find(policy.name)))
         click.echo(f"    from {policy.provider}, {policy.path}")
         for setting in _settings(policy.name):
             bounds = f"  ({setting['bounds']})" if setting["bounds"] else ""

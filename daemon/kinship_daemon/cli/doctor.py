@@ -16,6 +16,7 @@ import torch
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
 from kinship_daemon.bugs import bugs_noted
+from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import config_options, echo_json, format_option
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError, UsageError
@@ -69,7 +70,7 @@ def doctor_command(
         lines.append({"verdict": _MARKS[good].strip().lower(), "about": what, "found": found})
         if form == "text":
             mark = click.style(_MARKS[good], fg=_COLOURS[good])
-            click.echo(f"{mark} {what:<9} {found}")
+            echo_hanging(f"{mark} {what:<10} ", found)
     if form == "json":
         echo_json(lines)
     if bad:

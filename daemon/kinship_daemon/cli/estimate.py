@@ -11,6 +11,7 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
+from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import config_options, echo_json, format_option, now
 from kinship_daemon.config import Config
 from kinship_daemon.estimate import Estimate, Probe, estimate, estimate_lines, probe
@@ -51,9 +52,11 @@ def estimate_command(
         echo_json(asdict(found))
         return
     for about, words in estimate_lines(config, found):
-        click.echo(f"{about:<10}  {words}")
+        echo_hanging(f"{about:<12}", words)
     if found.probe is None:
-        click.echo("times       not known: the base is not here; --fetch fetches it and times it")
+        echo_hanging(
+            "times       ", "not known: the base is not here; --fetch fetches it to time it"
+        )
 
 
 def estimated(config: Config, *, fetch: bool = False) -> Estimate:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from kinship_daemon import family
+from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import (
     echo_json,
     find_model,
@@ -50,12 +51,12 @@ def status_command(home: Path | None, base: str | None, form: str, as_json: bool
     click.echo(f"models      {_counts(facts['models'])}")
     click.echo(f"jobs        {_counts(facts['jobs'])}")
     click.echo(f"decisions   {facts['decisions']}")
-    click.echo(f"evolution   {facts['evolution']}")
+    echo_hanging("evolution   ", facts["evolution"])
     click.echo(f"best        {facts['best']}")
     for repo in facts["published"]:
         click.echo(f"published   {repo}")
     for line in facts["not_published"]:
-        click.echo(f"passed      {line['model']}, not published: {line['reason']}")
+        echo_hanging("passed      ", f"{line['model']}, not published: {line['reason']}")
     states: tuple[Status, ...] = ("refused", "quarantined")
     aside = {
         status: [
@@ -82,10 +83,14 @@ def _tell(what: str, given: Sequence[tuple[str, str | None]]) -> None:
     """A line for each; of many, a line per reason."""
     if len(given) <= _FEW:
         for name, reason in given:
-            click.echo(f"{what:<11} {name}: {reason}")
+            echo_hanging(_label(what), f"{name}: {reason}")
         return
     for line in lines(by_reason(given), names=2, most=_FEW):
-        click.echo(f"{what:<11} {line.lstrip()}")
+        echo_hanging(_label(what), line.lstrip())
+
+
+def _label(what: str) -> str:
+    return f"{what:<12}"
 
 
 def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
