@@ -13,7 +13,7 @@ from kinship_daemon.evaluate.scoring import missing
 from kinship_daemon.exclusion import excluded
 from kinship_daemon.hub.records import Hub
 from kinship_daemon.hub.triage import listed_refusal
-from kinship_daemon.report import amount, count
+from kinship_daemon.report import amount
 from kinship_daemon.steps.watch import rules_of
 from kinship_daemon.weights.materialise import Assembly
 from kinship_policies.policy import Member, Policy, Population
@@ -166,8 +166,8 @@ def estimate_lines(config: Config, found: Estimate) -> Iterator[tuple[str, str]]
     if found.merges is not None:
         least, most = found.merges * selection, found.merges * (selection + validation)
         yield (
-            "generation",
-            f"{count(found.merges, 'merge')} first: about {_time(least)}, and "
+            "merges",
+            f"{found.merges:,} in the first generation: about {_time(least)}, and "
             f"{_time(most)} if all are judged",
         )
     yield "timed", f"the base on {found.probe.asked:,} documents; a busy machine takes longer"

@@ -70,7 +70,7 @@ def doctor_command(
         lines.append({"verdict": _MARKS[good].strip().lower(), "about": what, "found": found})
         if form == "text":
             mark = click.style(_MARKS[good], fg=_COLOURS[good])
-            echo_hanging(f"{mark} {what:<10} ", found)
+            echo_hanging(f"{mark} {what:<9} ", found)
     if form == "json":
         echo_json(lines)
     if bad:
