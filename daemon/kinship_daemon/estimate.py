@@ -149,9 +149,9 @@ def estimate_lines(config: Config, found: Estimate) -> Iterator[tuple[str, str]]
             f"at most {amount(found.download_bytes, 'bytes')}: {size} each, "
             f"{amount(config.limits.download_gb_per_day * 1e9, 'bytes')} a day: {_days(days)}",
         )
+        yield "disk", f"at most {amount(found.disk_bytes, 'bytes')} for models"
     else:
-        yield "download", "nothing: the models are in a folder here"
-    yield "disk", f"at most {amount(found.disk_bytes, 'bytes')} for models"
+        yield "download", "nothing, and no disk: the models are in a folder here"
     if found.probe is None:
         return
     selection, validation = (found.probe.seconds[s] for s in ("selection", "validation"))

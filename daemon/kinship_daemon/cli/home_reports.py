@@ -185,7 +185,8 @@ def explain_command(model: str, home: Path | None, base: str | None, form: str) 
         if form == "json":
             echo_json({"model": found.id, "chapters": chapters(lineage, found)})
         else:
-            click.echo(explain(lineage, found.id))
+            for line in explain(lineage, found.id).split("\n"):
+                echo_hanging("", line)
 
 
 @click.command("verify")
