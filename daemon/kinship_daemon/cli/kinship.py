@@ -15,7 +15,6 @@ import torch
 
 from kinship_daemon.cli.figures import cell, matrix_and_mean, short
 from kinship_daemon.cli.ledger import calculation_option, device_option, hub_option, ledger_of
-from kinship_daemon.cli.of_home import home_models, home_rows
 from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import UsageError
 from kinship_daemon.models import find_base, find_models
@@ -136,6 +135,9 @@ def _exact(
 
 def _of_home(models: Sequence[str], home: Path, metric: Metric, by: str) -> dict[str, Any]:
     """From its ledger alone, merges as they are before they are rounded."""
+    # Imports half of the daemon, which only who names a home needs.
+    from kinship_daemon.cli.of_home import home_models, home_rows  # noqa: PLC0415
+
     start = time.monotonic()
     with home_models(home) as known:
         ledger, rows = home_rows(known, models)

@@ -21,7 +21,6 @@ from kinship_daemon.cli.ledger import (
     hub_option,
     ledger_of,
 )
-from kinship_daemon.cli.of_home import home_folders, home_models
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import UsageError
@@ -146,6 +145,9 @@ def _from_home(
     if options.home is None:
         yield {}
         return
+    # Imports half of the daemon, which only who names a home needs.
+    from kinship_daemon.cli.of_home import home_folders, home_models  # noqa: PLC0415
+
     names = {name for merge in merges for name in mergekit.references(merge.text)}
     names -= {str(merge.name) for merge in merges}
     parent = out.absolute().parent
