@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from kinship_daemon.child_process import ChildProcess, last_line
+from kinship_daemon.device import only_device
 from kinship_daemon.errors import (
     DocumentsChanged,
     EvaluationFailed,
@@ -70,15 +71,22 @@ class WorkerEvaluator:
         settings: Pinned for all models; another setting needs another evaluator.
         log: File the harness's output is appended to; its folder is made.
         stop: Ends every wait for the worker with Stopped, and the worker.
+        device: `cuda:1` where the machine's other devices are for others.
 
     Attributes:
         settings: With what the first worker found the tasks' documents to be.
     """
 
     def __init__(
-        self, settings: Settings, *, log: Path, stop: threading.Event | None = None
+        self,
+        settings: Settings,
+        *,
+        log: Path,
+        stop: threading.Event | None = None,
+        device: str | None = None,
     ) -> None:
         self.settings = settings
+        self._device = device
         self._log = log
         self._stop = stop or threading.Event()
         self._child: ChildProcess | None = None
@@ -187,6 +195,7 @@ class WorkerEvaluator:
                 f"the evaluation log {self._log} cannot be written: {error.strerror}"
             ) from error
         environment = {name: v for name, v in _ENVIRONMENT.items() if name not in os.environ}
+        environment |= only_device(self._device)
         return ChildProcess(
             "kinship-evaluate", serve, self.settings, self._log, environment=environment
         )
