@@ -181,14 +181,14 @@ class _Processes:
         child = ChildProcess("kinship-job", _serve)
         try:
             child.pipe.send((job, dict(folders)))
-            while True:
-                while not child.pipe.poll(_TICK_SECONDS):
-                    if self._cancelled or any(end.is_set() for end in self._ends):
-                        return None
+            while not (self._cancelled or any(end.is_set() for end in self._ends)):
+                if not child.pipe.poll(_TICK_SECONDS):
+                    continue
                 report: Report = child.pipe.recv()
                 if not isinstance(report, Far):
                     return report
                 tell(report)
+            return None
         except (EOFError, ConnectionError):
             raise WorkerDied(f"{job.key}: its process died ({child.ending()})") from None
         finally:
