@@ -13,11 +13,14 @@ from typing import Any, get_args
 from kinship_daemon import demo
 from kinship_daemon.activity import recording
 from kinship_daemon.config import Config
-from kinship_daemon.context import Context, Evaluators, Rows
+from kinship_daemon.context import Context, Rows
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.evaluation_check import check_base, forgets_changed_documents, with_documents
+from kinship_daemon.execute.evaluation import Evaluators
+from kinship_daemon.execute.open import open_executor
+from kinship_daemon.execute.site import Workshop
 from kinship_daemon.file_cache import FileCache, cached_hash
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
@@ -86,7 +89,7 @@ def opened(
         recording(report, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
-        closing(Evaluators(home.evaluation_log, stop)) as evaluators,
+        closing(_evaluators(config, settings, home, stop)) as evaluators,
     ):
         lineage.recover()
         tidy(home, lineage)
@@ -195,6 +198,19 @@ def home_of(config: Config) -> Home:
 
 def evaluation_settings(config: Config) -> Settings:
     return Settings.of(config.evaluate, config.seed)
+
+
+def _evaluators(
+    config: Config, settings: Settings, home: Home, stop: threading.Event
+) -> Evaluators:
+    """Evaluation by the executor that the config names."""
+    workshop = Workshop(
+        home.evaluation_log,
+        settings.worker_devices(),
+        options=config.executor.model_dump(),
+        stop=stop,
+    )
+    return Evaluators(open_executor(config.executor.use, workshop), stop)
 
 
 def _utc() -> datetime:

@@ -98,11 +98,12 @@ class LocalSite:
         # It learns what the documents are: that is no other setting.
         if self._evaluator is None or settings not in (self._asked, self._evaluator.settings):
             self.close()
+            device = self._workshop.devices[self._number]
             self._evaluator = open_evaluator(
                 settings,
                 log=self._log(),
                 stop=self._cancelled,
-                device=self._workshop.devices[self._number],
+                **({"device": device} if device.startswith("cuda:") else {}),
             )
             self._asked = settings
         return self._evaluator
