@@ -42,7 +42,7 @@ from kinship_storage.lineage import Lineage
 from kinship_storage.records import File, Model, Split
 from kinship_storage.rows import stamp
 
-__all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"]
+__all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base", "workshop_for"]
 
 _MAY_PUBLISH = "may_publish"  # the last namespace that the hub said so of
 
@@ -84,12 +84,13 @@ def opened(
     settings = evaluation_settings(config)
     base = the_base(config)
     home = home_of(config)
+    workshop = workshop_for(config, settings, home.evaluation_log, stop)
     with (
         home.hold(),
         recording(report, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
-        closing(_evaluators(config, settings, home, stop)) as evaluators,
+        closing(Evaluators(open_executor(config.executor.use, workshop), stop)) as evaluators,
     ):
         lineage.recover()
         tidy(home, lineage)
@@ -200,17 +201,17 @@ def evaluation_settings(config: Config) -> Settings:
     return Settings.of(config.evaluate, config.seed)
 
 
-def _evaluators(
-    config: Config, settings: Settings, home: Home, stop: threading.Event
-) -> Evaluators:
-    """Evaluation by the executor that the config names."""
-    workshop = Workshop(
-        home.evaluation_log,
-        settings.worker_devices(),
-        options=config.executor.model_dump(),
-        stop=stop,
-    )
-    return Evaluators(open_executor(config.executor.use, workshop), stop)
+def workshop_for(
+    config: Config, settings: Settings, log: Path, stop: threading.Event | None = None
+) -> Workshop:
+    """
+    What an executor is given of this machine.
+
+    Raises:
+        UsageError: A device that is named is not there.
+    """
+    devices, options = settings.worker_devices(), config.executor.model_dump()
+    return Workshop(log, devices, options=options, stop=stop or threading.Event())
 
 
 def _utc() -> datetime:
