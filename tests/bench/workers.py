@@ -64,9 +64,9 @@ def workers(bench: Bench) -> list[Row]:
     models = [finetune(founder, room / str(n), seed=n) for n in range(_MERGES)]
     bench.progress.runs("six models of 2 s each, by one worker, by four, in this process")
     made = [_ingredients(folder) for folder in models]
-    inline = _best(bench.repeat, lambda w: Inline(w), settings, made, room / "inline.log", 1)
-    one = _best(bench.repeat, lambda w: Local(w), settings, made, room / "one.log", 1)
-    four = _best(bench.repeat, lambda w: Local(w), settings, made, room / "four.log", 4)
+    inline = _best(bench.repeat, Inline, settings, made, room / "inline.log", 1)
+    one = _best(bench.repeat, Local, settings, made, room / "one.log", 1)
+    four = _best(bench.repeat, Local, settings, made, room / "four.log", 4)
     facts = {"inline": inline, "one": one, "four": four}
     return [
         Row(
