@@ -113,16 +113,13 @@ def ingredients(context: Context, model: Model) -> Ingredients:
         ModelError, LeafGone: As `assembly`.
     """
     made, lineage = assembly(context, model), context.lineage
-    folders = {
-        str(each.weights): Path(str(lineage.require(each.id).folder))
-        for each in _made_of(context, model)
-    }
-    folders[str(context.base.weights)] = context.base_folder
-    sources = {}
-    for weights in folders:
-        each = source(lineage, weights)
+    names, sources, folders = {}, {}, {}
+    # The base last: its own files go before those of a copy.
+    for each in (*_made_of(context, model), context.base):
+        weights, folder = str(each.weights), Path(str(lineage.require(each.id).folder))
+        names[folder] = weights
+        folders[weights] = folder
         sources[weights] = Source(tuple(lineage.files(each.id)), each.repo, each.revision)
-    names = {folder: weights for weights, folder in folders.items()}
     return Ingredients(NamedAssembly.of(made, names), sources, folders)
 
 
