@@ -155,6 +155,7 @@ def test_a_daemon_that_stops_does_not_wait_for_its_workers(settings, models, tmp
         ({"devices": ("cpu", "cuda:0"), "device": "auto"}, "of one kind"),
         ({"devices": ("cuda:0",), "device": "cpu"}, "of one kind"),
         ({"devices": ("cuda:0", "cuda:0"), "device": "auto"}, "different ones"),
+        ({"devices": ()}, "of one kind"),
         ({"devices": ("tpu",)}, "devices"),
         ({"workers": 0}, "workers"),
     ],

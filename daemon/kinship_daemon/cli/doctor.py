@@ -31,9 +31,10 @@ from kinship_daemon.startup import (
     evaluation_settings,
     home_of,
     the_base,
+    webhook_secret,
     workshop_for,
 )
-from kinship_daemon.webhook import PATH, webhook_secret
+from kinship_daemon.web.webhook import PATH
 from kinship_policies import registry
 
 __all__ = ["doctor_command", "oddities"]
