@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 import tiny
 import warm_workers
-from kinship_daemon import child_process, context
+from kinship_daemon import child_process
+from kinship_daemon.execute import site
 from shared_worker import Shelf
 
 logging.disable_progress_bar()
@@ -56,7 +57,7 @@ def warm_worker(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shared_worker(shelf: Shelf, warm_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Daemons in this process borrow the shelf's worker; see `shared_worker.py`."""
-    monkeypatch.setattr(context, "open_evaluator", shelf.lend)
+    monkeypatch.setattr(site, "open_evaluator", shelf.lend)
 
 
 @pytest.fixture(scope="session")

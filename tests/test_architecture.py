@@ -23,6 +23,7 @@ ROOMS = {
     },
     "evaluate": {
         "child_process",
+        "device",
         "errors",
         "evaluate",
         "extensions",
@@ -30,6 +31,7 @@ ROOMS = {
         "imports",
         "weights",
     },
+    "execute": {"child_process", "errors", "evaluate", "execute", "extensions", "weights"},
     "hub": {"durable", "errors", "extensions", "foreign", "hub", "model_files", "ranges"},
 }
 

@@ -20,9 +20,10 @@ from huggingface_hub.utils import _http
 import command
 import turns
 from hub_server import TOKEN, HubServer
-from kinship_daemon import config, context, demo, startup
+from kinship_daemon import config, demo, startup
 from kinship_daemon.context import Context
 from kinship_daemon.errors import Transient
+from kinship_daemon.execute import site
 from kinship_daemon.hub import calls, client, download
 from kinship_daemon.report import JsonReporter
 from kinship_storage.lineage import Lineage
@@ -61,7 +62,7 @@ def wide(tmp_path_factory) -> World:
 def hurried(shelf: Shelf) -> Iterator[None]:
     """As in the other processes of these tests; put back for the tests after them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "open_evaluator", shelf.lend)
+        patch.setattr(site, "open_evaluator", shelf.lend)
         defaults = client.ApiHub.__init__.__kwdefaults__
         patch.setattr(calls, "_BACKOFF_SECONDS", calls._BACKOFF_SECONDS)
         patch.setattr(download, "_PAUSE_SECONDS", download._PAUSE_SECONDS)

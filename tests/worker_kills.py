@@ -49,7 +49,9 @@ def main():
         nonlocal killed
         with lock:
             child = evaluator._child
-            if question not in disturbed and child is not None and child._process.is_alive():
+            if killed == KILLS or question in disturbed or child is None:
+                return
+            if child._process.is_alive():
                 disturbed.add(question)
                 child._process.kill()
                 killed += 1

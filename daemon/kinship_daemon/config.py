@@ -113,6 +113,11 @@ class Merge(Section):
         return {"parameters": {}} | given if other else given
 
 
+class Executor(Section):
+    use: str = "local"
+    """An executor of `kinship_daemon.executors`: who does the work that takes a device."""
+
+
 class Gate(Section):
     fdr: float = Field(0.10, gt=0, lt=1)
     """Of all that the home ever publishes, at most this share is expected to be luck."""
@@ -214,6 +219,7 @@ class Config(Section):
     policy: PolicyChoice = PolicyChoice()
     merge: Merge = Merge()
     evaluate: Evaluate = Evaluate()
+    executor: Executor = Executor()
     gate: Gate = Gate()
     publish: Publish = Publish()
     limits: Limits = Limits()

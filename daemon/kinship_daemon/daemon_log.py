@@ -66,9 +66,9 @@ class _Both:
             self._log.progress(label, total, unit) as logged,
         ):
 
-            def advance(done: int, total: int | None = None) -> None:
-                shown(done, total)
-                logged(done, total)
+            def advance(done: int, total: int | None = None, /, *, label: str = "") -> None:
+                shown(done, total, label=label)
+                logged(done, total, label=label)
 
             yield advance
 

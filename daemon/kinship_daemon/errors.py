@@ -15,6 +15,7 @@ __all__ = [
     "EvaluationFailed",
     "KinshipError",
     "LeafGone",
+    "Lost",
     "ModelError",
     "Stopped",
     "Transient",
@@ -110,6 +111,10 @@ class Transient(KinshipError):
     def __init__(self, message: str, retry_seconds: float | None = None) -> None:
         super().__init__(one_line(message))
         self.retry_seconds = retry_seconds
+
+
+class Lost(Transient):
+    """Whoever was at a job is gone, and not over the job: a machine, a cluster."""
 
 
 class Unavailable(Transient):

@@ -65,6 +65,7 @@ class FileCache:
         self._keep = keep
         self._day = day
         self._held: frozenset[str] = frozenset()
+        self._out: dict[str, frozenset[str]] = {}
         self.sha256 = cached_hash(lineage)
 
     @contextmanager
@@ -76,6 +77,13 @@ class FileCache:
             yield
         finally:
             self._held = before
+
+    def hold(self, job: str, *models: str) -> None:
+        """Keep the files of these models on disk until the job is released."""
+        self._out[job] = frozenset(models)
+
+    def release(self, job: str) -> None:
+        self._out.pop(job, None)
 
     def folder(self, leaf: Model) -> Path:
         """
@@ -217,7 +225,8 @@ class FileCache:
         """Folders of the cache that may go: leftovers of nobody, then the least recently needed."""
         owned = self._fetched()
         kept = {owned[name] for name in self._keep() if name in owned}
-        kept |= {folder for name in self._held for folder in self._places(name)}
+        held = self._held.union(*self._out.values())
+        kept |= {folder for name in held for folder in self._places(name)}
         kept |= {Path(base.folder) for base in self._lineage.models("base") if base.folder}
         admitted = {owned[model.id] for model in self._lineage.models("finetune", "admitted")}
         found = [folder for folder in self._home.cache.glob("*/*") if folder.is_dir()]

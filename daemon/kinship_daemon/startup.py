@@ -14,12 +14,15 @@ from typing import Any, get_args
 from kinship_daemon import demo
 from kinship_daemon.activity import recording
 from kinship_daemon.config import Config
-from kinship_daemon.context import Context, Evaluators, Rows
+from kinship_daemon.context import Context, Rows
 from kinship_daemon.daemon_log import logging_to
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.evaluation_check import check_base, forgets_changed_documents, with_documents
+from kinship_daemon.execute.evaluation import Evaluators
+from kinship_daemon.execute.open import open_executor
+from kinship_daemon.execute.site import Workshop
 from kinship_daemon.file_cache import FileCache, cached_hash
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
@@ -48,6 +51,7 @@ __all__ = [
     "opened",
     "the_base",
     "webhook_secret",
+    "workshop_for",
 ]
 
 SECRET = "KINSHIP_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
@@ -93,6 +97,7 @@ def opened(
     base = the_base(config)
     home = home_of(config)
     is_new = not home.path.exists()
+    workshop = workshop_for(config, settings, home.evaluation_log, stop)
     with (
         home.hold(),
         _nothing_left(home) if is_new else nullcontext(),
@@ -100,7 +105,7 @@ def opened(
         recording(logged, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
-        closing(Evaluators(home.evaluation_log, stop)) as evaluators,
+        closing(Evaluators(open_executor(config.executor.use, workshop), stop)) as evaluators,
     ):
         lineage.recover()
         tidy(home, lineage)
@@ -251,6 +256,19 @@ def home_of(config: Config) -> Home:
 
 def evaluation_settings(config: Config) -> Settings:
     return Settings.of(config.evaluate, config.seed)
+
+
+def workshop_for(
+    config: Config, settings: Settings, log: Path, stop: threading.Event | None = None
+) -> Workshop:
+    """
+    What an executor is given of this machine.
+
+    Raises:
+        UsageError: A device that is named is not there.
+    """
+    devices, options = settings.worker_devices(), config.executor.model_dump()
+    return Workshop(log, devices, options=options, stop=stop or threading.Event())
 
 
 def _utc() -> datetime:

@@ -29,6 +29,7 @@ from tests.bench.processes import CommandFailed
 from tests.bench.sample import sample
 from tests.bench.table import Progress, Row, gigabytes, machine, markdown, progress
 from tests.bench.unborn import unborn
+from tests.bench.workers import workers
 
 from kinship_daemon.errors import KinshipError
 
@@ -51,6 +52,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "gate": gate,
     "device": device,
     "evaluation": evaluation,
+    "workers": workers,
 }
 _WRITING = ("linear", "slerp", "ties")
 

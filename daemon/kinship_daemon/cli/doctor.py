@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -22,11 +23,19 @@ from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.evaluate.task_files import TaskFiles
 from kinship_daemon.evaluate.verdict import FEW_DOCUMENTS
+from kinship_daemon.execute.open import open_executor
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
 from kinship_daemon.report import amount, count
-from kinship_daemon.startup import check_token, home_of, the_base, webhook_secret
+from kinship_daemon.startup import (
+    check_token,
+    evaluation_settings,
+    home_of,
+    the_base,
+    webhook_secret,
+    workshop_for,
+)
 from kinship_daemon.web.webhook import PATH
 from kinship_policies import registry
 
@@ -81,6 +90,7 @@ def _look(config: Config) -> Iterator[_Line]:
     yield True, "versions", ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     yield True, "python", f"{platform.python_version()} on {platform.platform()}"
     yield _device(config)
+    yield from _executor(config)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield True, "memory", f"{memory / 1e9:.1f} GB, {os.cpu_count()} cores"
     yield _home(config)
@@ -116,6 +126,18 @@ def _device(config: Config) -> _Line:
     if "cuda" in wanted:
         return False, "device", "config asks for cuda and torch sees none; set device: auto or cpu"
     return True, "device", "cpu (torch sees no CUDA device)"
+
+
+def _executor(config: Config) -> Iterator[_Line]:
+    """Who would evaluate, and on what."""
+    name = config.executor.use
+    try:
+        settings = evaluation_settings(config)
+        workshop = workshop_for(config, settings, home_of(config).evaluation_log)
+        with closing(open_executor(name, workshop)) as executor:
+            yield from ((True, "executor", f"{name}: {place}") for place in executor.describe())
+    except KinshipError as error:
+        yield False, "executor", str(error)
 
 
 def _home(config: Config) -> _Line:

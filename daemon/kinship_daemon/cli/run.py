@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from kinship_daemon.cli.options import config_options
 from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Stopped, UsageError
 from kinship_daemon.estimate import estimate, estimate_lines, probe
+from kinship_daemon.evaluate.evaluator import open_evaluator
 from kinship_daemon.notify.delivery import delivering
 from kinship_daemon.notify.notifier import targets
 from kinship_daemon.report import Reporter, reporter
@@ -70,8 +72,11 @@ def run_command(
 
 def _tell_estimate(d: Context, report: Reporter) -> None:
     """What a run will take, before it starts."""
-    with report.progress("time the base on a few documents", None, "documents"):
-        timed = probe(d.evaluator, leaf_assembly(d.base_folder, d.base.id))
+    with (
+        report.progress("time the base on a few documents", None, "documents"),
+        closing(open_evaluator(d.settings, log=d.home.evaluation_log, stop=d.stop)) as evaluator,
+    ):
+        timed = probe(evaluator, leaf_assembly(d.base_folder, d.base.id))
     found = estimate(d.config, d.hub, d.base.id, d.base_checkpoint.nbytes, d.policy, timed)
     for about, words in estimate_lines(d.config, found):
         report.event("estimate", f"{about}: {words}")

@@ -85,7 +85,11 @@ class Evaluator(Protocol):
 
 
 def open_evaluator(
-    settings: Settings, *, log: Path, stop: threading.Event | None = None
+    settings: Settings,
+    *,
+    log: Path,
+    stop: threading.Event | None = None,
+    device: str | None = None,
 ) -> Evaluator:
     """
     The evaluator that `evaluate.backend` names; it starts nothing yet.
@@ -93,10 +97,12 @@ def open_evaluator(
     Args:
         log: File its output is appended to; its folder is made.
         stop: Ends every wait for it with Stopped, and it.
+        device: The one device that it is to use, `cuda:1`; the settings say of which class it is.
 
     Raises:
         UsageError: There is none of that name.
     """
     make = extensions.find(GROUP, "evaluation backend", settings.backend)
-    made: Evaluator = make(settings, log=log, stop=stop)
+    more = {} if device is None else {"device": device}
+    made: Evaluator = make(settings, log=log, stop=stop, **more)
     return made

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from kinship_daemon.errors import UsageError
@@ -179,7 +180,13 @@ class Evaluate(Section):
     chunk: int = Field(64, ge=1)
     """Documents of a task that are asked together; no answer depends on those of other chunks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models are evaluated."""
+    """What kind of device models are evaluated on."""
+    devices: Literal["auto"] | tuple[Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")], ...] = (
+        "auto"
+    )
+    """Devices of that kind, such as `[cuda:0, cuda:1]`, one worker each; all by default."""
+    workers: int = Field(1, ge=1)
+    """Workers on the CPU."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What models are evaluated in."""
     time_limit_minutes: float = Field(240.0, gt=0)
@@ -189,7 +196,7 @@ class Evaluate(Section):
     include_path: tuple[UserPath, ...] = ()
     """Folders with further lm-eval task files. Their code is run: name only whom you trust."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of the evaluation; the machine's cores, at most 8, by default."""
+    """CPU threads of a worker; by default the cores, at most 8, shared out among the workers."""
 
     @field_validator("selection", "validation")
     @classmethod
@@ -198,6 +205,19 @@ class Evaluate(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"names {twice[0]!r} twice; name each task once")
         return tasks
+
+    @model_validator(mode="after")
+    def _devices_are_of_one_kind(self) -> Self:
+        """Else the scores of two workers could not be compared."""
+        if self.devices == "auto":
+            return self
+        kinds = {name.partition(":")[0] for name in self.devices} | {self.device} - {"auto"}
+        if not self.devices or len(kinds) != 1 or len({*self.devices}) != len(self.devices):
+            raise ValueError(
+                f"devices {list(self.devices)} must be different ones of one kind, that of "
+                f"evaluate.device {self.device}; several workers on the CPU are evaluate.workers"
+            )
+        return self
 
 
 class Settings(Evaluate):
@@ -258,14 +278,35 @@ class Settings(Evaluate):
         return vllm_version() is not None and self.resolved_device().startswith("cuda")
 
     def resolved_threads(self) -> int:
-        return self.threads or min(os.cpu_count() or 1, _MOST_THREADS)
+        return self.threads or max(1, min(os.cpu_count() or 1, _MOST_THREADS) // self.workers)
 
     def resolved_device(self) -> str:
         if self.device != "auto":
             return self.device
+        if self.devices != "auto":
+            return self.devices[0].partition(":")[0]
         import torch  # noqa: PLC0415  the rest of this module is read before torch is
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def worker_devices(self) -> tuple[str, ...]:
+        """
+        The device of each worker: `cpu`, `cuda:1`; `cuda` where there is but one.
+
+        Raises:
+            UsageError: One of those named is not there.
+        """
+        if self.resolved_device() == "cpu":
+            return ("cpu",) * self.workers
+        import torch  # noqa: PLC0415
+
+        there = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+        if self.devices == "auto":
+            return there if len(there) > 1 else ("cuda",)
+        if missing := [name for name in self.devices if name not in there]:
+            known = ", ".join(there) or "none"
+            raise UsageError(f"evaluate.devices names {missing[0]}; torch sees {known}")
+        return self.devices
 
     def fingerprint(self, split: Split) -> str:
         """

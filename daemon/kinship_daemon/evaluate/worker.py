@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from kinship_daemon.child_process import ChildProcess, last_line
+from kinship_daemon.device import only_device
 from kinship_daemon.errors import (
     DocumentsChanged,
     EvaluationFailed,
@@ -77,15 +78,22 @@ class WorkerEvaluator:
         settings: Pinned for all models; another setting needs another evaluator.
         log: File the harness's output is appended to; its folder is made.
         stop: Ends every wait for the worker with Stopped, and the worker.
+        device: `cuda:1` where the machine's other devices are for others.
 
     Attributes:
         settings: With what the first worker found the tasks' documents to be.
     """
 
     def __init__(
-        self, settings: Settings, *, log: Path, stop: threading.Event | None = None
+        self,
+        settings: Settings,
+        *,
+        log: Path,
+        stop: threading.Event | None = None,
+        device: str | None = None,
     ) -> None:
         self.settings = settings
+        self._device = device
         self._log = log
         self._stop = stop or threading.Event()
         self._child: ChildProcess | None = None
@@ -194,6 +202,7 @@ class WorkerEvaluator:
                 f"the evaluation log {self._log} cannot be written: {error.strerror}"
             ) from error
         environment = {name: v for name, v in _ENVIRONMENT.items() if name not in os.environ}
+        environment |= only_device(self._device)
         return ChildProcess(
             "kinship-evaluate", serve, self.settings, self._log, environment=environment
         )
@@ -241,7 +250,11 @@ class WorkerEvaluator:
 
 
 def vllm_evaluator(
-    settings: Settings, *, log: Path, stop: threading.Event | None = None
+    settings: Settings,
+    *,
+    log: Path,
+    stop: threading.Event | None = None,
+    device: str | None = None,
 ) -> WorkerEvaluator:
     """
     The same worker; in it vLLM answers what has text written.
@@ -253,4 +266,4 @@ def vllm_evaluator(
         raise UsageError(
             "evaluate.backend: vllm needs vLLM; pip install 'kinship-daemon[vllm]' would work"
         )
-    return WorkerEvaluator(settings, log=log, stop=stop)
+    return WorkerEvaluator(settings, log=log, stop=stop, device=device)
