@@ -21,7 +21,7 @@ THOUSANDS = 10_000
 
 @pytest.fixture
 def home(tmp_path):
-    """Two triaged and one noticed who wait, three refused, one admitted and gone since."""
+    """Two triaged and one seen who wait, three refused, one admitted and gone since."""
     path = tmp_path / "home"
     path.mkdir()
     with open_lineage(path / "lineage.db") as lineage:

@@ -36,19 +36,19 @@ def write(path: Path, documents: list[dict[str, object]]) -> None:
     path.write_text(json.dumps(numbered))
 
 
-def opened(room: Path, log: StringIO, **evaluate):
+def opened(scratch: Path, log: StringIO, **evaluate):
     chosen = {
         "selection": "[show]",
         "validation": "[other]",
-        "include_path": f"[{room / 'tasks'}]",
+        "include_path": f"[{scratch / 'tasks'}]",
         "dtype": "float32",
         "threads": "1",
         **evaluate,
     }
     loaded = config.load(
         base="org/base",
-        hub=str(room / "hub"),
-        home=room / "home",
+        hub=str(scratch / "hub"),
+        home=scratch / "home",
         overrides=[f"evaluate.{key}={value}" for key, value in chosen.items()],
     )
     return startup.opened(loaded, JsonReporter(log), check_evaluation=True)

@@ -69,7 +69,7 @@ class EvaluationFailed(ModelError):
     A model could not be evaluated, and the model, the task or the machine may be to blame.
 
     Attributes:
-        question: The task and the document that it failed at, where that is known.
+        document: The task and the number of the document that it failed at, where that is known.
         seconds: That the evaluation took, which count for the day.
     """
 
@@ -80,11 +80,11 @@ class EvaluationFailed(ModelError):
         cause: Cause = "settings",
         setting: str | None = None,
         model: str | None = None,
-        question: tuple[str, int] | None = None,
+        document: tuple[str, int] | None = None,
         seconds: float = 0.0,
     ) -> None:
         super().__init__(message, cause=cause, setting=setting, model=model)
-        self.question = question
+        self.document = document
         self.seconds = seconds
 
 

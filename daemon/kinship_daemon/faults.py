@@ -164,9 +164,9 @@ class Faults:
         if tries >= _PATIENCE and isinstance(error, Unavailable) and error.model is not None:
             self._lose(error.model, str(error), "world", None)
         # Neither a silent hub nor a worker that cannot start says anything about a model.
-        patient = tries < _PATIENCE or isinstance(error, BudgetReached)
-        patient |= step.needs in {"hub", "device"}
-        if step.blames and work.model is not None and not patient:
+        waits_on = tries < _PATIENCE or isinstance(error, BudgetReached)
+        waits_on |= step.needs in {"hub", "device"}
+        if step.blames and work.model is not None and not waits_on:
             model = self._context.lineage.require(work.model)
             if model.status in _IN_USE - {"seen"} and model.kind != "base":
                 self._set_aside(model.id, str(error), "world", None)
@@ -181,7 +181,7 @@ class Faults:
         lineage = self._context.lineage
         if work.model not in self._failed:
             self._failed.append(str(work.model))
-        if error.question is None and len(self._failed) < _SUSPICIOUS:
+        if error.document is None and len(self._failed) < _SUSPICIOUS:
             return
         failed, self._failed = self._failed, []
         try:

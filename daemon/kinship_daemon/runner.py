@@ -152,7 +152,7 @@ class Runner:
                 self._context.lineage.retry(job.key)
 
     def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
-        """Every piece of a kind's work that can be done. Returns whether any was."""
+        """All of a kind's work that can be done. Returns whether any was."""
         with _planned(step, self._context) as plan:
             return self._work_down(step, plan, now, waiting)
 

@@ -14,10 +14,10 @@ from kinship_daemon.evaluate.model_slot import ModelSlot, is_out_of_memory, unus
 from kinship_daemon.evaluate.settings import (
     Answers,
     Cost,
+    DocumentId,
     Documents,
     Evaluation,
     Progress,
-    Question,
     Settings,
     Task,
     TaskDocuments,
@@ -105,9 +105,9 @@ class Harness:
         """As `Evaluator.check`: the tasks are loaded already."""
         return self.found
 
-    def probe(self, assembly: Assembly, question: Question | None) -> None:
+    def probe(self, assembly: Assembly, document: DocumentId | None) -> None:
         """
-        One question, or the first document of every task; nothing is scored.
+        One document, or the first document of every task; nothing is scored.
 
         Raises:
             ModelError: This model cannot be asked.
@@ -115,10 +115,10 @@ class Harness:
         live = self._slot.load(assembly)
         live.answered = _share(None, 0, 0, 0)
         for (spec, _), chosen in self._documents.items():
-            if question is None:
+            if document is None:
                 self._run(live, self._tasks[spec], chosen[:1])
-            elif spec.task == question[0]:
-                self._run(live, self._tasks[spec], (question[1],))
+            elif spec.task == document[0]:
+                self._run(live, self._tasks[spec], (document[1],))
 
     def _choose(self, spec: Task, split: Split) -> tuple[int, ...]:
         return documents(
@@ -170,8 +170,8 @@ class Harness:
     ) -> ModelError:
         """What to say of it: found by halves, the first document that it fails at."""
         if len(chosen) == 1 or is_out_of_memory(error):
-            question = (task.spec.task, chosen[0])
-            return unusable(live.identity, error, self.settings.batch_size, question)
+            document = (task.spec.task, chosen[0])
+            return unusable(live.identity, error, self.settings.batch_size, document)
         half = len(chosen) // 2
         for some in (chosen[:half], chosen[half:]):
             try:

@@ -27,11 +27,11 @@ __all__ = [
     "Answers",
     "Asked",
     "Cost",
+    "DocumentId",
     "Documents",
     "Evaluate",
     "Evaluation",
     "Progress",
-    "Question",
     "Section",
     "Settings",
     "Task",
@@ -44,7 +44,7 @@ __all__ = [
 _MOST_THREADS = 8
 
 # A task and the number of one of its documents.
-Question = tuple[str, int]
+DocumentId = tuple[str, int]
 # Gets documents done and in all.
 Progress = Callable[[int, int], None]
 
@@ -135,8 +135,8 @@ PAPER_TASKS: Tasks = (
 )
 
 
-# What a worker is asked of a model: documents by task, one question, or the first of every task.
-Asked = Mapping[Task, Sequence[int]] | Question | None
+# What a worker is asked of a model: documents by task, one document, or the first of every task.
+Asked = Mapping[Task, Sequence[int]] | DocumentId | None
 
 
 class TaskDocuments(Section):

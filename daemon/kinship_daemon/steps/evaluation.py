@@ -79,10 +79,10 @@ def base_failure(context: Context, work: Work, failure: EvaluationFailed) -> Mod
     """How the base fails at what a model failed at; None where it does well."""
     evaluator, base = context.evaluator, assembly(context, context.base)
     try:
-        if failure.question is None:
+        if failure.document is None:
             score_split(evaluator, base, work.inputs["split"])
         else:
-            evaluator.probe(base, failure.question)
+            evaluator.probe(base, failure.document)
     except ModelError as error:
         return error
     return None
