@@ -115,7 +115,7 @@ def test_the_worker_that_loads_the_tasks_asks_the_base_and_scores(tiny_hub, data
         d.evaluator.check()
         assert d.evaluators.under(d.settings) is d.evaluator
         text = d.home.evaluation_log.read_text()
-    assert text.count("one question") == 1
+    assert text.count("one document") == 1
 
 
 def test_a_base_that_answers_nan_is_refused_at_every_start(tiny_hub, data, tmp_path):

@@ -149,13 +149,13 @@ def full(server, home, folders, size):
 
 
 def test_without_a_need_for_room_nobody_goes(full, size):
-    full.files.make_scratch(size // 2, "org/a")
+    full.files.make_room(size // 2, "org/a")
     assert on_disk(full) == {"a", "b", "c"}
 
 
 def test_the_least_recently_needed_goes_first(full, size):
     scored(full, "a")  # needed once more
-    full.files.make_scratch(2 * size, NEXT)
+    full.files.make_room(2 * size, NEXT)
     assert on_disk(full) == {"a", "c"}
     assert told(full, "evict") == ["org/b makes room; fetched again if needed"]
     assert statuses(full) == {"org/a": "admitted", "org/b": "admitted", "org/c": "admitted"}
@@ -165,13 +165,13 @@ def test_the_least_recently_needed_goes_first(full, size):
 def test_a_look_whether_everyone_is_unchanged_is_no_need(full, size):
     scored(full, "a")
     turns.take(full, "refetch", "ledger")
-    full.files.make_scratch(2 * size, NEXT)
+    full.files.make_room(2 * size, NEXT)
     assert on_disk(full) == {"a", "c"}
 
 
 def test_nothing_is_removed_where_it_would_not_be_enough(full, size):
     with pytest.raises(NoRoom, match=r"limits\.disk_gb"):
-        full.files.make_scratch(6 * size, NEXT)
+        full.files.make_room(6 * size, NEXT)
     assert on_disk(full) == {"a", "b", "c"}
     assert told(full, "evict") == []
 
@@ -202,16 +202,16 @@ def gone(d):
 @pytest.mark.parametrize("reason", [proposed, of_the_top, passed, gone], ids=lambda f: f.__name__)
 def test_who_is_needed_stays(reason, full, size):
     reason(full)
-    full.files.make_scratch(2 * size, NEXT)
+    full.files.make_room(2 * size, NEXT)
     assert on_disk(full) == {"a", "b"}
     with pytest.raises(NoRoom):
-        full.files.make_scratch(3 * size, NEXT)
+        full.files.make_room(3 * size, NEXT)
     assert on_disk(full) == {"a", "b"}
 
 
 def test_who_is_at_work_stays(full, size):
     with full.files.holding("org/a", "org/b"):
-        full.files.make_scratch(2 * size, NEXT)
+        full.files.make_room(2 * size, NEXT)
         assert on_disk(full) == {"a", "b"}
 
 
@@ -221,7 +221,7 @@ def test_who_has_no_scores_under_these_settings_stays(server, home, folders, siz
         grow(d)
         scored(d, "c")
         merged(d, "a", "b", name=NEXT, status="quarantined")
-        d.files.make_scratch(2 * size, NEXT)
+        d.files.make_room(2 * size, NEXT)
         assert on_disk(d) == {"a", "b"}
 
 
@@ -242,7 +242,7 @@ def made_and_left(d):
 @pytest.mark.parametrize("reason", [published, blocked, made_and_left], ids=lambda f: f.__name__)
 def test_who_is_needed_no_more_may_go(reason, full, size):
     reason(full)
-    full.files.make_scratch(4 * size, NEXT)
+    full.files.make_room(4 * size, NEXT)
     assert on_disk(full) == set()
 
 
@@ -250,7 +250,7 @@ def test_leftovers_go_first(full, size):
     full.lineage.move_model("org/c", "quarantine", reason="odd", cause="model")
     stale = full.home.cache / "org--nobody" / ".0123.part"
     shutil.copytree(full.home.cache / "org--c", stale / "copy")
-    full.files.make_scratch(size // 2 + size, NEXT)
+    full.files.make_room(size // 2 + size, NEXT)
     assert not stale.exists()
     assert on_disk(full) == {"a", "b"}
     assert full.lineage.require("org/c").folder is None
@@ -395,9 +395,9 @@ def test_what_is_held_is_held_until_the_outermost_lets_go(full, size):
     with full.files.holding("org/a"):
         with full.files.holding("org/a", "org/b"):
             pass
-        full.files.make_scratch(3 * size, NEXT)
+        full.files.make_room(3 * size, NEXT)
         assert on_disk(full) == {"a"}
-    full.files.make_scratch(4 * size, NEXT)
+    full.files.make_room(4 * size, NEXT)
     assert on_disk(full) == set()
 
 
@@ -415,7 +415,7 @@ def half(folder):
 file_cache.shutil.rmtree = half
 server = type("Elsewhere", (), {{"url": {url!r}}})
 with hub_daemon.online(), hub_daemon.opened(server, Path({home!r}), limits__disk_gb={disk}) as d:
-    d.files.make_scratch({size}, "next")
+    d.files.make_room({size}, "next")
 """
 
 
