@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kinship_daemon.foreign.shown import one_line
 from kinship_storage.errors import KinshipError, UsageError
@@ -16,12 +18,14 @@ __all__ = [
     "KinshipError",
     "LeafGone",
     "ModelError",
+    "PlanFailed",
     "Stopped",
     "Transient",
     "Unavailable",
     "UsageError",
     "WorkerDied",
     "disk_words",
+    "planning",
 ]
 
 _DISK = {
@@ -58,6 +62,28 @@ class ModelError(KinshipError):
         self.cause = cause
         self.setting = setting
         self.model = model
+
+
+class PlanFailed(Exception):
+    """Something was raised, its cause, while a step looked whether one model has work to do."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+@contextmanager
+def planning(model: str) -> Iterator[None]:
+    """
+    In a step's plan: whatever is raised meanwhile is about this model, and keeps nobody else back.
+
+    Raises:
+        PlanFailed: From what was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise PlanFailed(model) from error
 
 
 class LeafGone(ModelError):

@@ -20,6 +20,7 @@ from kinship_daemon.errors import (
     KinshipError,
     LeafGone,
     ModelError,
+    PlanFailed,
     Stopped,
     Transient,
     Unavailable,
@@ -103,6 +104,34 @@ class Faults:
             self._blame(step, work, key, fault)
         else:
             raise error
+
+    def met_in_plan(self, step: Step[Any], error: Exception) -> None:
+        """
+        Act on what was raised while a step was planned; on return a model was set aside for it.
+
+        Raises:
+            Transient, BudgetReached: The step is to be planned again later.
+            Exception: What was raised, where it concerns more than one model.
+        """
+        model: str | None = None
+        if isinstance(error, PlanFailed) and isinstance(error.__cause__, Exception):
+            model, error = error.model, error.__cause__
+        if isinstance(error, ModelError | UnknownRepo):
+            fault: ModelError | UnknownRepo | None = error
+            model = getattr(error, "model", None) or model
+        else:
+            fault = self.contained(step, Work({}, model), error)
+        if fault is None or model is None or model == self._context.base.id:
+            raise error
+        cause: Cause = fault.cause if isinstance(fault, ModelError) else "world"
+        setting = fault.setting if isinstance(fault, ModelError) else None
+        if self._context.lineage.require(model).status in _IN_USE:
+            self._set_aside(model, str(fault), cause, setting)
+        elif dependents(self._context.lineage, model):
+            self._lose(model, str(fault), cause, setting)
+        else:
+            # It is aside already, and yet the plan looks at it: once more, later.
+            raise Transient(f"{model}: {fault}") from error
 
     def set_aside_again(self, work: Work, job: Job) -> bool:
         """Work that failed before is not done again: whoever it was about stays aside."""
