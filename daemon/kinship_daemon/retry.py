@@ -35,6 +35,10 @@ def try_again(config: Config, settings: Settings, lineage: Lineage, report: Repo
         for model in (*waiting, *by_setting):
             reopen(lineage, model)
         lineage.put(SETTINGS_THEN, now)
+    rules = [key for key in sorted(changed) if key.startswith("gate.") or key == "publish.require"]
+    if rules and lineage.gates(settings.fingerprint("validation")):
+        words = f"{', '.join(rules)} changed: it counts for merges that are judged from now on"
+        report.event("warning", f"{words}; those given before stand")
     if waiting:
         report.event("retry", f"{_models(waiting)} tried again, set aside for a time")
     if by_setting:
