@@ -88,7 +88,8 @@ def test_a_backend_is_found_by_name_and_is_part_of_a_scores_identity(tmp_path):
 
 
 def test_an_unknown_backend_names_those_installed(tmp_path):
-    with pytest.raises(UsageError, match="no evaluation backend 'vlm'; installed: lm-eval"):
+    known = "no evaluation backend 'vlm'; installed: auto, lm-eval, vllm; did you mean 'vllm'"
+    with pytest.raises(UsageError, match=known):
         open_evaluator(settings(backend="vlm"), log=tmp_path / "log")
 
 

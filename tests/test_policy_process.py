@@ -68,7 +68,6 @@ def test_a_policy_answers_as_it_would_here():
     assert ask(policy, PAIR, 60) == policy.propose(PAIR)
 
 
-@pytest.mark.usefixtures("warm_worker")
 @pytest.mark.parametrize(
     ("way", "said"),
     [

@@ -26,7 +26,7 @@ _LEAVES = 5
 
 def device(bench: Bench) -> list[Row]:
     if not torch.cuda.is_available():
-        return [Row("device", verdict="skipped", notes=("there is no CUDA device on_cpu.",))]
+        return [Row("device", verdict="skipped", notes=("there is no CUDA device here.",))]
     bench.progress.runs("making models for the device")
     family = bench.family
     base, leaves = family.base, _leaves(family, bench.models)
