@@ -25,6 +25,7 @@ from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, Use
 from kinship_daemon.foreign.limits import Limits as TextLimits
 from kinship_daemon.foreign.limits import Malformed
 from kinship_daemon.foreign.yaml_text import parse_yaml
+from kinship_daemon.notify.settings import Notify
 from kinship_policies.registry import choice
 
 __all__ = ["Config", "examine", "load", "reference", "schema", "to_yaml"]
@@ -58,6 +59,8 @@ class Triage(Section):
     """Admit LoRA adapters: their weight changes count as those of a fine-tune."""
     allow_other_calculation: bool = False
     """Admit fine-tunes with another activation or rope than the base; merges have the base's."""
+    exclude: tuple[str, ...] = ()
+    """Refuse repos whose id matches one of these, such as `org/*`; `exclude` adds some, too."""
     only_publishable: bool = False
     """Refuse candidates whose licence would keep every merge of them from being published."""
     sample: float = Field(0.002, ge=0, le=0.5)
@@ -162,13 +165,6 @@ class Limits(Section):
     """Merges made in all; policies are told how many are left. None for no limit."""
     decision_seconds: float = Field(60.0, gt=0)
     """A policy that takes longer over one decision is stopped; the daemon watches on."""
-
-
-class Notify(Section):
-    use: Mapping[str, Mapping[str, Any]] = {}
-    """Notifiers by name, each with its settings: `{webhook: {url: "https://..."}}`."""
-    events: tuple[str, ...] = ("publish", "quarantine", "converged", "warning")
-    """Kinds of events that notifiers are told of."""
 
 
 _LEAST_CHARACTERS = 6
@@ -315,7 +311,27 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise UsageError(f"{path}: expected a mapping such as 'base: mistral-7b'")
-    return data
+    return _beside(data, path.absolute().parent)
+
+
+def _beside(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With the paths that it names relative to the file's folder, from wherever it is read."""
+
+    def placed(text: Any) -> Any:
+        return text if not isinstance(text, str) or text.startswith("~") else str(folder / text)
+
+    result = dict(given)
+    if "home" in given:
+        result["home"] = placed(given["home"])
+    hub, base, evaluate = (given.get(key) for key in ("hub", "base", "evaluate"))
+    if isinstance(hub, str) and hub != "demo" and "://" not in hub:
+        result["hub"] = placed(hub)
+    if isinstance(base, str) and base.startswith(("./", "../")):
+        result["base"] = placed(base)
+    if isinstance(evaluate, Mapping) and isinstance(evaluate.get("include_path"), list):
+        paths = [placed(path) for path in evaluate["include_path"]]
+        result["evaluate"] = {**evaluate, "include_path": paths}
+    return result
 
 
 def _override(given: dict[str, Any], override: str) -> None:
@@ -327,13 +343,13 @@ def _override(given: dict[str, Any], override: str) -> None:
     for section in sections:
         inner = target.get(section) or {}
         if not isinstance(inner, Mapping):
-            raise UsageError(f"--set {override}: {section} is {inner!r}, which has no keys")
+            raise UsageError(f"--set {key}: {section} is no section, it has no keys")
         target[section] = dict(inner)
         target = target[section]
     try:
         target[last] = parse_yaml(text, _LONGEST, strict=True)
     except Malformed as error:
-        raise UsageError(f"--set {override}: the value cannot be read: {error}") from None
+        raise UsageError(f"--set {key}: the value cannot be read: {error}") from None
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from kinship_daemon.evaluate.settings import Task
 
 __all__ = ["explained"]
 
-# Keys whose values are never shown.
-_SECRETS = frozenset({"web.token"})
+# How keys begin whose values are never shown.
+_SECRETS = ("web.token", "notify.use.")
 # Keys of older versions, and what to write instead.
 _REPLACED = {
     "gate.confidence": (
@@ -37,7 +37,7 @@ def explained(problem: ErrorDetails, config: type[BaseModel]) -> str:
         known = _known_keys(problem["loc"][:-1], config)
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
         return f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
-    got = "" if key in _SECRETS else f" (got {problem['input']!r})"
+    got = "" if key.startswith(_SECRETS) else f" (got {problem['input']!r})"
     return f"{key}: {_lower(problem['msg'])}{got}"
 
 

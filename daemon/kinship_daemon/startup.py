@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from kinship_daemon import demo
 from kinship_daemon.activity import recording
 from kinship_daemon.config import Config
 from kinship_daemon.context import Context, Evaluators, Rows
+from kinship_daemon.daemon_log import logging_to
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
@@ -30,7 +32,6 @@ from kinship_daemon.report import Reporter, count
 from kinship_daemon.retry import try_again
 from kinship_daemon.steps.living import living
 from kinship_daemon.steps.publish import tidy
-from kinship_daemon.webhook import webhook_secret
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
@@ -39,7 +40,17 @@ from kinship_storage.lineage import Lineage
 from kinship_storage.records import File, Model, Split
 from kinship_storage.rows import stamp
 
-__all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"]
+__all__ = [
+    "SECRET",
+    "check_token",
+    "evaluation_settings",
+    "home_of",
+    "opened",
+    "the_base",
+    "webhook_secret",
+]
+
+SECRET = "KINSHIP_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
 
 _MAY_PUBLISH = "may_publish"  # the last namespace that the hub said so of
 
@@ -74,9 +85,12 @@ def opened(
     _check(config, dry_run=dry_run)
     settings = evaluation_settings(config)
     home = home_of(config)
+    is_new = not home.path.exists()
     with (
         home.hold(),
-        recording(report, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
+        _nothing_left(home) if is_new else nullcontext(),
+        logging_to(home.log, report) as logged,
+        recording(logged, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
         closing(Evaluators(home.evaluation_log, stop)) as evaluators,
@@ -139,6 +153,30 @@ def _recipe(config: Config) -> Recipe:
     return Recipe(config.merge.method, ("a", "b"), config.merge.parameters)
 
 
+@contextmanager
+def _nothing_left(home: Home) -> Iterator[None]:
+    """Where a first start fails before there is anything to keep, no home is left, but its log."""
+    try:
+        yield
+    except BaseException:
+        fetched = home.cache.is_dir() and any(home.cache.iterdir())
+        if not fetched and not _has_base(home):
+            log = home.evaluation_log
+            log_text = log.read_bytes() if log.is_file() else b""
+            shutil.rmtree(home.path, ignore_errors=True)
+            if log_text:
+                log.parent.mkdir(parents=True)
+                log.write_bytes(log_text)
+        raise
+
+
+def _has_base(home: Home) -> bool:
+    if not home.lineage.is_file():
+        return False
+    with Lineage.open(home.lineage, now=_utc, readonly=True) as lineage:
+        return _known_base(lineage) is not None
+
+
 def check_token(config: Config) -> None:
     """
     Publishing to the Hub takes a token; better known now than when the first merge has passed.
@@ -155,6 +193,24 @@ def check_token(config: Config) -> None:
             f"publish.namespace is {config.publish.namespace}, but there is no token for "
             f"{config.hub}; {token_advice(config.hub)}"
         )
+
+
+def webhook_secret(config: Config) -> str | None:
+    """
+    What the Hub must send with its messages; None where no webhook is wanted.
+
+    Raises:
+        UsageError: watch.webhook_port is set, the secret is not.
+    """
+    if config.watch.webhook_port is None:
+        return None
+    secret = os.environ.get(SECRET, "")
+    if not secret:
+        raise UsageError(
+            f"watch.webhook_port is {config.watch.webhook_port}, but {SECRET} is not set; set it "
+            "to the secret that the Hub's webhook was given"
+        )
+    return secret
 
 
 def _check_right(config: Config, hub: Hub, lineage: Lineage, report: Reporter) -> None:
