@@ -69,11 +69,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_finetunes(tiny_base: Path) -> list[Path]:
     """Three fine-tunes of `tiny_base`: a, b (sharded), c. Copy before changing."""
-    room = tiny_base.parent
+    models = tiny_base.parent
     return [
-        tiny.finetune(tiny_base, room / "a", seed=1),
-        tiny.finetune(tiny_base, room / "b", seed=2, shard_size="40KB"),
-        tiny.finetune(tiny_base, room / "c", seed=3, scale=0.03),
+        tiny.finetune(tiny_base, models / "a", seed=1),
+        tiny.finetune(tiny_base, models / "b", seed=2, shard_size="40KB"),
+        tiny.finetune(tiny_base, models / "c", seed=3, scale=0.03),
     ]
 
 

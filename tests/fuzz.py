@@ -172,7 +172,7 @@ def try_yaml(data):
 
 
 @cache
-def room():
+def scratch():
     """A folder of this process, with an adapter's weights and their base's; it goes with it."""
     kept = TemporaryDirectory(prefix="fuzz")
     folder = Path(kept.name)
@@ -200,13 +200,13 @@ def try_config(data):
 
 
 def try_adapter(data):
-    folder = room()[1]
+    folder = scratch()[1]
     (folder / "adapter" / "adapter_config.json").write_bytes(data)
     Adapter.open(Checkpoint.open(folder / "base"), folder / "adapter")
 
 
 def try_tokenizer(data, load=False):
-    folder = room()[1] / "tokenizer"
+    folder = scratch()[1] / "tokenizer"
     name, _, content = data.partition(b"\n")
     seeds = [seed.partition(b"\n")[0] for seed in TOKENIZERS]
     name = name if name in seeds else seeds[0]
@@ -224,7 +224,7 @@ def try_tokenizer(data, load=False):
 
 
 def try_task(data):
-    folder = room()[1] / "tasks"
+    folder = scratch()[1] / "tasks"
     (folder / "own.yaml").write_bytes(data)
     files = TaskFiles([folder])
     files.check()
@@ -279,8 +279,8 @@ def large():
         names = b",".join(b'"%x": 1' % number for number in range(many))
         yield f"{many} names", b"{" + names + b"}"
         yield f"{many} tokens", b'{"model": {"vocab": {' + names + b"}}}"
-        pieces = b",".join(b'["%x", 1]' % number for number in range(many))
-        yield f"{many} pieces", b'{"model": {"vocab": [' + pieces + b"]}}"
+        entries = b",".join(b'["%x", 1]' % number for number in range(many))
+        yield f"{many} entries", b'{"model": {"vocab": [' + entries + b"]}}"
     merges = b'["a", "b"],' * 990_000
     yield "merges", b'{"model": {"merges": [' + merges + b'["a", "b"]], "vocab": {}}}'
     added = b",".join(b'{"id": %d, "content": "%x"}' % (n, n) for n in range(99_000))
@@ -328,7 +328,7 @@ def measured(attempt, fine, data):
 def try_large(names):
     """The worst of every parser, by its name: what was wrong, CPU seconds, bytes."""
     found = {name: [[], 0.0, 0] for name in names}
-    room()
+    scratch()
     for what, data in large():
         for name in names:
             attempt, fine, seeds = PARSERS[name]

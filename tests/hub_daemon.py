@@ -81,8 +81,8 @@ def looks(server: HubServer, repo: str) -> int:
     )
 
 
-def tuned(server: HubServer, room: Path, base: Path, name: str, seed: int, **attributes) -> Path:
+def tuned(server: HubServer, scratch: Path, base: Path, name: str, seed: int, **attributes) -> Path:
     """A fine-tune on the server, and its folder."""
-    folder = tiny.finetune(base, room / name.rpartition("/")[2], seed=seed)
+    folder = tiny.finetune(base, scratch / name.rpartition("/")[2], seed=seed)
     server.add(name, folder, attributes.pop("card", CARD), **attributes)
     return folder

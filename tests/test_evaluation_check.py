@@ -40,19 +40,19 @@ def write(path: Path, documents: list[dict[str, object]]) -> None:
     path.write_text(json.dumps(numbered))
 
 
-def opened(room: Path, log: StringIO, **evaluate):
+def opened(scratch: Path, log: StringIO, **evaluate):
     chosen = {
         "selection": "[show]",
         "validation": "[other]",
-        "include_path": f"[{room / 'tasks'}]",
+        "include_path": f"[{scratch / 'tasks'}]",
         "dtype": "float32",
         "threads": "1",
         **evaluate,
     }
     loaded = config.load(
         base="org/base",
-        hub=str(room / "hub"),
-        home=room / "home",
+        hub=str(scratch / "hub"),
+        home=scratch / "home",
         overrides=[f"evaluate.{key}={value}" for key, value in chosen.items()],
     )
     return startup.opened(loaded, JsonReporter(log), check_evaluation=True)
@@ -129,7 +129,7 @@ def test_the_worker_that_loads_the_tasks_asks_the_base_and_scores(
         found = d.evaluators.ask(settings, base, missing(settings, "selection")).evaluation
         assert [answers.task for answers in found.answers] == ["show"]
         text = d.home.evaluation_log.read_text()
-    assert text.count("one question") == len(made) == 1
+    assert text.count("one document") == len(made) == 1
 
 
 def test_a_base_that_answers_nan_is_refused_at_every_start(tiny_hub, data, tmp_path):

@@ -229,15 +229,15 @@ def test_what_was_set_aside_for_the_world_is_found_when_its_time_comes(family):
 
 
 def test_the_best_source_of_bytes_comes_first(family):
-    def twin(name, status="seen", *, gone=False, **learned):
+    def copy(name, status="seen", *, gone=False, **learned):
         family.add_model(finetune(name, weights="sha256:add", status=status))
         family.update_model(f"demo/{name}", **learned)
         family.add_candidate(Candidate(f"demo/{name}", "2026-01-30T21:04:00Z", gone=gone))
 
-    twin("a-gone", gone=True, folder="/models/a-gone")
-    twin("b")
-    twin("c", folder="/models/c")
-    twin("d", "admitted", gone=True)
+    copy("a-gone", gone=True, folder="/models/a-gone")
+    copy("b")
+    copy("c", folder="/models/c")
+    copy("d", "admitted", gone=True)
     expected = ["demo/add", "demo/d", "demo/c", "demo/b", "demo/a-gone"]
     assert [m.id for m in family.by_weights("sha256:add")] == expected
 

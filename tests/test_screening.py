@@ -116,12 +116,12 @@ def test_the_others_are_evaluated_in_the_order_of_their_screen_scores(screened):
 def test_a_base_that_cannot_be_screened_lets_everyone_pass(hub, tmp_path, monkeypatch):
     real = WorkerEvaluator.evaluate
 
-    def mortal(self, assembly, split, progress=None):
+    def killed(self, assembly, split, progress=None):
         if assembly.base == hub / demo.BASE and not assembly.leaves:
             raise WorkerDied(f"{demo.BASE}: the evaluation worker died")
         return real(self, assembly, split, progress)
 
-    monkeypatch.setattr(WorkerEvaluator, "evaluate", mortal)
+    monkeypatch.setattr(WorkerEvaluator, "evaluate", killed)
     with opened(hub, tmp_path / "home") as d:
         turns.poll(d)
         turns.take(d, "screen")

@@ -59,7 +59,7 @@ def test_an_ordinary_tokenizer_is_loaded_as_transformers_loads_it(folder):
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).touch()
-    os.truncate(folder / name, 10**12)  # takes no room; to read it would take hours
+    os.truncate(folder / name, 10**12)  # takes no scratch; to read it would take hours
     refused(folder, f"{name}: over {most_bytes(name)} bytes, which no such file needs")
 
 

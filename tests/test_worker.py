@@ -183,9 +183,9 @@ def tell(done, total):
 
 
 if __name__ == "__main__":
-    room = Path(sys.argv[1])
-    settings, assembly = pickle.loads((room / "job").read_bytes())
-    score_split(WorkerEvaluator(settings, log=room / "log"), assembly, "selection", tell)
+    scratch = Path(sys.argv[1])
+    settings, assembly = pickle.loads((scratch / "job").read_bytes())
+    score_split(WorkerEvaluator(settings, log=scratch / "log"), assembly, "selection", tell)
 """
 
 

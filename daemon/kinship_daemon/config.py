@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from kinship_daemon import demo
+from kinship_daemon.config_mistakes import explained
 from kinship_daemon.errors import UsageError
-from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, Task, UserPath
+from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, UserPath
 from kinship_daemon.foreign.limits import Limits as TextLimits
 from kinship_daemon.foreign.limits import Malformed
 from kinship_daemon.foreign.yaml_text import parse_yaml
@@ -174,7 +173,6 @@ class Limits(Section):
 
 
 _LEAST_CHARACTERS = 6
-_SECRETS = ("web.token", "notify.use.")  # how their keys begin
 
 
 class Web(Section):
@@ -192,15 +190,6 @@ class Web(Section):
             # Neither what `config show` prints in its place.
             raise ValueError(f"needs {_LEAST_CHARACTERS} different characters or more")
         return token
-
-
-# Keys of older versions, and what to write instead.
-_REPLACED = {
-    "gate.confidence": (
-        "the gate holds the share of luck among all that is ever published; "
-        "write `gate.fdr: 0.10` instead"
-    )
-}
 
 
 class Config(Section):
@@ -242,25 +231,6 @@ def _reference(section: type[BaseModel], values: BaseModel, prefix: str) -> Iter
         dumped = values.model_dump(mode="json", exclude_defaults=False)[name]
         shown = "the paper's three" if value is PAPER_TASKS else json.dumps(dumped)
         yield f"| `{prefix}{name}` | `{shown}` | {field.description or ''} |"
-
-
-def _demo_defaults() -> dict[str, Any]:
-    """What differs from the defaults where the base is the embedded demo."""
-    return {
-        "hub": "demo",
-        "watch": {"poll_minutes": 0.1},
-        "evaluate": {
-            "selection": list(demo.SELECTION),
-            "validation": list(demo.VALIDATION),
-            "include_path": [str(demo.TASKS)],
-            "batch_size": 256,
-            "device": "cpu",
-            "threads": 1,
-            "time_limit_minutes": 5,
-        },
-        "kinship": {"device": "cpu"},
-        "publish": {"namespace": demo.NAMESPACE},
-    }
 
 
 def load(
@@ -326,13 +296,13 @@ def _validated(given: Mapping[str, Any]) -> tuple[Config, list[str]]:
         if value is not None or key not in known or not isinstance(known[key].default, BaseModel)
     }
     if given.get("base") == "demo":
-        given = _merged(_demo_defaults(), given)
+        given = _merged(demo.defaults(), given)
     try:
         return Config.model_validate(given), []
     except ValidationError as error:
         wrong = {problem["loc"][0] for problem in error.errors()}
         config = Config.model_validate({k: v for k, v in given.items() if k not in wrong})
-        return config, [_explained(problem) for problem in error.errors()]
+        return config, [explained(problem, Config) for problem in error.errors()]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -396,32 +366,3 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
         result[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
     return result
-
-
-def _explained(problem: ErrorDetails) -> str:
-    """One of pydantic's findings as one line; an unknown key with the nearest known one."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if key in _REPLACED:
-        return f"{key} is no more: {_REPLACED[key]}"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
-        return f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
-    got = "" if key.startswith(_SECRETS) else f" (got {problem['input']!r})"
-    return f"{key}: {_lower(problem['msg'])}{got}"
-
-
-def _lower(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
-
-
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    model: type[BaseModel] = Config
-    for part in location:
-        if isinstance(part, int):
-            model = Task
-        elif part not in {"selection", "validation"}:
-            annotation = model.model_fields[part].annotation
-            model = annotation  # type: ignore[assignment]  # sections are models, all of them
-    return list(model.model_fields)

@@ -20,6 +20,7 @@ from kinship_daemon.errors import (
     KinshipError,
     LeafGone,
     ModelError,
+    PlanFailed,
     Stopped,
     Transient,
     Unavailable,
@@ -107,6 +108,34 @@ class Faults:
         else:
             raise error
 
+    def met_in_plan(self, step: Step[Any], error: Exception) -> None:
+        """
+        Act on what was raised while a step was planned; on return a model was set aside for it.
+
+        Raises:
+            Transient, BudgetReached: The step is to be planned again later.
+            Exception: What was raised, where it concerns more than one model.
+        """
+        model: str | None = None
+        if isinstance(error, PlanFailed) and isinstance(error.__cause__, Exception):
+            model, error = error.model, error.__cause__
+        if isinstance(error, ModelError | UnknownRepo):
+            fault: ModelError | UnknownRepo | None = error
+            model = getattr(error, "model", None) or model
+        else:
+            fault = self.contained(step, Work({}, model), error)
+        if fault is None or model is None or model == self._context.base.id:
+            raise error
+        cause: Cause = fault.cause if isinstance(fault, ModelError) else "world"
+        setting = fault.setting if isinstance(fault, ModelError) else None
+        if self._context.lineage.require(model).status in _IN_USE:
+            self._set_aside(model, str(fault), cause, setting)
+        elif dependents(self._context.lineage, model):
+            self._lose(model, str(fault), cause, setting)
+        else:
+            # It is aside already, and yet the plan looks at it: once more, later.
+            raise Transient(f"{model}: {fault}") from error
+
     def set_aside_again(self, work: Work, job: Job) -> bool:
         """Work that failed before is not done again: whoever it was about stays aside."""
         model = None if work.model is None else self._context.lineage.model(work.model)
@@ -170,9 +199,9 @@ class Faults:
         if tries >= _PATIENCE and isinstance(error, Unavailable) and error.model is not None:
             self._lose(error.model, str(error), "world", None)
         # Neither a silent hub nor a worker that cannot start says anything about a model.
-        patient = tries < _PATIENCE or isinstance(error, BudgetReached)
-        patient |= step.needs in {"hub", "device"}
-        if step.blames and work.model is not None and not patient:
+        waits_on = tries < _PATIENCE or isinstance(error, BudgetReached)
+        waits_on |= step.needs in {"hub", "device"}
+        if step.blames and work.model is not None and not waits_on:
             model = self._context.lineage.require(work.model)
             if model.status in _IN_USE - {"seen"} and model.kind != "base":
                 self._set_aside(model.id, str(error), "world", None)
@@ -205,7 +234,7 @@ class Faults:
         lineage = self._context.lineage
         if work.model not in self._failed:
             self._failed.append(str(work.model))
-        if error.question is None and len(self._failed) < _SUSPICIOUS:
+        if error.document is None and len(self._failed) < _SUSPICIOUS:
             return
         failed, self._failed = self._failed, []
         try:

@@ -1,4 +1,4 @@
-"""Samples of models on a hub or in a folder, of which nothing is fetched but pieces."""
+"""Samples of models on a hub or in a folder, of which only byte ranges are fetched."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Sampler:
 
     def on_hub(self, model: Tokens) -> bytes:
         """
-        The compact vector of a model of which only pieces are read.
+        The compact vector of a model of which only byte ranges are read.
 
         Raises:
             ModelError: It is no descendant of the base, or broken.

@@ -110,7 +110,8 @@ class Service:
         self._until_converged = until_converged
         self._bell = threading.Event()
         self._look_is_due = threading.Event()
-        self._shown = 0
+        # What earlier starts made was shown then.
+        self._shown = max(self._made(), default=0)
         self._is_idle = False
 
     def run(self) -> Generation | None:
@@ -166,15 +167,19 @@ class Service:
         return stop
 
     def _show_generations(self) -> None:
-        """Those made since the last time; the newest is still being made after a decision."""
-        decisions = self._context.lineage.generations()
-        numbers = [d.generation for d in decisions if d.generation is not None]
-        made = self._context.lineage.models("merge", "proposed")
-        going_on = {model.generation for model in made}
-        for number in numbers:
-            if number > self._shown and number not in going_on:
+        """Those made since the last time."""
+        for number in self._made():
+            if number > self._shown:
                 show_generation(self._context, number)
                 self._shown = number
+
+    def _made(self) -> list[int]:
+        """Generations that are through; the newest is still being made after a decision."""
+        decisions = self._context.lineage.generations()
+        numbers = [d.generation for d in decisions if d.generation is not None]
+        proposed = self._context.lineage.models("merge", "proposed")
+        going_on = {model.generation for model in proposed}
+        return [number for number in numbers if number not in going_on]
 
     def _say_idle(self, stop: Generation | None) -> None:
         if stop is not None and not self._is_idle:

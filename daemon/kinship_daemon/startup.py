@@ -84,17 +84,10 @@ def opened(
         KinshipError: the home is held or cannot be written, or belongs to another base.
         Transient: the hub cannot be reached and the base is not here yet.
     """
-    policy = make(config.policy.use, config.policy.settings)
-    recipe = Recipe(config.merge.method, ("a", "b"), config.merge.parameters)
-    check(recipe, ())
-    for device in {config.kinship.device, config.evaluate.device}:
-        resolve_device(device)
     stop, now = stop or threading.Event(), now or _utc
-    webhook_secret(config)
-    if not dry_run:
-        check_token(config)
+    policy = make(config.policy.use, config.policy.settings)
+    _check(config, dry_run=dry_run)
     settings = evaluation_settings(config)
-    base = the_base(config)
     home = home_of(config)
     is_new = not home.path.exists()
     workshop = workshop_for(config, settings, home.evaluation_log, stop)
@@ -112,11 +105,9 @@ def opened(
         hub = _hub(config, home, lineage, stop)
         if not dry_run:
             _check_right(config, hub, lineage, reporter)
-        repo = _base_repo(base, hub, home, lineage)
+        repo = _base_repo(the_base(config), hub, home, lineage)
         settings = with_documents(evaluators, settings, lineage, reporter, load=check_evaluation)
-        folder = base.path or _base_folder(base, repo, hub, home, lineage, reporter)
-        model = _base(base, repo, folder, home, lineage)
-        check(recipe, tuple(Checkpoint.open(folder).tensors))
+        model, folder = _base(config, repo, hub, home, lineage, reporter)
         if check_evaluation:
             check_base(evaluators, settings, model, folder, lineage, reporter)
         try_again(config, settings, lineage, reporter)
@@ -149,6 +140,22 @@ def opened(
             stop=stop,
             dry_run=dry_run,
         )
+
+
+def _check(config: Config, *, dry_run: bool) -> None:
+    """All that can be wrong in a configuration before a home is held or a hub asked."""
+    check(_recipe(config), ())
+    for device in {config.kinship.device, config.evaluate.device}:
+        resolve_device(device)
+    webhook_secret(config)
+    if not dry_run:
+        check_token(config)
+    the_base(config)
+
+
+def _recipe(config: Config) -> Recipe:
+    """One such as the config's method makes."""
+    return Recipe(config.merge.method, ("a", "b"), config.merge.parameters)
 
 
 @contextmanager
@@ -314,7 +321,18 @@ def _base_folder(
         return hub.fetch(repo, home.cache, advance)
 
 
-def _base(base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage) -> Model:
+def _base(
+    config: Config, repo: Repo | None, hub: Hub, home: Home, lineage: Lineage, report: Reporter
+) -> tuple[Model, Path]:
+    """The base's row and its folder, fetched where `repo` is given, and fit for the method."""
+    base = the_base(config)
+    folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
+    model = _base_row(base, repo, folder, home, lineage)
+    check(_recipe(config), tuple(Checkpoint.open(folder).tensors))
+    return model, folder
+
+
+def _base_row(base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage) -> Model:
     """The base's row: written down the first time, held to ever after."""
     known = _known_base(lineage)
     checkpoint = Checkpoint.open(folder)

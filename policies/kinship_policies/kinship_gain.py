@@ -184,8 +184,8 @@ def _features(population: Population) -> Callable[[Places], Array]:
 
 def _noise(population: Population, pairs: Places) -> Array:
     """How much a pair's gain may differ for reasons not known: 1 - kinship; 1 where unknown."""
-    apart = 1 - population.kinships[pairs[:, 0], pairs[:, 1]]
-    noise: Array = np.maximum(np.nan_to_num(apart, nan=1.0), _TWINS)
+    distances = 1 - population.kinships[pairs[:, 0], pairs[:, 1]]
+    noise: Array = np.maximum(np.nan_to_num(distances, nan=1.0), _TWINS)
     return noise
 
 

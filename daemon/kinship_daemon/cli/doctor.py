@@ -147,8 +147,8 @@ def _home(config: Config) -> _Line:
     if not os.access(there, os.W_OK):
         return False, "home", f"{home.path}: {there} is not writable; choose another with --home"
     holder = f", held by a daemon (pid {home.holder()})" if home.holder() else ""
-    room = f"{free:.1f} GB free, limits.disk_gb {config.limits.disk_gb:g}"
-    return True, "home", f"{home.path}: {room}{holder}"
+    space = f"{free:.1f} GB free, limits.disk_gb {config.limits.disk_gb:g}"
+    return True, "home", f"{home.path}: {space}{holder}"
 
 
 def _bugs(config: Config) -> _Line:
@@ -212,13 +212,13 @@ def _base(config: Config, hub: Hub) -> Iterator[_Line]:
 def _room(config: Config, size: int) -> Iterator[_Line]:
     """Whether the base and two fine-tunes fit on the disk, and one model in memory."""
     free = shutil.disk_usage(_existing(home_of(config).path)).free
-    room = min(free, config.limits.disk_gb * 1e9)
-    if room < 3 * size:
+    usable = min(free, config.limits.disk_gb * 1e9)
+    if usable < 3 * size:
         need = amount(3 * size, "bytes")
         yield (
             False,
             "disk",
-            f"{amount(room, 'bytes')} to use; a base and two fine-tunes need {need}",
+            f"{amount(usable, 'bytes')} to use; a base and two fine-tunes need {need}",
         )
     if torch.cuda.is_available() and config.evaluate.device != "cpu":
         memory, of = torch.cuda.mem_get_info()[1], "of the GPU"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from kinship_daemon import extensions
 from kinship_daemon.evaluate.settings import (
+    DocumentId,
     Documents,
     Evaluation,
     Progress,
-    Question,
     Settings,
     Task,
 )
@@ -49,9 +49,9 @@ class Evaluator(Protocol):
             KinshipError: The tasks cannot be loaded.
         """
 
-    def probe(self, assembly: Assembly, question: Question | None = None) -> None:
+    def probe(self, assembly: Assembly, document: DocumentId | None = None) -> None:
         """
-        Ask a model one question, or the first one of every task: can it be evaluated at all?
+        Ask a model about one document, or the first of every task: can it be evaluated?
 
         Raises:
             ModelError, KinshipError: As `evaluate`.

@@ -14,10 +14,10 @@ from kinship_daemon.evaluate.model_slot import ModelSlot, is_out_of_memory, unus
 from kinship_daemon.evaluate.settings import (
     Answers,
     Cost,
+    DocumentId,
     Documents,
     Evaluation,
     Progress,
-    Question,
     Settings,
     Task,
     TaskDocuments,
@@ -113,19 +113,19 @@ class Harness:
         """As `Evaluator.check`: the tasks are loaded already."""
         return self.found
 
-    def probe(self, assembly: Assembly, question: Question | None) -> None:
+    def probe(self, assembly: Assembly, document: DocumentId | None) -> None:
         """
-        One question, or the first document of every task; nothing is scored.
+        One document, or the first document of every task; nothing is scored.
 
         Raises:
             ModelError: This model cannot be asked.
         """
         for (spec, _), chosen in self._documents.items():
-            if question is not None and spec.task != question[0]:
+            if document is not None and spec.task != document[0]:
                 continue
             live = self._load(self._tasks[spec], assembly)
             live.answered = _share(None, 0, 0, 0)
-            self._run(live, self._tasks[spec], chosen[:1] if question is None else (question[1],))
+            self._run(live, self._tasks[spec], chosen[:1] if document is None else (document[1],))
 
     def _load(self, task: LoadedTask, assembly: Assembly) -> Live:
         """The model as it is asked this task: by transformers, or by vLLM."""
@@ -188,8 +188,8 @@ class Harness:
     ) -> ModelError:
         """What to say of it: found by halves, the first document that it fails at."""
         if len(chosen) == 1 or is_out_of_memory(error):
-            question = (task.spec.task, chosen[0])
-            return unusable(live.identity, error, self.settings.batch_size, question)
+            document = (task.spec.task, chosen[0])
+            return unusable(live.identity, error, self.settings.batch_size, document)
         half = len(chosen) // 2
         for some in (chosen[:half], chosen[half:]):
             try:

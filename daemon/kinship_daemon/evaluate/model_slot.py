@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError
 from kinship_daemon.evaluate.live import LiveModel
-from kinship_daemon.evaluate.settings import Question
+from kinship_daemon.evaluate.settings import DocumentId
 from kinship_daemon.weights.checkpoint import read_json
 from kinship_daemon.weights.live_model import live_model, load_into
 from kinship_daemon.weights.materialise import Assembly
@@ -80,18 +80,18 @@ class ModelSlot:
 
 
 def unusable(
-    identity: str, error: Exception, batch_size: int, question: Question | None = None
+    identity: str, error: Exception, batch_size: int, document: DocumentId | None = None
 ) -> ModelError:
     """
     One line for whatever went wrong with one model; out of memory names what may help.
 
     Args:
-        question: What it failed at; None where it could not even be loaded.
+        document: What it failed at; None where it could not even be loaded.
     """
     where = (
         "loading it"
-        if question is None
-        else "answering document {1} of task {0!r}".format(*question)
+        if document is None
+        else "answering document {1} of task {0!r}".format(*document)
     )
     text = " ".join(f"{error}".split())
     if is_out_of_memory(error):
@@ -102,9 +102,9 @@ def unusable(
         )
     named = f"{type(error).__name__}: {text}" if text else type(error).__name__
     message = f"{identity}: the harness failed while {where}: {named:.300}"
-    if question is None:
+    if document is None:
         return ModelError(message, cause="settings", setting="evaluate")
-    return EvaluationFailed(message, setting="evaluate", question=question)
+    return EvaluationFailed(message, setting="evaluate", document=document)
 
 
 def is_out_of_memory(error: Exception) -> bool:

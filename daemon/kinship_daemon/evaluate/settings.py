@@ -29,11 +29,11 @@ __all__ = [
     "Answers",
     "Asked",
     "Cost",
+    "DocumentId",
     "Documents",
     "Evaluate",
     "Evaluation",
     "Progress",
-    "Question",
     "Section",
     "Settings",
     "Task",
@@ -50,7 +50,7 @@ _OUR_BACKENDS = frozenset({"auto", "lm-eval", VLLM})
 _MOST_THREADS = 8
 
 # A task and the number of one of its documents.
-Question = tuple[str, int]
+DocumentId = tuple[str, int]
 # Gets documents done and in all.
 Progress = Callable[[int, int], None]
 
@@ -141,8 +141,8 @@ PAPER_TASKS: Tasks = (
 )
 
 
-# What a worker is asked of a model: documents by task, one question, or the first of every task.
-Asked = Mapping[Task, Sequence[int]] | Question | None
+# What a worker is asked of a model: documents by task, one document, or the first of every task.
+Asked = Mapping[Task, Sequence[int]] | DocumentId | None
 
 
 class TaskDocuments(Section):

@@ -32,10 +32,10 @@ from kinship_daemon.errors import (
 from kinship_daemon.evaluate.child import error_of, serve
 from kinship_daemon.evaluate.settings import (
     Asked,
+    DocumentId,
     Documents,
     Evaluation,
     Progress,
-    Question,
     Settings,
     Task,
     vllm_version,
@@ -115,9 +115,9 @@ class WorkerEvaluator:
             self._worker()
             return self.settings.documents
 
-    def probe(self, assembly: "Assembly", question: Question | None = None) -> None:
+    def probe(self, assembly: "Assembly", document: DocumentId | None = None) -> None:
         """As `Evaluator.probe`."""
-        self._ask(assembly, question)
+        self._ask(assembly, document)
 
     def evaluate(
         self,

@@ -76,7 +76,7 @@ class Ingredients:
 class Answered:
     """
     Attributes:
-        evaluation: None where one question was asked.
+        evaluation: None where one document was asked.
         seconds: That a device was busy over it.
     """
 
@@ -96,7 +96,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Ask:
-    """The job to ask a model documents, or one question."""
+    """The job to ask a model documents, or a single one."""
 
     settings: Settings
     assembly: NamedAssembly

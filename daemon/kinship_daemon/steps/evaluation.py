@@ -103,7 +103,7 @@ def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
 
 def base_failure(context: Context, work: Work, failure: EvaluationFailed) -> ModelError | None:
     """How the base fails at what a model failed at; None where it does well."""
-    asked = failure.question
+    asked = failure.document
     settings = context.evaluators.known(context.settings)
     what = missing(settings, work.inputs["split"]) if asked is None else asked
     try:

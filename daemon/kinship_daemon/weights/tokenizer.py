@@ -152,8 +152,8 @@ def load_tokenizer(folder: Path, source: Path | None = None) -> "PreTrainedToken
     # Takes seconds to import, and most merges only copy their tokenizer.
     from transformers import AutoTokenizer  # noqa: PLC0415
 
-    with TemporaryDirectory() as apart:
-        place = Path(apart)
+    with TemporaryDirectory() as copy:
+        place = Path(copy)
         try:
             for name in _checked(folder):
                 carry(folder / name, place / name)
@@ -171,7 +171,7 @@ def load_tokenizer(folder: Path, source: Path | None = None) -> "PreTrainedToken
             # And the library below it, in Rust, one that is no Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            text = " ".join(f"{error}".split()).replace(apart, str(source or folder))
+            text = " ".join(f"{error}".split()).replace(copy, str(source or folder))
             raise ModelError(
                 f"the tokenizer in {source or folder} cannot be loaded: {shown(text)}"
             ) from error
@@ -239,10 +239,10 @@ def _fast(folder: Path) -> dict[str, int]:
     _check_added(folder / _FAST, len(said.added_tokens or ()))
     vocab = said.model.vocab
     if isinstance(vocab, list):
-        pieces, vocab = vocab, {}
-        for row, piece in enumerate(pieces):
-            vocab[piece.token] = row
-            pieces[row] = _GONE  # a million of them need not be kept beside the rest
+        listed, vocab = vocab, {}
+        for row, entry in enumerate(listed):
+            vocab[entry.token] = row
+            listed[row] = _GONE  # a million of them need not be kept beside the rest
     vocab.update((token.content, token.id) for token in said.added_tokens or ())
     return vocab
 

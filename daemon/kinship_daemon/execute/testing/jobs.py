@@ -15,7 +15,7 @@ __all__ = ["FAULTS", "Die", "Hang", "Raise", "Read", "Say", "Stuck"]
 FAULTS: tuple[Exception, ...] = (
     ModelError("NaN in it", model="org/a"),
     ModelError("no such dtype", cause="settings", setting="evaluate.dtype"),
-    EvaluationFailed("crashed", question=("quick", 3), seconds=1.5),
+    EvaluationFailed("crashed", document=("quick", 3), seconds=1.5),
     Transient("away", 7.0),
     ValueError("a bug"),
 )

@@ -109,11 +109,11 @@ def _read_runs(
     content: Mapping[str, NDArray[np.uint8]],
     progress: Progress | None,
 ) -> None:
-    pieces = source.ranges.read(file, [(run.start, run.end) for run in runs])
-    for run, piece in zip(runs, pieces, strict=True):
-        data = np.frombuffer(piece, dtype=np.uint8)
+    found = source.ranges.read(file, [(run.start, run.end) for run in runs])
+    for run, bytes_read in zip(runs, found, strict=True):
+        data = np.frombuffer(bytes_read, dtype=np.uint8)
         for block in run.blocks:
             part = data[block.start - run.start : block.end - run.start]
             content[block.tensor][block.at : block.at + len(part)] = part
     if progress is not None:
-        progress(sum(map(len, pieces)))
+        progress(sum(map(len, found)))
