@@ -345,3 +345,21 @@ def test_a_flat_and_rugged_world_is_near_the_papers_table():
     assert losses < 0.02
     title = Synthetic(Parameters(slope=0.05, rugged=0.15)).title
     assert title.endswith(", slope 0.05, rugged 0.15")
+
+
+def test_controls_have_lengths_and_kinships_but_no_skill():
+    worlds = {
+        control: Synthetic(Parameters(control=control)).world(3, NOTHING)
+        for control in ("none", "random", "rotated")
+    }
+    lengths = {c: [model.length for model in world.founders] for c, world in worlds.items()}
+    names = [model.name for model in worlds["none"].founders]
+    kinships = {control: world.kinship(names) for control, world in worlds.items()}
+    best = {control: max(map(world.true, names)) for control, world in worlds.items()}
+    for control in ("random", "rotated"):
+        assert lengths[control] == pytest.approx(lengths["none"])
+        assert best[control] < best["none"] - 0.03
+    assert kinships["rotated"] == pytest.approx(kinships["none"])
+    assert (
+        np.abs(kinships["random"] - np.eye(6)).mean() < np.abs(kinships["none"] - np.eye(6)).mean()
+    )
