@@ -81,7 +81,7 @@ def test_points_have_the_geometry_of_the_weights(metric):
             for i, row in enumerate(facts.kinship)
         ]
         facts = replace(facts, kinship=tuple(map(tuple, rows)))
-    points = Space.of(facts).points
+    points = Space.of(facts, 8).points
     unit = np.mean([deltas[name] @ deltas[name] for name in "abc"])
     stacked = np.stack([deltas[name] for name in "abcm"])
     assert unit * points @ points.T == pytest.approx(stacked @ stacked.T)
@@ -130,6 +130,19 @@ def test_many_fine_tunes_are_reached_by_few_parents():
     assert all(2 <= len(row["parents"]) <= 8 for row in rows)
     # A merge stands for many: in the end more fine-tunes are in it than parents.
     assert any(parent.startswith("model-") for row in rows for parent in row["parents"])
+
+
+def test_only_the_best_fine_tunes_are_merged_and_all_are_learnt_from():
+    facts = population(*fine_tunes(a=0.5, b=0.7, c=0.4, d=0.6), default=0.1)
+    (merge,) = CoefficientGP(max_founders=2).propose(facts).merges
+    assert merge.parents == ("b", "d")
+    assert "learnt from 4 models" in merge.reason
+
+
+def test_fine_tunes_that_do_not_differ_from_the_base_are_survived():
+    still = [replace(member, length=0.0) for member in fine_tunes(a=0.5, b=0.5)]
+    decision = CoefficientGP().propose(population(*still, default=None))
+    assert decision.merges or decision.stop
 
 
 def test_several_merges_of_a_generation_are_not_the_same():

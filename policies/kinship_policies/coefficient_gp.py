@@ -33,7 +33,8 @@ class CoefficientGP(BaseModel):
     Attributes:
         merges: Per generation. One by one teaches most; more keep several workers busy, the later
             ones chosen as if the earlier ones had done as expected.
-        max_parents: Of a merge.
+        max_founders: How many fine-tunes may be in a merge, the best of all.
+        max_parents: Of a merge; by way of earlier merges it may have more fine-tunes in it.
         min_improvement: Stop when no merge's expected improvement reaches this, in units of the
             score: what makes an evaluation worth it.
         generations: The last generation.
@@ -43,6 +44,7 @@ class CoefficientGP(BaseModel):
     uses: ClassVar[frozenset[Fact]] = frozenset({"samples"})
 
     merges: int = Field(default=1, ge=1)
+    max_founders: int = Field(default=32, ge=2)
     max_parents: int = Field(default=8, ge=2)
     min_improvement: float = Field(default=0.0005, ge=0)
     generations: int = Field(default=100, ge=1)
@@ -52,7 +54,7 @@ class CoefficientGP(BaseModel):
         stop = hindrance(population, self.generations)
         if stop is not None:
             return decision(population, (), stop)
-        space = Space.of(population)
+        space = Space.of(population, self.max_founders)
         if space is None:
             words = "nothing to learn from: fewer than two fine-tunes have a score"
             return decision(population, (), in_words(population, words))

@@ -62,6 +62,7 @@ class Space:
 
     Attributes:
         members: Those with a score, m of them.
+        fine: Places of the fine-tunes that span it.
         points: (m or more, dims): the rows after the members' are children believed in.
         scores: In [0, 1] by task, (rows of points, tasks); in the score's own unit they are
             shift + scale * scores.
@@ -70,6 +71,7 @@ class Space:
     """
 
     members: tuple[Member, ...]
+    fine: Places
     points: Array
     scores: Array
     documents: Array
@@ -78,11 +80,13 @@ class Space:
     made: tuple[Mapping[str, float], ...]
 
     @classmethod
-    def of(cls, population: Population) -> Space | None:
-        """None with fewer than two fine-tunes that have a score."""
+    def of(cls, population: Population, founders: int) -> Space | None:
+        """The span of so many fine-tunes, the best; None with fewer than two that have a score."""
         places = np.flatnonzero(np.isfinite(population.scores))
         members = tuple(population.members[place] for place in places)
-        fine = _fine_tunes(members)
+        names = [member.name for member in members if not member.parents]
+        best = set(population.best(founders, among=names))
+        fine = np.array([i for i, m in enumerate(members) if m.name in best], dtype=np.intp)
         if len(fine) < 2:
             return None
         scores, documents = _measured(members)
@@ -92,7 +96,7 @@ class Space:
             shift, scale = float(scores.min()) - span, 3 * span
         points = _points(population, places, fine)
         made = tuple(_made_with(m) for m in members if m.method == "task_arithmetic")
-        return cls(members, points, (scores - shift) / scale, documents, shift, scale, made)
+        return cls(members, fine, points, (scores - shift) / scale, documents, shift, scale, made)
 
     def believing(self, promise: Promise) -> Space:
         """As if this merge had been measured, and did as expected."""
@@ -132,8 +136,7 @@ class Space:
 
     def _starts(self, chance: np.random.Generator, most: int) -> Iterator[tuple[Places, Array]]:
         """Parents, places in `members`, and weights to climb from."""
-        fine = _fine_tunes(self.members)
-        basis = self.points[fine]
+        fine, basis = self.fine, self.points[self.fine]
         measured = self.points[: len(self.members)]
         # Of each member over the fine-tunes, (members, fine-tunes).
         made_of = measured @ np.linalg.pinv(basis)
@@ -192,11 +195,6 @@ class Space:
             self.scale * float(deviation[0]),
             self.scale * float(self._improvement(point[None])[0]),
         )
-
-
-def _fine_tunes(members: Sequence[Member]) -> Places:
-    """Their places."""
-    return np.array([i for i, member in enumerate(members) if not member.parents], dtype=np.intp)
 
 
 def _points(population: Population, places: Places, fine: Places) -> Array:

@@ -11,8 +11,8 @@ every model breaks. The noise is binomial by the answered documents, times a sha
 asked the same documents and err alike. B, Q, W, l and the share are those of the largest marginal
 likelihood on a small grid, the same for all tasks: few models cannot tell more apart.
 
-Not with scikit-learn, which has no kernel of that form and takes a noise for each point but no
-prior mean, nor with BoTorch, which brings torch into a policy: what is left is a Cholesky factor.
+Not scikit-learn's: it knows no prior mean, no bowl, and no noise that differs by task. Not BoTorch:
+it would bring torch into a policy. What is left for us is a Cholesky factor.
 """
 
 from __future__ import annotations
