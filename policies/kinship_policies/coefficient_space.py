@@ -8,6 +8,7 @@ with the fine-tunes put it, whatever made it; what of it is outside their span i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -200,8 +201,9 @@ class Space:
 def _points(population: Population, places: Places, fine: Places) -> Array:
     """(members, dims), in units of the fine-tunes' root mean square length."""
     known = np.array([population.members[place].length for place in places], dtype=np.float64)
-    unit = np.sqrt(np.mean(known[fine] ** 2))
-    lengths = np.nan_to_num(known / (unit if unit > 0 else 1.0), nan=1.0)
+    square = float(np.mean(known[fine] ** 2))
+    unit = math.sqrt(square) if square > 0 else 1.0  # lengths may be unknown, or all 0
+    lengths = np.nan_to_num(known / unit, nan=1.0)
     kinship = population.kinships[np.ix_(places, places)]
     inner = np.nan_to_num(kinship) * np.outer(lengths, lengths)
     if not np.nan_to_num(kinship).diagonal().any():  # the metric is a distance
