@@ -107,7 +107,7 @@ def test_folders_know_nothing_of_each_other_nor_of_the_loop(folder):
 
 def test_policies_decide_without_a_world():
     """No clock, network, storage or tensors; no chance but a seeded one."""
-    allowed = {"cma", "numpy", "pydantic", "yaml", "kinship_policies", "kinship_storage"}
+    allowed = {"cma", "numpy", "pydantic", "scipy", "yaml", "kinship_policies", "kinship_storage"}
     worldly = {"asyncio", "datetime", "os", "random", "secrets", "socket", "sqlite3", "subprocess"}
     worldly |= {"threading", "time", "urllib", "uuid", "http"}
     for path in modules("kinship_policies"):
