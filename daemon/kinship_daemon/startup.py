@@ -18,7 +18,7 @@ from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.evaluation_check import check_base, forgets_changed_documents, with_documents
-from kinship_daemon.file_cache import FileCache, cached_hash
+from kinship_daemon.file_cache import FileCache, FileHashes
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
 from kinship_daemon.hub.files import wanted
@@ -90,13 +90,14 @@ def opened(
     ):
         lineage.recover()
         tidy(home, lineage)
-        hub = _hub(config, home, lineage, stop)
+        sha256 = FileHashes(lineage)
+        hub = _hub(config, home, sha256, stop)
         if not dry_run:
             _check_right(config, hub, lineage, reporter)
         repo = _base_repo(base, hub, home, lineage)
         settings = with_documents(evaluators, settings, lineage, reporter, load=check_evaluation)
         folder = base.path or _base_folder(base, repo, hub, home, lineage, reporter)
-        model = _base(base, repo, folder, home, lineage)
+        model = _base(base, repo, folder, home, lineage, sha256)
         check(recipe, tuple(Checkpoint.open(folder).tensors))
         if check_evaluation:
             check_base(evaluators, settings, model, folder, lineage, reporter)
@@ -118,6 +119,7 @@ def opened(
                 hub,
                 lineage,
                 reporter,
+                sha256=sha256,
                 disk_gb=config.limits.disk_gb,
                 keep=lambda: living(lineage, settings),
                 day=lambda: f"{clock():%Y-%m-%d}",
@@ -201,13 +203,13 @@ def _utc() -> datetime:
     return datetime.now(UTC)
 
 
-def _hub(config: Config, home: Home, lineage: Lineage, stop: threading.Event) -> Hub:
+def _hub(config: Config, home: Home, sha256: FileHashes, stop: threading.Event) -> Hub:
     where = config.hub
     if where == "demo":
         demo.install(home.demo_hub)
         where = str(home.demo_hub)
     connections = config.watch.connections
-    return open_hub(where, sha256=cached_hash(lineage), stop=stop, connections=connections)
+    return open_hub(where, sha256=sha256, stop=stop, connections=connections)
 
 
 def _known_base(lineage: Lineage) -> Model | None:
@@ -240,11 +242,17 @@ def _base_folder(
         return hub.fetch(repo, home.cache, advance)
 
 
-def _base(base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage) -> Model:
+def _base(
+    base: Base,
+    repo: Repo | None,
+    folder: Path,
+    home: Home,
+    lineage: Lineage,
+    sha256: FileHashes,
+) -> Model:
     """The base's row: written down the first time, held to ever after."""
     known = _known_base(lineage)
     checkpoint = Checkpoint.open(folder)
-    sha256 = cached_hash(lineage)
     hashes = {name: sha256(folder / name) for name in checkpoint.files}
     weights = weights_identity(hashes)
     if known is not None and known.weights != weights:
