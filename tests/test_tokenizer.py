@@ -137,7 +137,7 @@ def test_a_config_that_is_a_link_elsewhere_or_no_file_is_refused(folder, target)
     else:
         (folder / target).parent.mkdir(exist_ok=True)
         path.symlink_to((folder / target).absolute())
-    with pytest.raises(ModelError, match="a link out of|is no file|cannot be read"):
+    with pytest.raises(ModelError, match=r"a link out of|is no file|cannot be read"):
         read_json(path)
 
 
