@@ -283,7 +283,7 @@ def test_idle_and_slow_visitors_lose_their_places(family, monkeypatch, capfd):
         for garbage in (b"\x16\x03\x01", b"GET\r\n\r\n"):
             with suppress(OSError):
                 idle[-1].sendall(garbage)
-        statuses, deadline = [], time.monotonic() + 20
+        statuses, deadline = [], time.monotonic() + 60
         while 200 not in statuses and time.monotonic() < deadline:
             try:
                 statuses.append(client.get("now").status_code)
@@ -357,7 +357,7 @@ def test_what_a_daemon_does_is_there_for_others_to_read(tmp_path):
         with report.progress("score of m1", 10, "documents") as advance:
             advance(4)
             report.event("warning", "hub\naway", model="m1")
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while (recorded(file).get("step") or {}).get("done") != 4:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
