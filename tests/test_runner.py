@@ -507,3 +507,38 @@ def test_whatever_goes_wrong_everyone_ends_somewhere_and_nothing_spins(context, 
     assert all(m.status == "admitted" or m.cause in {"model", "settings"} for m in models)
     assert written == {m.id: 1 for m in models if m.status == "admitted"}
     assert set(context.lineage.count_jobs()) <= {"done", "failed"}
+
+
+def test_a_hub_that_is_away_for_long_is_told_once_and_again_the_next_time(context):
+    def told():
+        return [event.kind for event in context.lineage.events()]
+
+    def pass_minutes(runner, *minutes):
+        for each in minutes:
+            context.now.now += timedelta(minutes=each)
+            runner.loop(context.now.now)
+
+    silent = Runner(context, [step(failing(*[Transient("no answer")] * 99), needs="hub")])
+    silent.loop(NOON)
+    pass_minutes(silent, 59)
+    assert told() == []
+    again = Runner(context, [step(failing(*[Transient("no answer")] * 99), needs="hub")])
+    pass_minutes(again, 16, 16, 60, 600)  # also after a restart
+    assert told() == ["hub_away"]
+    pass_minutes(Runner(context, [step(failing(), needs="hub", names=["org/a"])]), 1500)
+    assert statuses(context)[0] == "admitted"
+    later = Runner(context, [step(failing(*[Transient("no answer")] * 99), needs="hub")])
+    pass_minutes(later, 1500, 90)
+    assert told() == ["hub_away"] * 2
+
+
+def test_a_budget_used_up_is_told_once_a_day(context):
+    used = [BudgetReached("limits.x 1 used up"), BudgetReached("limits.x 1 used up by b")]
+    runner = Runner(context, [step(failing(*used, *used))])
+    for hours in (0, 12, 1, 12):
+        context.now.now += timedelta(hours=hours)
+        runner.loop(context.now.now)
+    told = [(event.kind, event.created[:10]) for event in context.lineage.events()]
+    days = sorted({day for _, day in told})
+    assert told == [("budget", day) for day in days]
+    assert len(days) == 2

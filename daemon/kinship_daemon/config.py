@@ -26,6 +26,7 @@ from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, Tas
 from kinship_daemon.foreign.limits import Limits as TextLimits
 from kinship_daemon.foreign.limits import Malformed
 from kinship_daemon.foreign.yaml_text import parse_yaml
+from kinship_daemon.notify.settings import Notify
 from kinship_policies.registry import choice
 
 __all__ = ["Config", "examine", "load", "reference", "schema", "to_yaml"]
@@ -165,15 +166,8 @@ class Limits(Section):
     """A policy that takes longer over one decision is stopped; the daemon watches on."""
 
 
-class Notify(Section):
-    use: Mapping[str, Mapping[str, Any]] = {}
-    """Notifiers by name, each with its settings: `{webhook: {url: "https://..."}}`."""
-    events: tuple[str, ...] = ("publish", "quarantine", "converged", "warning")
-    """Kinds of events that notifiers are told of."""
-
-
 _LEAST_CHARACTERS = 6
-_SECRETS = frozenset({"web.token"})
+_SECRETS = ("web.token", "notify.use.")  # how their keys begin
 
 
 class Web(Section):
@@ -357,13 +351,13 @@ def _override(given: dict[str, Any], override: str) -> None:
     for section in sections:
         inner = target.get(section) or {}
         if not isinstance(inner, Mapping):
-            raise UsageError(f"--set {override}: {section} is {inner!r}, which has no keys")
+            raise UsageError(f"--set {key}: {section} is no section, it has no keys")
         target[section] = dict(inner)
         target = target[section]
     try:
         target[last] = parse_yaml(text, _LONGEST, strict=True)
     except Malformed as error:
-        raise UsageError(f"--set {override}: the value cannot be read: {error}") from None
+        raise UsageError(f"--set {key}: the value cannot be read: {error}") from None
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -385,7 +379,7 @@ def _explained(problem: ErrorDetails) -> str:
         known = _known_keys(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
         return f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
-    got = "" if key in _SECRETS else f" (got {problem['input']!r})"
+    got = "" if key.startswith(_SECRETS) else f" (got {problem['input']!r})"
     return f"{key}: {_lower(problem['msg'])}{got}"
 
 

@@ -45,6 +45,7 @@ _PATIENCE = 3
 # So many models in a row that cannot be evaluated, and the base is asked the same.
 _SUSPICIOUS = 3
 _ANSWERED = "hub_answered"  # the hub that this home last heard something of, by its name
+_AWAY = "hub_away_since"  # when the hub first did not answer; None where it does
 # However long the world says it will be away: it is asked again within a day.
 _LONGEST_WAIT = timedelta(days=1)
 _HOUR = timedelta(hours=1)
@@ -73,6 +74,8 @@ class Faults:
         if step.needs == "hub" and not self._hub_answered:
             self._hub_answered = True
             self._context.lineage.put(_ANSWERED, self._context.hub.name)
+        if step.needs == "hub" and self._context.lineage.get(_AWAY) is not None:
+            self._context.lineage.put(_AWAY, None)
         if step.needs == "device":
             self._failed.clear()
 
@@ -157,8 +160,11 @@ class Faults:
         due = self._context.now() + (asked_for(error) or self._later(tries))
         if isinstance(error, BudgetReached):
             midnight = self._context.midnight()
+            self._tell_once("budget", str(error), midnight - timedelta(days=1))
             due = min(due, midnight) if error.others_may_go_on else midnight
         self._context.lineage.wait(key, str(error), due)
+        if step.needs == "hub" and not isinstance(error, BudgetReached | Unavailable):
+            self._note_away(error)
         about = "" if work.model is None else f"{work.model} waits: "
         self._say("warning", f"{about}{error}", work.model)
         if tries >= _PATIENCE and isinstance(error, Unavailable) and error.model is not None:
@@ -170,6 +176,24 @@ class Faults:
             model = self._context.lineage.require(work.model)
             if model.status in _IN_USE - {"seen"} and model.kind != "base":
                 self._set_aside(model.id, str(error), "world", None)
+
+    def _note_away(self, error: KinshipError) -> None:
+        """A hub that is away for long is an event, once for as long as it is away."""
+        lineage, now = self._context.lineage, self._context.now()
+        since = lineage.get(_AWAY)
+        if since is None:
+            lineage.put(_AWAY, stamp(now))
+        elif now - datetime.fromisoformat(since) >= timedelta(
+            minutes=self._context.config.notify.hub_away_minutes
+        ):
+            words = f"the hub is away since {since}: {error}"
+            self._tell_once("hub_away", words, datetime.fromisoformat(since))
+
+    def _tell_once(self, kind: str, words: str, since: datetime) -> None:
+        """An event whose first word says what it is about, unless it was told since then."""
+        with self._context.lineage.transaction():
+            if not self._context.lineage.told_since(kind, since, words.partition(" ")[0]):
+                self._context.lineage.add_event(kind, words)
 
     def _doubt(self, work: Work, key: str, error: EvaluationFailed) -> None:
         """

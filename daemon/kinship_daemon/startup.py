@@ -14,6 +14,7 @@ from kinship_daemon import demo
 from kinship_daemon.activity import recording
 from kinship_daemon.config import Config
 from kinship_daemon.context import Context, Evaluators, Rows
+from kinship_daemon.daemon_log import logging_to
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
@@ -30,7 +31,6 @@ from kinship_daemon.report import Reporter, count
 from kinship_daemon.retry import try_again
 from kinship_daemon.steps.living import living
 from kinship_daemon.steps.publish import tidy
-from kinship_daemon.webhook import webhook_secret
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
@@ -39,7 +39,17 @@ from kinship_storage.lineage import Lineage
 from kinship_storage.records import File, Model, Split
 from kinship_storage.rows import stamp
 
-__all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"]
+__all__ = [
+    "SECRET",
+    "check_token",
+    "evaluation_settings",
+    "home_of",
+    "opened",
+    "the_base",
+    "webhook_secret",
+]
+
+SECRET = "KINSHIP_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
 
 _MAY_PUBLISH = "may_publish"  # the last namespace that the hub said so of
 
@@ -83,7 +93,8 @@ def opened(
     home = home_of(config)
     with (
         home.hold(),
-        recording(report, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
+        logging_to(home.log, report) as logged,
+        recording(logged, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
         closing(Evaluators(home.evaluation_log, stop)) as evaluators,
@@ -150,6 +161,24 @@ def check_token(config: Config) -> None:
             f"publish.namespace is {config.publish.namespace}, but there is no token for "
             f"{config.hub}; {token_advice(config.hub)}"
         )
+
+
+def webhook_secret(config: Config) -> str | None:
+    """
+    What the Hub must send with its messages; None where no webhook is wanted.
+
+    Raises:
+        UsageError: watch.webhook_port is set, the secret is not.
+    """
+    if config.watch.webhook_port is None:
+        return None
+    secret = os.environ.get(SECRET, "")
+    if not secret:
+        raise UsageError(
+            f"watch.webhook_port is {config.watch.webhook_port}, but {SECRET} is not set; set it "
+            "to the secret that the Hub's webhook was given"
+        )
+    return secret
 
 
 def _check_right(config: Config, hub: Hub, lineage: Lineage, report: Reporter) -> None:

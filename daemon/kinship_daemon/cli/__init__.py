@@ -22,6 +22,7 @@ _COMMANDS = {
     "dashboard": ("dashboard", "Look at a home in a browser, beside a daemon or without one."),
     "report": ("dashboard", "Write all of that to one HTML file."),
     "candidates": ("candidates", "Who waits and in which order, who was refused, budgets spent."),
+    "notify": ("notify", "Send a test event to everyone that events are told."),
     "retry": ("retry", "Open again what was refused, set aside or put off."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),

@@ -24,8 +24,8 @@ from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
 from kinship_daemon.report import amount, count
-from kinship_daemon.startup import check_token, home_of, the_base
-from kinship_daemon.webhook import PATH, webhook_secret
+from kinship_daemon.startup import check_token, home_of, the_base, webhook_secret
+from kinship_daemon.web.webhook import PATH
 from kinship_policies import registry
 
 __all__ = ["doctor_command", "oddities"]

@@ -12,7 +12,8 @@ from kinship_daemon import family
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Stopped, UsageError
-from kinship_daemon.notify.notifier import notifier, notifying
+from kinship_daemon.notify.delivery import delivering
+from kinship_daemon.notify.notifier import targets
 from kinship_daemon.report import Reporter, reporter
 from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
 from kinship_daemon.startup import opened
@@ -44,13 +45,13 @@ def run_command(
     config = configuration.load(
         config_file, base=base, hub=hub, home=home, policy=policy, overrides=overrides
     )
-    notifiers = {name: notifier(name, given) for name, given in config.notify.use.items()}
-    stop = threading.Event()
+    told = targets(config.notify)
+    stop, report = threading.Event(), reporter(log_json=log_json)
     try:
         with (
             stopping_on_signals(stop),
-            notifying(reporter(log_json=log_json), notifiers, config.notify.events) as report,
             opened(config, report, check_evaluation=True, dry_run=dry_run, stop=stop) as d,
+            delivering(d.home.lineage, told, d.report, d.now),
         ):
             finished = run_once(d) if once else serve(d, until_converged=until_converged)
             _farewell(d, report)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +24,7 @@ from kinship_daemon.errors import UsageError
 from kinship_storage.records import Split
 
 __all__ = [
+    "VLLM",
     "Answers",
     "Asked",
     "Cost",
@@ -39,8 +40,12 @@ __all__ = [
     "Tasks",
     "UserPath",
     "harness_versions",
+    "vllm_version",
 ]
 
+VLLM = "vllm"
+# What they are to each other is told apart task by task.
+_OUR_BACKENDS = frozenset({"auto", "lm-eval", VLLM})
 _MOST_THREADS = 8
 
 # A task and the number of one of its documents.
@@ -146,10 +151,12 @@ class TaskDocuments(Section):
     Attributes:
         digest: Of all that they say.
         count: Their ids are 0 to count - 1.
+        generates: Whether the answer is text that the model writes.
     """
 
     digest: str
     count: int
+    generates: bool = False
 
 
 # By split and task.
@@ -161,8 +168,10 @@ class Evaluate(Section):
     """What the policy sees. A task named in both lists is split, half its documents to each."""
     validation: Tasks = Field(PAPER_TASKS, min_length=1)
     """What the gate sees. It never shares a document with selection."""
-    backend: str = "lm-eval"
-    """Who asks the tasks' questions; part of a score's identity."""
+    backend: str = "auto"
+    """`lm-eval`: transformers. `vllm`: vLLM for tasks that generate text. `auto`: that, on CUDA."""
+    vllm_memory: float = Field(0.45, gt=0, le=0.95)
+    """The share of the device's memory that vLLM takes; other tasks' model needs room beside it."""
     limit: int | None = Field(None, ge=1)
     """At most this many documents per task and list; all by default."""
     batch_size: int = Field(16, ge=1)
@@ -242,6 +251,12 @@ class Settings(Evaluate):
             any(each.task == task for each in tasks) for tasks in (self.selection, self.validation)
         )
 
+    def writes_with_vllm(self) -> bool:
+        """Whether vLLM answers the tasks that have text written."""
+        if self.backend != "auto":
+            return self.backend == VLLM
+        return vllm_version() is not None and self.resolved_device().startswith("cuda")
+
     def resolved_threads(self) -> int:
         return self.threads or min(os.cpu_count() or 1, _MOST_THREADS)
 
@@ -261,6 +276,7 @@ class Settings(Evaluate):
         limit, and not where the folders lie.
         """
         device = self.resolved_device()
+        documents = self.documents.get(split, {})
         facts = {
             "split": split,
             "tasks": sorted(
@@ -270,7 +286,7 @@ class Settings(Evaluate):
                 ]
             ),
             "documents": {
-                task: found.model_dump() for task, found in self.documents.get(split, {}).items()
+                task: found.model_dump(exclude={"generates"}) for task, found in documents.items()
             },
             "limit": self.limit,
             "seed": self.seed,
@@ -284,10 +300,21 @@ class Settings(Evaluate):
             "folders": [_folder_digest(path) for path in self.include_path],
             "harness": harness_versions(),
         }
-        if self.backend != Evaluate.model_fields["backend"].default:
+        if self.backend not in _OUR_BACKENDS:
             facts["backend"] = self.backend
+        elif self.writes_with_vllm() and any(found.generates for found in documents.values()):
+            facts["backend"] = f"vllm {vllm_version()}"
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def vllm_version() -> str | None:
+    """Of the vLLM that is installed; None where there is none."""
+    try:
+        return version(VLLM)
+    except PackageNotFoundError:
+        return None
 
 
 @cache

@@ -25,6 +25,7 @@ from kinship_daemon.errors import (
     KinshipError,
     Stopped,
     Transient,
+    UsageError,
     WorkerDied,
 )
 from kinship_daemon.evaluate.child import error_of, serve
@@ -36,12 +37,13 @@ from kinship_daemon.evaluate.settings import (
     Question,
     Settings,
     Task,
+    vllm_version,
 )
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["WorkerEvaluator"]
+__all__ = ["WorkerEvaluator", "vllm_evaluator"]
 
 # Importing lm-eval takes 5 to 20 seconds; the rest is for downloading the tasks' data.
 _START_SECONDS = 1800.0
@@ -56,6 +58,11 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # spinning threads make a busy machine 50 times slower
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",  # bars would bury the log's last words
+    # vLLM: no process of its own, which would outlive us; NaN is an error; it calls nobody.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
 
@@ -231,3 +238,19 @@ class WorkerEvaluator:
         if identity is None:
             return Transient(f"the evaluation worker could not start ({how}); {last}")
         return WorkerDied(f"{identity}: the evaluation worker died ({how}); {last}")
+
+
+def vllm_evaluator(
+    settings: Settings, *, log: Path, stop: threading.Event | None = None
+) -> WorkerEvaluator:
+    """
+    The same worker; in it vLLM answers what has text written.
+
+    Raises:
+        UsageError: vLLM is not installed.
+    """
+    if vllm_version() is None:
+        raise UsageError(
+            "evaluate.backend: vllm needs vLLM; pip install 'kinship-daemon[vllm]' would work"
+        )
+    return WorkerEvaluator(settings, log=log, stop=stop)
