@@ -58,8 +58,9 @@ def opened(
 
 def told(d: Context, kind: str) -> list[str]:
     """Messages of the events of a kind, so far."""
-    inner = d.report._report  # within the one that also writes down what is being done
-    assert isinstance(inner, JsonReporter)
+    inner = d.report  # within those that also write down what is done and said
+    while not isinstance(inner, JsonReporter):
+        inner = inner._report
     lines = [json.loads(line) for line in inner._stream.getvalue().splitlines()]
     return [line["message"] for line in lines if line["event"] == kind]
 

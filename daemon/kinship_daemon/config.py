@@ -60,6 +60,8 @@ class Triage(Section):
     """Admit LoRA adapters: their weight changes count as those of a fine-tune."""
     allow_other_calculation: bool = False
     """Admit fine-tunes with another activation or rope than the base; merges have the base's."""
+    exclude: tuple[str, ...] = ()
+    """Refuse repos whose id matches one of these, such as `org/*`; `exclude` adds some, too."""
     only_publishable: bool = False
     """Refuse candidates whose licence would keep every merge of them from being published."""
     sample: float = Field(0.002, ge=0, le=0.5)
@@ -339,7 +341,27 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise UsageError(f"{path}: expected a mapping such as 'base: mistral-7b'")
-    return data
+    return _beside(data, path.absolute().parent)
+
+
+def _beside(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With the paths that it names relative to the file's folder, from wherever it is read."""
+
+    def placed(text: Any) -> Any:
+        return text if not isinstance(text, str) or text.startswith("~") else str(folder / text)
+
+    result = dict(given)
+    if "home" in given:
+        result["home"] = placed(given["home"])
+    hub, base, evaluate = (given.get(key) for key in ("hub", "base", "evaluate"))
+    if isinstance(hub, str) and hub != "demo" and "://" not in hub:
+        result["hub"] = placed(hub)
+    if isinstance(base, str) and base.startswith(("./", "../")):
+        result["base"] = placed(base)
+    if isinstance(evaluate, Mapping) and isinstance(evaluate.get("include_path"), list):
+        paths = [placed(path) for path in evaluate["include_path"]]
+        result["evaluate"] = {**evaluate, "include_path": paths}
+    return result
 
 
 def _override(given: dict[str, Any], override: str) -> None:

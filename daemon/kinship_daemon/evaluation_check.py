@@ -40,7 +40,8 @@ def with_documents(
     if not load:
         return settings
     report.event("check", "loading the evaluation tasks")
-    found = evaluators.under(settings).check()
+    with report.progress("load the evaluation tasks", None, "tasks"):
+        found = evaluators.under(settings).check()
     kept = {
         split: {task: documents.model_dump() for task, documents in tasks.items()}
         for split, tasks in found.items()

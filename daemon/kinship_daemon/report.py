@@ -44,7 +44,14 @@ class Advance(Protocol):
     def __call__(self, done: int, total: int | None = None, /) -> None: ...
 
 
-_COLOURS = {"quarantine": "red", "refused": "yellow", "warning": "yellow", "publish": "green"}
+_COLOURS = {
+    "quarantine": "red",
+    "refused": "yellow",
+    "unrelated": "yellow",
+    "warning": "bold magenta",
+    "publish": "green",
+    "published": "green",
+}
 _SECONDS_BETWEEN_LINES = 15.0
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -91,8 +92,10 @@ def opened(
     settings = evaluation_settings(config)
     base = the_base(config)
     home = home_of(config)
+    is_new = not home.path.exists()
     with (
         home.hold(),
+        _nothing_left(home) if is_new else nullcontext(),
         logging_to(home.log, report) as logged,
         recording(logged, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
@@ -143,6 +146,30 @@ def opened(
             stop=stop,
             dry_run=dry_run,
         )
+
+
+@contextmanager
+def _nothing_left(home: Home) -> Iterator[None]:
+    """Where a first start fails before there is anything to keep, no home is left, but its log."""
+    try:
+        yield
+    except BaseException:
+        fetched = home.cache.is_dir() and any(home.cache.iterdir())
+        if not fetched and not _has_base(home):
+            log = home.evaluation_log
+            log_text = log.read_bytes() if log.is_file() else b""
+            shutil.rmtree(home.path, ignore_errors=True)
+            if log_text:
+                log.parent.mkdir(parents=True)
+                log.write_bytes(log_text)
+        raise
+
+
+def _has_base(home: Home) -> bool:
+    if not home.lineage.is_file():
+        return False
+    with Lineage.open(home.lineage, now=_utc, readonly=True) as lineage:
+        return _known_base(lineage) is not None
 
 
 def check_token(config: Config) -> None:

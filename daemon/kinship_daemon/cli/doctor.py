@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -15,7 +16,8 @@ import torch
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
 from kinship_daemon.bugs import bugs_noted
-from kinship_daemon.cli.options import config_options
+from kinship_daemon.cli.layout import echo_hanging
+from kinship_daemon.cli.options import config_options, echo_json, format_option
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.evaluate.task_files import TaskFiles
@@ -44,20 +46,33 @@ _PACKAGES = (
 # A line of the report: good (None: it would run, but hardly as meant), what was looked at, what
 # was found and what would help.
 _Line = tuple[bool | None, str, str]
+_HOURS = 24
+_COLOURS = {True: "green", False: "red", None: "yellow"}
 _MARKS = {True: "ok ", False: "BAD", None: "odd"}
 
 
 @click.command("doctor")
 @config_options
+@click.option("--estimate", "timed", is_flag=True, help="Also what a run will take; see estimate.")
+@format_option()
 def doctor_command(
-    config_file: Path | None, overrides: tuple[str, ...], **flags: str | None
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+    timed: bool,
+    form: str,
+    **flags: str | None,
 ) -> None:
     """Device, memory, disk, hub, token, versions. Exit 3 if something would stop a run."""
     config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
-    bad = 0
-    for good, what, found in _look(config):
+    bad, lines = 0, []
+    for good, what, found in chain(_look(config), _estimate(config) if timed else ()):
         bad += good is False
-        click.echo(f"{_MARKS[good]} {what:<9} {found}")
+        lines.append({"verdict": _MARKS[good].strip().lower(), "about": what, "found": found})
+        if form == "text":
+            mark = click.style(_MARKS[good], fg=_COLOURS[good])
+            echo_hanging(f"{mark} {what:<9} ", found)
+    if form == "json":
+        echo_json(lines)
     if bad:
         raise KinshipError(f"{bad} of the above would stop a run")
 
@@ -75,6 +90,21 @@ def _look(config: Config) -> Iterator[_Line]:
     yield from _webhook(config)
     yield from _hub(config)
     yield from ((None, "config", oddity) for oddity in oddities(config))
+    yield from ((None, "limits", each) for each in _beyond(config))
+
+
+def _estimate(config: Config) -> Iterator[_Line]:
+    """As `estimate`, which this imports; what stops it is told, and stops no run by itself."""
+    from kinship_daemon.cli.estimate import estimated  # noqa: PLC0415 - seldom asked for
+    from kinship_daemon.estimate import estimate_lines  # noqa: PLC0415
+
+    try:
+        found = estimated(config)
+    except KinshipError as error:
+        yield None, "estimate", str(error)
+        return
+    for about, words in estimate_lines(config, found):
+        yield True, about, words
 
 
 def _device(config: Config) -> _Line:
@@ -227,6 +257,22 @@ def oddities(config: Config) -> Iterator[str]:
             f"evaluate.limit {evaluated} is below {FEW_DOCUMENTS}: with so few documents in a task "
             "the gate may not see a loss that is rare and large"
         )
+
+
+def _beyond(config: Config) -> Iterator[str]:
+    """Limits above what this machine and a day have."""
+    home, limits = home_of(config), config.limits
+    there = shutil.disk_usage(_existing(home.path)).free + home.used_bytes()
+    if limits.disk_gb * 1e9 > there:
+        yield (
+            f"limits.disk_gb {limits.disk_gb:g} is more than the disk has for this home, "
+            f"{amount(there, 'bytes')}; set it below that, and room is made in time"
+        )
+    if limits.eval_hours_per_day > _HOURS:
+        yield f"limits.eval_hours_per_day {limits.eval_hours_per_day:g}: a day has {_HOURS} hours"
+    cores, threads = os.cpu_count() or 1, config.evaluate.threads
+    if threads is not None and threads > cores:
+        yield f"evaluate.threads {threads} is more than the {cores} cores here; set it to {cores}"
 
 
 def _existing(path: Path) -> Path:

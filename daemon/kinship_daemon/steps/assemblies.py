@@ -83,7 +83,7 @@ def assembly(context: Context, model: Model) -> Assembly:
     if is_leaf(model):
         best = source(context.lineage, model.weights)
         return leaf_assembly(context.files.use(best), model.weights, context.base_folder)
-    made_of, first = coefficients(context, model), first_leaf(context, model)
+    made_of, first = coefficients(context, model), first_leaf(context.lineage, model)
     assert first.weights is not None
     donor = source(context.lineage, first.weights)
     parts = leaf_models(context.lineage, made_of)

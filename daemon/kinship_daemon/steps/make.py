@@ -164,7 +164,7 @@ def _assembly(context: Context, model: Model) -> WholeTensorAssembly:
     assert model.weights is not None
     recipe = Recipe.from_json(model.recipe)
     parents = [context.lineage.require(name) for name in recipe.parents]
-    first = first_leaf(context, model)
+    first = first_leaf(context.lineage, model)
     assert first.weights is not None
     return whole_tensor_assembly(
         recipe,
