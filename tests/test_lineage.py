@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
@@ -377,6 +378,8 @@ def test_of_a_file_the_newest_hash_is_remembered(lineage):
     lineage.remember_hashes({"/models/b": (10, 123, "bb"), "/models/a": (11, 124, "aa")})
     lineage.remember_hashes({"/models/b": (11, 125, "cc")})
     assert lineage.file_hashes() == {"/models/a": (11, 124, "aa"), "/models/b": (11, 125, "cc")}
+    assert lineage.file_hash(Path("/models/b"), 11, 125) == "cc"
+    assert lineage.file_hash(Path("/models/b"), 10, 123) is None
 
 
 def test_generations_hold_what_the_policy_saw(family):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from kinship_storage.rows import cell
 from kinship_storage.store import Json, Store, dumps
@@ -40,6 +41,13 @@ class Home:
         """What was used on a day, by budget."""
         found = self._store.rows("budgets", "day = ?", [day], order="name")
         return {values["name"]: values["amount"] for values in found}
+
+    def file_hash(self, path: Path, size: int, mtime_ns: int) -> str | None:
+        """The sha256 remembered for a file that looks unchanged, so as not to read it again."""
+        found = self._store.row(
+            "hashes", "path = ? AND size = ? AND mtime_ns = ?", str(path), size, mtime_ns
+        )
+        return None if found is None else found["sha256"]
 
     def file_hashes(self) -> dict[str, tuple[int, int, str]]:
         """(size, mtime_ns, sha256) of files by path, so as not to read them again."""
