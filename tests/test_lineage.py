@@ -374,15 +374,12 @@ def test_a_number_that_json_cannot_say_is_refused(lineage):
         lineage.put("threshold", math.nan)
 
 
-def test_a_hash_is_remembered_for_an_unchanged_file_only(lineage):
-    file = Path("/models/model.safetensors")
-    lineage.remember_hash(file, 10, 123, "aa")
-    assert lineage.file_hash(file, 10, 123) == "aa"
-    assert lineage.file_hash(file, 11, 123) is None
-    assert lineage.file_hash(file, 10, 124) is None
-    lineage.remember_hash(file, 11, 124, "bb")
-    assert lineage.file_hash(file, 10, 123) is None
-    assert lineage.file_hash(file, 11, 124) == "bb"
+def test_of_a_file_the_newest_hash_is_remembered(lineage):
+    lineage.remember_hashes({"/models/b": (10, 123, "bb"), "/models/a": (11, 124, "aa")})
+    lineage.remember_hashes({"/models/b": (11, 125, "cc")})
+    assert lineage.file_hashes() == {"/models/a": (11, 124, "aa"), "/models/b": (11, 125, "cc")}
+    assert lineage.file_hash(Path("/models/b"), 11, 125) == "cc"
+    assert lineage.file_hash(Path("/models/b"), 10, 123) is None
 
 
 def test_generations_hold_what_the_policy_saw(family):

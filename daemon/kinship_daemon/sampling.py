@@ -161,8 +161,14 @@ class _Digests(Mapping[str, frozenset[str]]):
     def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
         self._folder = folder
         self._sizes = sizes
+        self._known: dict[str, frozenset[str]] = {}  # the base's are wanted for each descendant
 
     def __getitem__(self, file: str) -> frozenset[str]:
+        if file not in self._known:
+            self._known[file] = self._hashed(file)
+        return self._known[file]
+
+    def _hashed(self, file: str) -> frozenset[str]:
         if self._sizes[file] > _HASHED_BYTES:
             return frozenset()
         try:

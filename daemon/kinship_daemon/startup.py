@@ -23,7 +23,7 @@ from kinship_daemon.evaluation_check import check_base, forgets_changed_document
 from kinship_daemon.execute.evaluation import Evaluators
 from kinship_daemon.execute.open import open_executor
 from kinship_daemon.execute.site import Workshop
-from kinship_daemon.file_cache import FileCache, cached_hash
+from kinship_daemon.file_cache import FileCache, FileHashes
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
 from kinship_daemon.hub.files import wanted
@@ -102,12 +102,13 @@ def opened(
     ):
         lineage.recover()
         tidy(home, lineage)
-        hub = _hub(config, home, lineage, stop)
+        sha256 = FileHashes(lineage)
+        hub = _hub(config, home, sha256, stop)
         if not dry_run:
             _check_right(config, hub, lineage, reporter)
         repo = _base_repo(the_base(config), hub, home, lineage)
         settings = with_documents(evaluators, settings, lineage, reporter, load=check_evaluation)
-        model, folder = _base(config, repo, hub, home, lineage, reporter)
+        model, folder = _base(config, repo, hub, home, lineage, reporter, sha256)
         if check_evaluation:
             check_base(evaluators, settings, model, folder, lineage, reporter)
         try_again(config, settings, lineage, reporter)
@@ -128,6 +129,7 @@ def opened(
                 hub,
                 lineage,
                 reporter,
+                sha256=sha256,
                 disk_gb=config.limits.disk_gb,
                 keep=lambda: living(lineage, settings),
                 day=lambda: f"{clock():%Y-%m-%d}",
@@ -282,13 +284,13 @@ def _utc() -> datetime:
     return datetime.now(UTC)
 
 
-def _hub(config: Config, home: Home, lineage: Lineage, stop: threading.Event) -> Hub:
+def _hub(config: Config, home: Home, sha256: FileHashes, stop: threading.Event) -> Hub:
     where = config.hub
     if where == "demo":
         demo.install(home.demo_hub)
         where = str(home.demo_hub)
     connections = config.watch.connections
-    return open_hub(where, sha256=cached_hash(lineage), stop=stop, connections=connections)
+    return open_hub(where, sha256=sha256, stop=stop, connections=connections)
 
 
 def _known_base(lineage: Lineage) -> Model | None:
@@ -322,21 +324,28 @@ def _base_folder(
 
 
 def _base(
-    config: Config, repo: Repo | None, hub: Hub, home: Home, lineage: Lineage, report: Reporter
+    config: Config,
+    repo: Repo | None,
+    hub: Hub,
+    home: Home,
+    lineage: Lineage,
+    report: Reporter,
+    sha256: FileHashes,
 ) -> tuple[Model, Path]:
     """The base's row and its folder, fetched where `repo` is given, and fit for the method."""
     base = the_base(config)
     folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
-    model = _base_row(base, repo, folder, home, lineage)
+    model = _base_row(base, repo, folder, home, lineage, sha256)
     check(_recipe(config), tuple(Checkpoint.open(folder).tensors))
     return model, folder
 
 
-def _base_row(base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage) -> Model:
+def _base_row(
+    base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage, sha256: FileHashes
+) -> Model:
     """The base's row: written down the first time, held to ever after."""
     known = _known_base(lineage)
     checkpoint = Checkpoint.open(folder)
-    sha256 = cached_hash(lineage)
     hashes = {name: sha256(folder / name) for name in checkpoint.files}
     weights = weights_identity(hashes)
     if known is not None and known.weights != weights:

@@ -276,7 +276,9 @@ class Store:
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         try:
-            self.check_in_place()
+            # A transaction looks when it begins and before it commits.
+            if self._held is not None and not self.in_transaction:
+                self.check_in_place()
             yield
         except UnicodeDecodeError as error:
             self.blame(error)  # of SQLite's own words, which quote what is damaged

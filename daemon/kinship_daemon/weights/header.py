@@ -96,6 +96,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         ModelError: The file is missing, truncated or corrupt, or its header is absurd.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path}: is no file")  # of a pipe nothing would ever come
         with path.open("rb") as file:
             size = path.stat().st_size
             text = file.read(header_length(path, file.read(8), size))
