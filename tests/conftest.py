@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 import tiny
 import warm_workers
-from kinship_daemon import child_process, context
+from kinship_daemon import child_process
+from kinship_daemon.execute import site
 from shared_worker import Shelf
 
 logging.disable_progress_bar()
@@ -56,7 +57,7 @@ def warm_worker(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shared_worker(shelf: Shelf, warm_worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Daemons in this process borrow the shelf's worker; see `shared_worker.py`."""
-    monkeypatch.setattr(context, "open_evaluator", shelf.lend)
+    monkeypatch.setattr(site, "open_evaluator", shelf.lend)
 
 
 @pytest.fixture(scope="session")
@@ -68,11 +69,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_finetunes(tiny_base: Path) -> list[Path]:
     """Three fine-tunes of `tiny_base`: a, b (sharded), c. Copy before changing."""
-    room = tiny_base.parent
+    models = tiny_base.parent
     return [
-        tiny.finetune(tiny_base, room / "a", seed=1),
-        tiny.finetune(tiny_base, room / "b", seed=2, shard_size="40KB"),
-        tiny.finetune(tiny_base, room / "c", seed=3, scale=0.03),
+        tiny.finetune(tiny_base, models / "a", seed=1),
+        tiny.finetune(tiny_base, models / "b", seed=2, shard_size="40KB"),
+        tiny.finetune(tiny_base, models / "c", seed=3, scale=0.03),
     ]
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import command
 from hostile_hubs import SECRET, in_folder, uploaded
-from hostile_world import BASE, HARMLESS, Stranger, strangers
+from hostile_world import BASE, HARMLESS, Stranger, hostile_repos
 from hub_server import HubServer
 from kinship_daemon import demo
 from kinship_storage.lineage import Lineage
@@ -54,9 +54,12 @@ def main() -> int:
     options = asked.parse_args()
     wrong = []
     for kind in options.hub or ("folder", "http"):
-        repos = list(strangers(options.good, options.hostile, folder=kind == "folder"))
-        with tempfile.TemporaryDirectory() as room, hub(kind, Path(room), repos) as (where, plain):
-            found = watched(where, Path(room) / "home", repos, plain)
+        repos = list(hostile_repos(options.good, options.hostile, folder=kind == "folder"))
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            hub(kind, Path(scratch), repos) as (where, plain),
+        ):
+            found = watched(where, Path(scratch) / "home", repos, plain)
         print(f"{kind}: {found.pop('figures')}")
         wrong += [f"{kind}: {each}" for each in found["wrong"]]
     for each in wrong:
@@ -65,10 +68,10 @@ def main() -> int:
 
 
 @contextmanager
-def hub(kind: str, room: Path, repos: Sequence[Stranger]) -> Iterator[tuple[str, set[str]]]:
+def hub(kind: str, scratch: Path, repos: Sequence[Stranger]) -> Iterator[tuple[str, set[str]]]:
     """Its address, and whose card it refused."""
     if kind == "folder":
-        yield str(in_folder(room, repos)), set()
+        yield str(in_folder(scratch, repos)), set()
         return
     with HubServer() as server:
         plain = uploaded(server, repos)

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from kinship_daemon import demo
 
-__all__ = ["BASE", "HARMLESS", "KINDS", "Link", "Pipe", "Stranger", "base_folder", "strangers"]
+__all__ = ["BASE", "HARMLESS", "KINDS", "Link", "Pipe", "Stranger", "base_folder", "hostile_repos"]
 
 BASE = demo.BASE
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {}
 HARMLESS: set[str] = set()
 
 
-def strangers(good: int, hostile: int, *, folder: bool, seed: int = 0) -> Iterator[Stranger]:
+def hostile_repos(good: int, hostile: int, *, folder: bool, seed: int = 0) -> Iterator[Stranger]:
     """So many good ones, and so many hostile ones of all kinds in turn."""
     whole = {path.name: path.read_bytes() for path in sorted(base_folder().iterdir())}
     del whole["README.md"]

@@ -58,8 +58,9 @@ def opened(
 
 def told(d: Context, kind: str) -> list[str]:
     """Messages of the events of a kind, so far."""
-    inner = d.report._report  # within the one that also writes down what is being done
-    assert isinstance(inner, JsonReporter)
+    inner = d.report
+    while not isinstance(inner, JsonReporter):
+        inner = inner._report  # within those that also write a log, and what is being done
     lines = [json.loads(line) for line in inner._stream.getvalue().splitlines()]
     return [line["message"] for line in lines if line["event"] == kind]
 
@@ -80,8 +81,8 @@ def looks(server: HubServer, repo: str) -> int:
     )
 
 
-def tuned(server: HubServer, room: Path, base: Path, name: str, seed: int, **attributes) -> Path:
+def tuned(server: HubServer, scratch: Path, base: Path, name: str, seed: int, **attributes) -> Path:
     """A fine-tune on the server, and its folder."""
-    folder = tiny.finetune(base, room / name.rpartition("/")[2], seed=seed)
+    folder = tiny.finetune(base, scratch / name.rpartition("/")[2], seed=seed)
     server.add(name, folder, attributes.pop("card", CARD), **attributes)
     return folder

@@ -98,12 +98,12 @@ def _noise(seed: int) -> Tensor:
 
 def _cut_float(flat: Tensor) -> dict[str, Tensor]:
     shapes = _shapes()
-    pieces = flat.split([torch.Size(shape).numel() for shape in shapes.values()])
-    return {n: p.view(shape) for (n, shape), p in zip(shapes.items(), pieces, strict=True)}
+    cut = flat.split([torch.Size(shape).numel() for shape in shapes.values()])
+    return {n: p.view(shape) for (n, shape), p in zip(shapes.items(), cut, strict=True)}
 
 
 def _cut(flat: Tensor) -> dict[str, Tensor]:
-    return {name: piece.bfloat16() for name, piece in _cut_float(flat).items()}
+    return {name: tensor.bfloat16() for name, tensor in _cut_float(flat).items()}
 
 
 def _written(folder: Path, weights: Mapping[str, Tensor], shards: int = 1) -> None:

@@ -91,7 +91,7 @@ def _judge(lineage: Lineage, name: str, parent: str, *, passed: bool) -> None:
 
 def _notice(lineage: Lineage, chance: random.Random, candidates: int) -> None:
     """Row by row in the storage's own words, but all at once: ten thousand commits take minutes."""
-    store, models, noticed = lineage._store, [], []
+    store, models, listed = lineage._store, [], []
     first = store.query("SELECT max(number) AS number FROM models")[0]["number"] + 1
     for number in range(candidates):
         modified = (NOW - timedelta(minutes=number)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -112,8 +112,8 @@ def _notice(lineage: Lineage, chance: random.Random, candidates: int) -> None:
             novelty=chance.random() if number % 4 else None,
             novelty_error=0.01 if number % 4 else None,
         )
-        noticed.append(row(candidate, model=first + number))
-    for table, rows in (("models", models), ("candidates", noticed)):
+        listed.append(row(candidate, model=first + number))
+    for table, rows in (("models", models), ("candidates", listed)):
         names = list(rows[0])
         places = ", ".join("?" * len(names))
         store.execute_many(

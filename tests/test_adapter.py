@@ -68,18 +68,18 @@ def settings(folder: Path, **changes) -> Path:
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory):
+def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("adapters")
 
 
 @pytest.fixture(scope="module")
-def bases(room):
+def bases(scratch):
     """Bases by name: fp32, so that nothing but our own arithmetic differs from peft's."""
-    biased = tiny.base(room / "biased", dtype=torch.float32)
+    biased = tiny.base(scratch / "biased", dtype=torch.float32)
     return {
         "mistral": biased,
-        "qwen2": architectures.base("Qwen2ForCausalLM", room / "qwen2", dtype=torch.float32),
-        "bf16": tiny.base(room / "bf16"),
+        "qwen2": architectures.base("Qwen2ForCausalLM", scratch / "qwen2", dtype=torch.float32),
+        "bf16": tiny.base(scratch / "bf16"),
     }
 
 

@@ -41,13 +41,13 @@ def home(tmp_path):
 @pytest.fixture(scope="module")
 def kin(tiny_base, tmp_path_factory):
     """Near and far: a, one much like it, and two that are like nobody."""
-    room = tmp_path_factory.mktemp("kin")
+    scratch = tmp_path_factory.mktemp("kin")
     found = {
-        "a": tiny.finetune(tiny_base, room / "a", seed=1),
-        "far": tiny.finetune(tiny_base, room / "far", seed=2),
-        "other": tiny.finetune(tiny_base, room / "other", seed=3),
+        "a": tiny.finetune(tiny_base, scratch / "a", seed=1),
+        "far": tiny.finetune(tiny_base, scratch / "far", seed=2),
+        "other": tiny.finetune(tiny_base, scratch / "other", seed=3),
     }
-    found["like-a"] = tiny.finetune(found["a"], room / "like-a", seed=4, scale=0.003)
+    found["like-a"] = tiny.finetune(found["a"], scratch / "like-a", seed=4, scale=0.003)
     return found
 
 
@@ -59,7 +59,7 @@ def looked(server, home, **overrides):
 
 
 def ranges(server, repo):
-    """Requests for pieces of a repo's weights."""
+    """Requests for ranges of a repo's weights."""
     blob = server.repos[repo].facts.blobs["model.safetensors"]
     return server.asked("GET", f"/{repo}/resolve/.*safetensors") + server.asked(
         "GET", f"/lfs/{blob.sha256}", "storage"
@@ -71,16 +71,16 @@ def fetched(d):
     return [message.split()[0] for message in told(d, "admit")]
 
 
-def reshaped(folder: Path, room: Path) -> Path:
+def reshaped(folder: Path, scratch: Path) -> Path:
     """The same model with one norm of another shape."""
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.zeros(7)
     changed = {path.name: path.read_bytes() for path in folder.iterdir()}
-    room.mkdir()
+    scratch.mkdir()
     for name, data in changed.items():
-        (room / name).write_bytes(data)
-    save_file(tensors, room / "model.safetensors", {"format": "pt"})
-    return room
+        (scratch / name).write_bytes(data)
+    save_file(tensors, scratch / "model.safetensors", {"format": "pt"})
+    return scratch
 
 
 def test_each_refusal_has_its_reason_and_is_never_asked_for_again(server, home, kin, tmp_path):

@@ -143,7 +143,7 @@ def killed_at(number, arguments, tmp_path):
     if child == 0:
         left = number
 
-        def mortal(call):
+        def killed(call):
             def counted(*given, **named):
                 nonlocal left
                 left -= 1
@@ -154,7 +154,7 @@ def killed_at(number, arguments, tmp_path):
             return counted
 
         for name in CALLS:
-            setattr(os, name, mortal(getattr(os, name)))
+            setattr(os, name, killed(getattr(os, name)))
         try:
             app.main(args=[str(each) for each in arguments], standalone_mode=False)
         finally:

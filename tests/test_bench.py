@@ -171,10 +171,10 @@ def test_outputs_are_compared_in_bf16_steps(part, tmp_path):
         tensor = torch.tensor(values, dtype=torch.bfloat16)
         return tiny.bare(tmp_path / name, {"w": tensor})
 
-    # 1 and its neighbour, both signs of 0, three steps apart, and a cancelled sum.
+    # 1 and its neighbour, both signs of 0, three steps found, and a cancelled sum.
     ours = folder("ours", 1.0, 0.0, -1.0, 2e-9)
     theirs = folder("theirs", 1.0078125, -0.0, -1.0234375, 1e-9)
     inputs = [folder("a", 1.0, 0.0, 1.0, 0.02), folder("b", 1.0, 0.0, 1.0, -0.02)]
-    apart = part("merges").compare(ours, theirs, inputs)
-    assert (apart.elements, apart.near, apart.largest, apart.cancelled) == (4, 2, 3, 1)
-    assert apart.widest == pytest.approx(1e-9, rel=0.01)
+    found = part("merges").compare(ours, theirs, inputs)
+    assert (found.elements, found.near, found.largest, found.cancelled) == (4, 2, 3, 1)
+    assert found.widest == pytest.approx(1e-9, rel=0.01)

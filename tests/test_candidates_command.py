@@ -21,8 +21,11 @@ THOUSANDS = 10_000
 
 @pytest.fixture
 def home(tmp_path):
-    """Two triaged and one noticed who wait, three refused, one admitted and gone since."""
-    path = tmp_path / "home"
+    return filled(tmp_path / "home")
+
+
+def filled(path):
+    """Two triaged and one seen who wait, three refused, one admitted and gone since."""
     path.mkdir()
     with open_lineage(path / "lineage.db") as lineage:
         fill(lineage)
@@ -47,9 +50,10 @@ def add(lineage, candidate, status, reason=None):
     lineage.add_candidate(candidate)
 
 
-@pytest.fixture
-def crowded(home):
-    """The same with thousands more: refused for reasons of their own, and waiting."""
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """The same with thousands more: refused for reasons of their own, and waiting. To be read."""
+    home = filled(tmp_path_factory.mktemp("crowded") / "home")
     ids = [f"org/model-{number}" for number in range(THOUSANDS)]
     with open_lineage(home / "lineage.db") as lineage, lineage.transaction():
         for number, name in enumerate(ids):

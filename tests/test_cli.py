@@ -157,6 +157,21 @@ def test_garbage_is_collected_again_once_a_command_is_imported(call):
     assert gc.isenabled()
 
 
+@pytest.mark.parametrize("arguments", [[], ["config"]])
+def test_without_a_command_the_help_is_shown_as_it_is(call, arguments):
+    result = call(*arguments)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == call(*arguments, "--help").out
+    assert result.out.count("\n") > 5
+
+
+def test_a_first_run_that_fails_leaves_no_home(call, tmp_path):
+    home = tmp_path / "home"
+    refused = call("run", "--base", "org/x", "--hub", tmp_path, "--home", home, "--once")
+    assert "no repo org/x" in refused.err
+    assert not home.exists()
+
+
 def test_every_command_is_listed_and_has_help(call):
     listed = call("--help").out
     for name in ("run", "status", "lineage", "explain", "kinship", "merge", "evaluate", "doctor"):
@@ -168,7 +183,7 @@ def test_bases_methods_policies_and_presets_are_listed(call):
     assert "mistralai/Mistral-7B-v0.1" in call("bases").out
     assert "slerp" in call("methods").out
     policies = call("policies").out
-    assert "topk-kinship" in policies
+    assert "topk-kinship: Merges" in policies
     assert "k: 3  (at least 2)" in policies
 
 

@@ -106,6 +106,27 @@ def test_set_through_something_that_is_no_section_is_refused(override, tmp_path)
     assert override.split(".")[0] in refused(path=file, overrides=[override])
 
 
+def test_paths_in_a_file_are_relative_to_the_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "config.yaml"
+    file.write_text(
+        "base: ../base\nhub: models\nhome: home\nevaluate: {include_path: [tasks, /abs]}\n"
+    )
+    found = config.load(file)
+    assert Path(found.base) == tmp_path / "sub" / ".." / "base"
+    assert found.hub == str(tmp_path / "sub" / "models")
+    assert found.home == tmp_path / "sub" / "home"
+    assert found.evaluate.include_path == (tmp_path / "sub" / "tasks", Path("/abs"))
+
+
+def test_names_in_a_file_are_no_paths(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("base: org/model\nhub: https://hub.example\nhome: ~/home\n")
+    found = config.load(file)
+    assert (found.base, found.hub) == ("org/model", "https://hub.example")
+    assert found.home == Path.home() / "home"
+
+
 def test_folders_are_the_same_wherever_the_command_is_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")

@@ -123,8 +123,8 @@ def test_the_embedded_files_are_those_that_the_training_recorded():
     recorded = json.loads((EMBEDDED / "MANIFEST.json").read_text())["sha256"]
     there = {
         path.relative_to(EMBEDDED).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for piece in ("hub", "held_back", "tasks")
-        for path in (EMBEDDED / piece).rglob("*")
+        for folder in ("hub", "held_back", "tasks")
+        for path in (EMBEDDED / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert there == recorded

@@ -10,7 +10,7 @@ import yaml
 
 from kinship_daemon import config
 from kinship_daemon.cli.doctor import oddities
-from kinship_daemon.webhook import SECRET, webhook_secret
+from kinship_daemon.startup import SECRET, webhook_secret
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 

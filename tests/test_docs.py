@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import command
 from documented import leaves, tables
+from kinship_daemon import config
 from kinship_daemon.cli import app
 from small_candidates import notice, waiting
 from small_lineage import fill, finetune, merge, open_lineage
@@ -73,14 +74,16 @@ def demo_home(tmp_path_factory):
 
 
 def test_status(family):
-    compare("status --json", printed("status", "--home", family, "--json"))
+    found = printed("status", "--home", family, "--format", "json")
+    compare("status --format json", found)
+    assert printed("status", "--home", family, "--json") == found
 
 
 def test_candidates(family):
     with open_lineage(family / "lineage.db") as lineage:
         lineage.add_candidate(waiting("odd"))
-    facts = printed("candidates", "--home", family, "--json")
-    listed = tables(documented("candidates --json"))
+    facts = printed("candidates", "--home", family, "--format", "json")
+    listed = tables(documented("candidates --format json"))
     rows = [f"[].{name}" for name in listed["field of a row"]]
     for name in ("refused", "quarantined", "admitted"):
         compare("", facts.pop(name), [*rows, "[].reason", "[].cause", "[].opens_again"])
@@ -96,10 +99,13 @@ def test_analyze(demo_home, tmp_path):
     file = tmp_path / "found.json"
     result = CliRunner().invoke(app, ["analyze", "--home", str(demo_home), "--json", str(file)])
     assert result.exit_code == 0, result.output
-    compare("analyze --json FILE", json.loads(file.read_text()))
+    compare("analyze --format json", json.loads(file.read_text()))
+    asked = ["analyze", "--home", str(demo_home), "--format", "json"]
+    assert json.loads(file.read_text()) == printed(*asked)
 
 
-def test_the_commands_to_look_around_work_on_the_demo(demo_home):
+def test_the_commands_to_look_around_work_on_the_demo(demo_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # `export` writes a folder
     readme = (ROOT / "README.md").read_text()
     (shown,) = [b for b in re.findall(r"```sh\n(.*?)```", readme, re.S) if "explain MODEL" in b]
     for line in shown.splitlines():
@@ -130,11 +136,61 @@ def test_kinship():
     compare("", printed(*asked, "--sample", "0.2"), [*plain, *sampled])
 
 
-def test_evaluate(tmp_path):
-    asked = ["demo/add", "--base", "demo", "--set", "evaluate.limit=20", "--format", "json"]
-    done = command.run(["evaluate", *asked], tmp_path)
+def test_evaluate_scores_a_homes_merge_as_the_daemon_did(demo_home, tmp_path):
+    asked = ["--home", demo_home, "--set", "evaluate.limit=40", "--format", "json"]
+    done = command.run(["evaluate", "model-1-1", "--base", "demo", *asked], tmp_path)
     assert done.code == 0, done.err
-    compare("evaluate --format json", json.loads(done.out))
+    found = json.loads(done.out)
+    compare("evaluate --format json", found)
+    lineage = printed("lineage", "model-1-1", "--home", demo_home, "--format", "json")
+    (scores,) = [m["selection"] for m in lineage["models"] if m["id"] == "model-1-1"]
+    assert {t["task"]: t["score"] for t in found["tasks"]} == {
+        task: score["score"] for task, score in scores.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["explain", "recipe"])
+def test_what_is_told_of_one_model(demo_home, name):
+    asked = [name, "model-1-1", "--home", demo_home, "--format", "json"]
+    compare(f"{name} --format json", printed(*asked))
+
+
+def test_verify(demo_home):
+    compare("verify --format json", printed("verify", "--home", demo_home, "--format", "json"))
+
+
+@pytest.mark.parametrize("name", ["bases", "methods", "policies"])
+def test_what_can_be_chosen(name):
+    compare(f"{name} --format json", printed(name, "--format", "json"))
+
+
+def test_doctor(tmp_path):
+    asked = ["--base", "demo", "--home", tmp_path, "--format", "json"]
+    compare("doctor --format json", printed("doctor", *asked))
+
+
+def test_exclude(demo_home):
+    compare("exclude --format json", printed("exclude", "--home", demo_home, "--format", "json"))
+
+
+def test_config_show_is_the_configuration():
+    shown = printed("config", "show", "--base", "demo", "--format", "json")
+    assert shown == config.load(base="demo").model_dump(mode="json")
+
+
+def test_every_command_that_reads_a_home_finds_it_by_its_folder_base_or_config(demo_home, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"base: demo\nhome: {demo_home}\n")
+    commands = {name: app.get_command(None, name).params for name in app.list_commands(None)}
+    reads = {
+        name: {option for each in params for option in each.opts}
+        for name, params in commands.items()
+        if any(getattr(each, "help", None) == "The home's folder." for each in params)
+    }
+    assert {"status", "explain", "retry", "export", "verify", "replay"} <= set(reads)
+    for name, options in reads.items():
+        assert {"--home", "--base", "--config"} <= options, name
+    assert printed("status", "--config", file, "--format", "json")["home"] == str(demo_home)
 
 
 def test_simulate():

@@ -75,6 +75,15 @@ def test_no_token_and_a_wrong_one_would_stop_a_run(server, doctor, monkeypatch):
     assert code == 3
 
 
+def test_limits_beyond_what_is_there_are_odd(tiny_hub, doctor):
+    beyond = ["limits.disk_gb=1e9", "limits.eval_hours_per_day=30", "evaluate.threads=9999"]
+    found, code = doctor("--hub", tiny_hub, *[word for key in beyond for word in ("--set", key)])
+    assert len(found["limits"]) == 3
+    assert all(line.startswith("odd") for line in found["limits"])
+    assert code == 0
+    assert "limits" not in doctor("--hub", tiny_hub, "--set", "limits.disk_gb=0.001")[0]
+
+
 def test_a_folder_hub_is_asked_whether_it_can_be_written(tiny_hub, doctor):
     found, code = doctor("--hub", tiny_hub, "--set", "publish.namespace=us")
     assert found["publish"] == [f"ok  publish   into {tiny_hub / 'us'}"]

@@ -264,9 +264,9 @@ def test_parameters_out_of_range_are_refused(name, changes, said):
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
     """A base in float32 and three fine-tunes: no two magnitudes are equal."""
-    room = tmp_path_factory.mktemp("float32")
-    base = tiny.base(room / "base", dtype=torch.float32)
-    return base, [tiny.finetune(base, room / name, seed) for seed, name in enumerate("abc", 1)]
+    scratch = tmp_path_factory.mktemp("float32")
+    base = tiny.base(scratch / "base", dtype=torch.float32)
+    return base, [tiny.finetune(base, scratch / name, seed) for seed, name in enumerate("abc", 1)]
 
 
 def child(base, leaves, name, **parameters) -> WholeTensorAssembly:

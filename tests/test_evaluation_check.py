@@ -12,7 +12,11 @@ import tiny
 import turns
 from kinship_daemon import config, startup
 from kinship_daemon.errors import DocumentsChanged, KinshipError
+from kinship_daemon.evaluate.evaluator import open_evaluator
+from kinship_daemon.evaluate.scoring import missing
+from kinship_daemon.execute import site
 from kinship_daemon.report import JsonReporter
+from kinship_daemon.steps.assemblies import ingredients
 
 pytestmark = pytest.mark.usefixtures("warm_worker")
 
@@ -36,19 +40,19 @@ def write(path: Path, documents: list[dict[str, object]]) -> None:
     path.write_text(json.dumps(numbered))
 
 
-def opened(room: Path, log: StringIO, **evaluate):
+def opened(scratch: Path, log: StringIO, **evaluate):
     chosen = {
         "selection": "[show]",
         "validation": "[other]",
-        "include_path": f"[{room / 'tasks'}]",
+        "include_path": f"[{scratch / 'tasks'}]",
         "dtype": "float32",
         "threads": "1",
         **evaluate,
     }
     loaded = config.load(
         base="org/base",
-        hub=str(room / "hub"),
-        home=room / "home",
+        hub=str(scratch / "hub"),
+        home=scratch / "home",
         overrides=[f"evaluate.{key}={value}" for key, value in chosen.items()],
     )
     return startup.opened(loaded, JsonReporter(log), check_evaluation=True)
@@ -110,12 +114,22 @@ def test_a_second_start_starts_no_worker(tiny_hub, data, tmp_path):
     assert not log.exists()
 
 
-def test_the_worker_that_loads_the_tasks_asks_the_base_and_scores(tiny_hub, data, tmp_path):
+def test_the_worker_that_loads_the_tasks_asks_the_base_and_scores(
+    tiny_hub, data, tmp_path, monkeypatch
+):
+    made = []
+
+    def counted(*given, **more):
+        made.append(open_evaluator(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr(site, "open_evaluator", counted)
     with opened(tmp_path, StringIO()) as d:
-        d.evaluator.check()
-        assert d.evaluators.under(d.settings) is d.evaluator
+        base, settings = ingredients(d, d.base), d.settings
+        found = d.evaluators.ask(settings, base, missing(settings, "selection")).evaluation
+        assert [answers.task for answers in found.answers] == ["show"]
         text = d.home.evaluation_log.read_text()
-    assert text.count("one question") == 1
+    assert text.count("one document") == len(made) == 1
 
 
 def test_a_base_that_answers_nan_is_refused_at_every_start(tiny_hub, data, tmp_path):

@@ -228,18 +228,18 @@ def test_a_worker_that_dies_is_the_worlds_fault_and_the_model_comes_back_by_itse
 ):
     clock = Clock(datetime(2026, 3, 1, 12, tzinfo=UTC))
     with opened(home, clock) as d:
-        real = d.evaluator.evaluate
+        real = WorkerEvaluator.evaluate
         deaths = {"demo/add": 1, "demo/max": 2}
         said = []
 
-        def mortal(assembly, split, progress=None):
+        def killed(self, assembly, split, progress=None):
             name = f"demo/{assembly.base.name}"
             if not assembly.leaves and deaths.get(name, 0) > 0:
                 deaths[name] -= 1
                 raise WorkerDied(f"{name}: the evaluation worker died")
-            return real(assembly, split, progress)
+            return real(self, assembly, split, progress)
 
-        monkeypatch.setattr(d.evaluator, "evaluate", mortal)
+        monkeypatch.setattr(WorkerEvaluator, "evaluate", killed)
         monkeypatch.setattr(d.report, "event", lambda *event, **facts: said.append((*event, facts)))
         evolve(d)
         # Once is bad luck; twice sets it aside for a time.

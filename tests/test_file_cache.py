@@ -468,11 +468,11 @@ def test_hashes_of_small_files_are_written_down_many_at_a_time(server, home, tmp
         path.write_text(path.name)
     written = []
     with opened(server, home) as d:
-        transaction = d.lineage.transaction
+        remember = d.lineage.remember_hashes
         monkeypatch.setattr(
-            d.lineage, "transaction", lambda: written.append(1) or transaction(), raising=True
+            d.lineage, "remember_hashes", lambda new: written.append(1) or remember(new)
         )
-        sha256 = file_cache.cached_hash(d.lineage)
+        sha256 = file_cache.FileHashes(d.lineage)
         found = [sha256(path) for path in paths]
         assert len(written) == 2
         paths[0].write_text("changed")
@@ -481,6 +481,6 @@ def test_hashes_of_small_files_are_written_down_many_at_a_time(server, home, tmp
     with opened(server, home) as d:
         # The last fifty were not written down, as after a kill: they are hashed again.
         monkeypatch.setattr(file_cache, "hash_file", lambda path: f"again {path.name}")
-        sha256 = file_cache.cached_hash(d.lineage)
+        sha256 = file_cache.FileHashes(d.lineage)
         again = [sha256(path).startswith("again") for path in paths[1:]]
     assert again == [False] * 199 + [True] * 50

@@ -7,6 +7,7 @@ import pytest
 from kinship_daemon import config
 from kinship_daemon.evaluate.discovery import Judged, saffron
 from kinship_daemon.explain import explain
+from kinship_daemon.retry import try_again
 from kinship_daemon.steps import gate, validate
 from kinship_storage.records import Gate, Model, Publication
 from small_lineage import finetune, merge, open_lineage, score
@@ -131,6 +132,26 @@ def test_what_is_published_is_not_judged_again_under_other_settings(home):
     assert families(home) == {"m1": list(PAIR), "m2": [*PAIR, "m1"]}
     home.lineage.add_publication(Publication("m1", "us/m1", "1" * 40, "u"))
     assert families(home) == {"m2": [*PAIR, "m1"]}
+
+
+def test_a_changed_rule_counts_for_later_verdicts_alone_and_a_start_says_so(home):
+    """Else the same answers could be judged until some rule lets them pass."""
+    born(home, "m1", 0.7)
+    born(home, "m2", 0.8)
+    told = []
+    report = SimpleNamespace(event=lambda kind, message, **_: told.append((kind, message)))
+    try_again(home.config, home.settings, home.lineage, report)
+    judged(home, "m1", passed=False)
+    rules = home.config.gate.model_copy(update={"min_gain": 0.2})
+    home.config = home.config.model_copy(update={"gate": rules})
+    for _ in range(2):
+        try_again(home.config, home.settings, home.lineage, report)
+    words = "gate.min_gain changed: it counts for merges that are judged from now on"
+    assert told == [("warning", f"{words}; those given before stand")]
+    assert list(families(home)) == ["m2"]
+    for weights in ("sha256:a", "sha256:b", "recipe:m2"):
+        scored(home.lineage, weights, 0.5, split="validation")
+    assert next(gate.STEP.plan(home)).inputs["rules"]["min_gain"] == 0.2
 
 
 def test_the_gate_before_leaves_discoveries_and_judgements_that_gave_nothing(home):

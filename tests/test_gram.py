@@ -162,7 +162,7 @@ def test_unkind_deltas(tmp_path, other):
         strange = {name: (t * scale).bfloat16() for name, t in noise.items()}
     if other == "one element":
         strange["blocks"][-1] += 1
-    leaves = {"plain": nearby(base, 1, 0.5), "strange": strange, "twin": strange}
+    leaves = {"plain": nearby(base, 1, 0.5), "strange": strange, "copy": strange}
     family = Family(tmp_path, base, leaves)
     ledger = family.ledger()
     assert_close(ledger.gram, family.exact(), 1e-6)
@@ -173,7 +173,7 @@ def test_unkind_deltas(tmp_path, other):
         step,
         family.base,
         {"strange": family.leaves["strange"]},
-        {name: family.leaves[name] for name in ("twin", "plain")},
+        {name: family.leaves[name] for name in ("copy", "plain")},
     )
     places = torch.tensor([0, 1, *(again.rows.index(name) + 2 for name in ledger.rows)])
     assert torch.equal(again.gram[:, places][:, :, places], ledger.gram)
@@ -233,8 +233,8 @@ def test_a_broken_base_is_named(tmp_path, family):
 
 
 def test_a_leaf_with_the_bytes_of_its_base_is_a_row_of_zeros(family):
-    twin = descend(family.base, family.base.path)
-    ledger = gram.extend(gram.start(family.base, "b"), family.base, {}, {"b": twin})
+    same = descend(family.base, family.base.path)
+    ledger = gram.extend(gram.start(family.base, "b"), family.base, {}, {"b": same})
     assert ledger.rows == ("b",)
     assert not bool(ledger.gram[:, 2].any())
 

@@ -455,7 +455,7 @@ def test_the_document_that_the_harness_fails_at_is_named(tiny_base, tmp_path):
     message = r"the harness failed while answering document 5 of task 'echo': ValueError: not five"
     with pytest.raises(EvaluationFailed, match=message) as caught:
         score(settings(folder, "echo"), tiny_base)
-    assert caught.value.question == ("echo", 5)
+    assert caught.value.document == ("echo", 5)
 
 
 def test_a_text_that_nothing_precedes_needs_a_token_to_begin_with(tiny_base, tmp_path):

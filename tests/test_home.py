@@ -92,6 +92,6 @@ def test_stop_ends_the_holder_and_says_so(tmp_path, holder):
     asked = ["stop", "--home", str(tmp_path / "home")]
     result = CliRunner().invoke(app, asked)
     assert (result.exit_code, result.output) == (0, f"stopped (pid {holder.pid})\n")
-    assert holder.wait(timeout=5) == -signal.SIGTERM
+    assert holder.wait(timeout=60) == -signal.SIGTERM
     result = CliRunner().invoke(app, asked)
     assert (result.exit_code, result.output) == (0, f"no daemon runs on {tmp_path / 'home'}\n")

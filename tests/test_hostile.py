@@ -16,7 +16,7 @@ import pytest
 import hub_daemon
 import turns
 from hostile_hubs import SECRET, in_folder, uploaded
-from hostile_world import BASE, HARMLESS, KINDS, Link, Pipe, Stranger, base_folder, strangers
+from hostile_world import BASE, HARMLESS, KINDS, Link, Pipe, Stranger, base_folder, hostile_repos
 from hub_server import HubServer
 from kinship_daemon import config, startup
 from kinship_daemon.bugs import bugs_noted
@@ -62,7 +62,7 @@ def check(d, log, repos, plain: Collection[str] = ()):
 
 
 def test_in_a_folder_nobody_is_cheated_or_kept_waiting(tmp_path):
-    repos = list(strangers(GOOD, len(KINDS), folder=True))
+    repos = list(hostile_repos(GOOD, len(KINDS), folder=True))
     assert {repo.kind for repo in repos} == {"good", *KINDS}
     hub = in_folder(tmp_path, repos)
     with opened(hub, tmp_path / "home") as (d, log):
@@ -71,7 +71,7 @@ def test_in_a_folder_nobody_is_cheated_or_kept_waiting(tmp_path):
 
 
 def test_over_http_nobody_is_cheated(tmp_path):
-    repos = list(strangers(GOOD, len(KINDS), folder=False, seed=1))
+    repos = list(hostile_repos(GOOD, len(KINDS), folder=False, seed=1))
     with HubServer() as server:
         plain = uploaded(server, repos)
         with opened(server.url, tmp_path / "home") as (d, log):

@@ -662,7 +662,7 @@ def test_a_lost_answer_is_of_a_request_that_was_done(server, api):
 
 def test_a_server_that_has_ended_answers_nobody(server):
     server_url = server.url
-    connection = http.client.HTTPConnection(urlsplit(server_url).netloc, timeout=5)
+    connection = http.client.HTTPConnection(urlsplit(server_url).netloc, timeout=60)
     connection.request("GET", "/api/models")
     connection.getresponse().read()
     server.__exit__()

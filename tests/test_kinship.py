@@ -302,8 +302,8 @@ def test_layers_come_in_the_order_of_numbers(tmp_path):
 
 
 def test_twins_are_at_distance_nought_and_kinship_one(ledger, slerp_child):
-    twins = matrix(ledger, [slerp_child] * 300, "euclidean")
-    assert bool((twins == 0).all())
+    same = matrix(ledger, [slerp_child] * 300, "euclidean")
+    assert bool((same == 0).all())
     kin = matrix(ledger, [slerp_child] * 300, "pcc")
     assert float((kin - 1).abs().max()) < 1e-12
 
@@ -320,8 +320,8 @@ def test_many_models_in_pieces_are_the_same_as_few_at_once(
     few = matrix(ledger, rows, metric)
     assert torch.allclose(whole[-5:, :5], few, rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(kinship, "_ROOM", 4 * len(many) * 3)  # three tensors at a time
-    pieces = matrix(ledger, many, metric)
-    assert torch.allclose(pieces, whole, rtol=1e-12, atol=1e-12)
+    chunked = matrix(ledger, many, metric)
+    assert torch.allclose(chunked, whole, rtol=1e-12, atol=1e-12)
     layers = by_layer(ledger, many, metric)
     monkeypatch.undo()
     for layer, values in by_layer(ledger, many, metric).items():

@@ -144,9 +144,9 @@ def test_folders_are_shown_by_their_last_part(of_three, tiny_base):
 
 
 def test_folders_of_the_same_last_part_are_shown_in_full(call, tmp_path, tiny_base, tiny_finetunes):
-    twin = tiny.finetune(tiny_base, tmp_path / "x" / "a", seed=9)
-    shown = call("kinship", tiny_finetunes[0], twin, "--base", tiny_base).out.splitlines()
-    assert [line.split()[0] for line in shown[1:3]] == [str(tiny_finetunes[0]), str(twin)]
+    other = tiny.finetune(tiny_base, tmp_path / "x" / "a", seed=9)
+    shown = call("kinship", tiny_finetunes[0], other, "--base", tiny_base).out.splitlines()
+    assert [line.split()[0] for line in shown[1:3]] == [str(tiny_finetunes[0]), str(other)]
 
 
 @pytest.mark.parametrize(

@@ -315,7 +315,11 @@ def test_the_demos_worlds_are_as_many_as_its_sets_of_founders(monkeypatch, capfd
     arguments = ["simulate", "--landscape", "demo", "--policy", "topk-greedy", "--seeds", "16"]
     found = call(arguments, monkeypatch, capfd)
     assert (found.code, "15 different worlds" in found.err) == (2, True)
-    for wrong, words in (("demo:founders=9", "from 2 to 6"), ("demo:people=2", "known: founders")):
+    for wrong, words in (
+        ("demo:founders=9", "from 2 to 6"),
+        ("demo:people=2", "known: founders, control"),
+        ("demo:control=yes", "control is True; it must be one of none, random, rotated"),
+    ):
         found = call(
             ["simulate", "--landscape", wrong, "--policy", "topk-greedy"], monkeypatch, capfd
         )
@@ -345,3 +349,41 @@ def test_a_flat_and_rugged_world_is_near_the_papers_table():
     assert losses < 0.02
     title = Synthetic(Parameters(slope=0.05, rugged=0.15)).title
     assert title.endswith(", slope 0.05, rugged 0.15")
+
+
+def test_controls_have_lengths_and_kinships_but_no_skill():
+    worlds = {
+        control: Synthetic(Parameters(control=control)).world(3, NOTHING)
+        for control in ("none", "random", "rotated")
+    }
+    lengths = {c: [model.length for model in world.founders] for c, world in worlds.items()}
+    names = [model.name for model in worlds["none"].founders]
+    kinships = {control: world.kinship(names) for control, world in worlds.items()}
+    best = {control: max(map(world.true, names)) for control, world in worlds.items()}
+    for control in ("random", "rotated"):
+        assert lengths[control] == pytest.approx(lengths["none"])
+        assert best[control] < best["none"] - 0.03
+    assert kinships["rotated"] == pytest.approx(kinships["none"])
+    assert (
+        np.abs(kinships["random"] - np.eye(6)).mean() < np.abs(kinships["none"] - np.eye(6)).mean()
+    )
+
+
+def test_controls_of_real_models_have_their_lengths_and_rotated_ones_their_kinships(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    inner = {}
+    for control in ("none", "random", "rotated"):
+        with open_landscape(f"demo:founders=6,control={control}") as landscape:
+            inner[control] = landscape.ledger.gram[:, 2:, 2:].sum(0).numpy()
+            order = np.argsort([landscape.folders[row].name for row in landscape.ledger.rows])
+        inner[control] = inner[control][np.ix_(order, order)]
+    lengths = {control: np.sqrt(np.diagonal(values)) for control, values in inner.items()}
+    # Rounded to bfloat16, as fine-tunes are.
+    assert lengths["random"] == pytest.approx(lengths["none"], rel=0.01)
+    scale = np.outer(lengths["none"], lengths["none"])
+    assert inner["rotated"] / scale == pytest.approx(inner["none"] / scale, abs=0.01)
+    apart = ~np.eye(6, dtype=bool)
+    assert np.abs((inner["random"] / scale)[apart]).max() < 0.02
+    assert (inner["none"] / scale)[apart].max() > 0.1

@@ -229,15 +229,15 @@ def test_what_was_set_aside_for_the_world_is_found_when_its_time_comes(family):
 
 
 def test_the_best_source_of_bytes_comes_first(family):
-    def twin(name, status="seen", *, gone=False, **learned):
+    def copy(name, status="seen", *, gone=False, **learned):
         family.add_model(finetune(name, weights="sha256:add", status=status))
         family.update_model(f"demo/{name}", **learned)
         family.add_candidate(Candidate(f"demo/{name}", "2026-01-30T21:04:00Z", gone=gone))
 
-    twin("a-gone", gone=True, folder="/models/a-gone")
-    twin("b")
-    twin("c", folder="/models/c")
-    twin("d", "admitted", gone=True)
+    copy("a-gone", gone=True, folder="/models/a-gone")
+    copy("b")
+    copy("c", folder="/models/c")
+    copy("d", "admitted", gone=True)
     expected = ["demo/add", "demo/d", "demo/c", "demo/b", "demo/a-gone"]
     assert [m.id for m in family.by_weights("sha256:add")] == expected
 
@@ -374,15 +374,12 @@ def test_a_number_that_json_cannot_say_is_refused(lineage):
         lineage.put("threshold", math.nan)
 
 
-def test_a_hash_is_remembered_for_an_unchanged_file_only(lineage):
-    file = Path("/models/model.safetensors")
-    lineage.remember_hash(file, 10, 123, "aa")
-    assert lineage.file_hash(file, 10, 123) == "aa"
-    assert lineage.file_hash(file, 11, 123) is None
-    assert lineage.file_hash(file, 10, 124) is None
-    lineage.remember_hash(file, 11, 124, "bb")
-    assert lineage.file_hash(file, 10, 123) is None
-    assert lineage.file_hash(file, 11, 124) == "bb"
+def test_of_a_file_the_newest_hash_is_remembered(lineage):
+    lineage.remember_hashes({"/models/b": (10, 123, "bb"), "/models/a": (11, 124, "aa")})
+    lineage.remember_hashes({"/models/b": (11, 125, "cc")})
+    assert lineage.file_hashes() == {"/models/a": (11, 124, "aa"), "/models/b": (11, 125, "cc")}
+    assert lineage.file_hash(Path("/models/b"), 11, 125) == "cc"
+    assert lineage.file_hash(Path("/models/b"), 10, 123) is None
 
 
 def test_generations_hold_what_the_policy_saw(family):

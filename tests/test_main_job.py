@@ -308,8 +308,8 @@ def test_a_released_finetune_takes_part_in_a_new_generation(first, place, home, 
         _await(running, "idling", lambda e: e["event"] == "idle")
         released = command.run(["demo", "release", "--home", copy], place)
         assert released.code == 0, released.err
-        noticed = _await(running, "notice", lambda e: e["event"] == "notice")
-        assert noticed["model"] in released.out
+        notice = _await(running, "notice", lambda e: e["event"] == "notice")
+        assert notice["model"] in released.out
         _await(running, "a merge", lambda e: e["event"] == "merge")
         _await(running, "converged", lambda e: e["event"] == "converged")
     finally:

@@ -167,9 +167,9 @@ def test_building_a_model_draws_no_random_numbers(child):
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory):
-    room = tmp_path_factory.mktemp("tied")
-    base = tiny.base(room / "base", tied=True)
-    return base, [tiny.finetune(base, room / name, seed) for seed, name in enumerate("ab", 1)]
+    scratch = tmp_path_factory.mktemp("tied")
+    base = tiny.base(scratch / "base", tied=True)
+    return base, [tiny.finetune(base, scratch / name, seed) for seed, name in enumerate("ab", 1)]
 
 
 def test_tied_embeddings_stay_tied(tmp_path, tied):
@@ -369,33 +369,33 @@ write(assembly, Path(sys.argv[2]), shard_bytes=9000, progress=progress)
 
 def test_a_killed_write_leaves_nothing_under_the_name_and_is_cleaned_up(tmp_path, child):
     (tmp_path / "assembly").write_bytes(pickle.dumps(child))
-    room = tmp_path / "room"
-    room.mkdir()
-    arguments = [str(tmp_path / "assembly"), str(room / "child"), "10"]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = [str(tmp_path / "assembly"), str(scratch / "child"), "10"]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert done.returncode == -signal.SIGKILL
-    (leftover,) = room.iterdir()
+    (leftover,) = scratch.iterdir()
     assert leftover.name.startswith(".child.partial-")
     finished = {path.name: path.stat().st_ino for path in leftover.glob("model*")}
     assert len(finished) > 1
-    write(child, room / "child")
-    assert [path.name for path in room.iterdir()] == ["child"]
+    write(child, scratch / "child")
+    assert [path.name for path in scratch.iterdir()] == ["child"]
 
 
 def test_shards_that_a_killed_write_had_finished_are_kept(tmp_path, child):
     (tmp_path / "assembly").write_bytes(pickle.dumps(child))
-    room = tmp_path / "room"
-    room.mkdir()
-    arguments = [str(tmp_path / "assembly"), str(room / "child"), "10"]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = [str(tmp_path / "assembly"), str(scratch / "child"), "10"]
     subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
-    (leftover,) = room.iterdir()
+    (leftover,) = scratch.iterdir()
     finished = {path.name: path.stat().st_ino for path in leftover.glob("model*")}
     assert len(finished) > 1
-    files = write(child, room / "child", shard_bytes=9000)
-    kept = {name: (room / "child" / name).stat().st_ino for name in finished}
+    files = write(child, scratch / "child", shard_bytes=9000)
+    kept = {name: (scratch / "child" / name).stat().st_ino for name in finished}
     assert kept == finished
     assert files == write(child, tmp_path / "fresh", shard_bytes=9000)
-    assert files == {path.name: hash_file(path) for path in sorted((room / "child").iterdir())}
+    assert files == {path.name: hash_file(path) for path in sorted((scratch / "child").iterdir())}
 
 
 def test_what_was_made_is_told_tensor_by_tensor(tmp_path, child):

@@ -144,7 +144,7 @@ def merged(name, deltas, **changes):
     return method(name)([delta.clone() for delta in deltas], settings(name, **changes))
 
 
-def apart(found, wanted):
+def off_by(found, wanted):
     """Of two matrices, relative to the second."""
     off = (torch.as_tensor(found).double() - torch.as_tensor(wanted).double()).norm()
     return float(off / torch.as_tensor(wanted).double().norm())
@@ -167,13 +167,13 @@ def test_a_method_is_its_definition(name, shape, changes):
         common = noise(9, *shape)
         deltas = [common + (i + 1) * noise(i, *shape) for i in range(count)]
         exact = REFERENCE[name]([d.double().numpy() for d in deltas], own)
-        assert apart(merged(name, deltas, **own), exact) < 2e-5
+        assert off_by(merged(name, deltas, **own), exact) < 2e-5
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_order_of_parents_does_not_matter(name):
     deltas = [(i + 1) * noise(i, 20, 33) for i in range(3)]
-    assert apart(merged(name, deltas[::-1]), merged(name, deltas)) < 3e-5
+    assert off_by(merged(name, deltas[::-1]), merged(name, deltas)) < 3e-5
 
 
 @pytest.mark.parametrize("factor", [1e-4, 300.0])
@@ -181,15 +181,15 @@ def test_the_order_of_parents_does_not_matter(name):
 def test_deltas_of_another_length_give_a_child_of_that_length(name, factor):
     deltas = [noise(i, 25, 20) for i in range(2)]
     scaled = merged(name, [factor * delta for delta in deltas])
-    assert apart(scaled / factor, merged(name, deltas)) < 1e-5
-    assert apart(merged(name, deltas, **{"lambda": 0.3}), 0.3 * merged(name, deltas)) < 1e-6
+    assert off_by(scaled / factor, merged(name, deltas)) < 1e-5
+    assert off_by(merged(name, deltas, **{"lambda": 0.3}), 0.3 * merged(name, deltas)) < 1e-6
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_parent_gives_the_parent_or_is_refused(name):
     delta = noise(1, 18, 40)
     if name in ALONE:
-        assert apart(merged(name, [delta]), delta) < 1e-6
+        assert off_by(merged(name, [delta]), delta) < 1e-6
     else:
         with pytest.raises(UsageError, match=f"{name} takes 2 to any number parents, not 1"):
             check(Recipe(name, ("a",), {}), ())
@@ -198,7 +198,7 @@ def test_one_parent_gives_the_parent_or_is_refused(name):
 @pytest.mark.parametrize("name", sorted(SOLVED - {"optmerge"} | {"svc"}))
 def test_parents_that_agree_give_what_they_agree_on(name):
     delta = noise(1, 30, 20)
-    assert apart(merged(name, [delta, delta, delta]), delta) < 1e-5
+    assert off_by(merged(name, [delta, delta, delta]), delta) < 1e-5
 
 
 def orthogonal(count, rank, rows=40, columns=32):
@@ -207,10 +207,10 @@ def orthogonal(count, rank, rows=40, columns=32):
     ones = np.ones((rows, 1)) / rows**0.5
     left = np.linalg.qr(np.concatenate([ones, rng.normal(size=(rows, count * rank))], 1))[0][:, 1:]
     right = np.linalg.qr(rng.normal(size=(columns, count * rank)))[0]
-    spans = [slice(i * rank, (i + 1) * rank) for i in range(count)]
+    blocks = [slice(i * rank, (i + 1) * rank) for i in range(count)]
     # Of one length: no two singular values are the same.
     s = np.linspace(1.0, 1.5, rank) * 1e-3
-    deltas = [left[:, each] * s @ right[:, each].T for each in spans]
+    deltas = [left[:, each] * s @ right[:, each].T for each in blocks]
     return [torch.from_numpy(delta).float() for delta in deltas]
 
 
@@ -218,7 +218,7 @@ def orthogonal(count, rank, rows=40, columns=32):
 def test_parents_with_nothing_in_common_add_up(name):
     deltas = orthogonal(3, 4)
     # The ridge, 0.01 of the mean eigenvalue, is that of these directions times 4 / 32.
-    assert apart(merged(name, deltas), sum(deltas)) < (3e-3 if name in SOLVED else 1e-5)
+    assert off_by(merged(name, deltas), sum(deltas)) < (3e-3 if name in SOLVED else 1e-5)
 
 
 def test_of_parents_with_nothing_in_common_iso_makes_all_directions_alike():
@@ -242,7 +242,7 @@ def test_deltas_of_low_rank_stay_in_what_they_span(name, rank):
     # float32, of systems whose condition is rank / n times the ridge.
     assert float(outside.norm()) < (2e-4 if name in SOLVED else 1e-6) * float(found.norm())
     assert float(found.norm()) < 10 * sum(float(delta.norm()) for delta in deltas)
-    assert apart(merged(name, deltas[::-1]), found) < 2e-4
+    assert off_by(merged(name, deltas[::-1]), found) < 2e-4
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -306,7 +306,7 @@ def test_a_sum_that_float32_cannot_factor_is_solved_with_a_larger_ridge(monkeypa
         deltas = [noise(i, *shape) for i in range(count)]
         found = merged("actmat", deltas)
         exact = REFERENCE["actmat"]([d.double().numpy() for d in deltas], {"ridge": 1.0})
-        assert apart(found, exact) < 1e-5
+        assert off_by(found, exact) < 1e-5
         assert next(failed, None) is None
 
 
@@ -333,9 +333,9 @@ def test_parameters_out_of_range_are_refused_before_anything_is_read(family, nam
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
     """A base in bf16 and three fine-tunes."""
-    room = tmp_path_factory.mktemp("matrix")
-    base = tiny.base(room / "base")
-    return base, [tiny.finetune(base, room / name, seed) for seed, name in enumerate("abc", 1)]
+    scratch = tmp_path_factory.mktemp("matrix")
+    base = tiny.base(scratch / "base")
+    return base, [tiny.finetune(base, scratch / name, seed) for seed, name in enumerate("abc", 1)]
 
 
 def child(base, leaves, name, **parameters):
@@ -461,7 +461,7 @@ def test_an_adapter_may_be_a_parent(tmp_path, family):
         [1 / float(delta.norm()) ** 2, 0],
         0.01,
     )
-    assert apart(made[key].double() - own[key].double(), exact) < 1e-4
+    assert off_by(made[key].double() - own[key].double(), exact) < 1e-4
     low_rank = (
         made["model.layers.0.self_attn.q_proj.weight"]
         - own["model.layers.0.self_attn.q_proj.weight"]
@@ -486,7 +486,7 @@ def test_a_parent_may_be_a_merge_of_leaves(family):
     key = "model.layers.1.mlp.gate_proj.weight"
     mean = (a[key].double() + b[key].double()) / 2 - own[key].double()
     exact = tsv([mean.numpy(), (c[key].double() - own[key].double()).numpy()], {})
-    assert apart(made[key].double() - own[key].double(), exact) < 1e-4
+    assert off_by(made[key].double() - own[key].double(), exact) < 1e-4
 
 
 def test_biases_are_averaged(tmp_path):
@@ -520,9 +520,9 @@ def test_a_recipe_in_yaml_is_merged_by_hand(tmp_path, family, monkeypatch, capfd
 @pytest.mark.parametrize("name", METHODS)
 def test_a_gpu_makes_nearly_the_same_child(family, name):
     base, leaves = family
-    here = child(base, leaves, name)
+    on_cpu = child(base, leaves, name)
     names = ledgers.of(base, {}).names
     recipe = Recipe(name, tuple(folder.name for folder in leaves), {})
-    there = whole_tensor_assembly(recipe, here.parents, names, base, "x", leaves[0], "cuda")
+    there = whole_tensor_assembly(recipe, on_cpu.parents, names, base, "x", leaves[0], "cuda")
     for key, tensor in all_made(there).items():
-        assert torch.allclose(tensor, all_made(here)[key], rtol=1e-4, atol=1e-6), key
+        assert torch.allclose(tensor, all_made(on_cpu)[key], rtol=1e-4, atol=1e-6), key

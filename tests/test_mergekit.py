@@ -478,9 +478,9 @@ def test_mergekit_makes_the_same_of_a_span_recipe(
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A base and fine-tunes in float32, where rounding hides no difference of method."""
-    room = tmp_path_factory.mktemp("wide")
-    base = tiny.base(room / "base", dtype=torch.float32)
-    return base, {n: tiny.finetune(base, room / n, seed=i) for i, n in enumerate("abc", start=1)}
+    scratch = tmp_path_factory.mktemp("wide")
+    base = tiny.base(scratch / "base", dtype=torch.float32)
+    return base, {n: tiny.finetune(base, scratch / n, seed=i) for i, n in enumerate("abc", start=1)}
 
 
 @pytest.mark.parametrize("recipe", ELEMENTWISE, ids=told)
@@ -510,7 +510,7 @@ def test_merges_of_merges_are_told_in_several_documents():
 
 def test_mergekit_reads_several_documents_alike():
     multimerge = pytest.importorskip("mergekit.scripts.multimerge")
-    merges, needed = multimerge.load_config(several_yaml({"child": FIRST}, LAST), "room")
+    merges, needed = multimerge.load_config(several_yaml({"child": FIRST}, LAST), "scratch")
     assert needed == {"child": set(), None: {"child"}}
     assert merges["child"].merge_method == "slerp"
 

@@ -2,7 +2,7 @@
 PyPI's olah, a caching mirror of the Hub, between the real client and the Hub server of the tests.
 
 Somebody else's reading of the protocol stands in front of the server: it probes with HEAD, pins
-revisions, fetches in pieces and answers ranges out of its own cache. Its pins are not ours, so it
+revisions, fetches in blocks and answers ranges out of its own cache. Its pins are not ours, so it
 lives in a virtual environment of its own, whose python KINSHIP_OLAH names.
 """
 
@@ -31,7 +31,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def started(server: HubServer, port: int, room: Path) -> subprocess.Popen:
+def started(server: HubServer, port: int, scratch: Path) -> subprocess.Popen:
     python = os.environ.get("KINSHIP_OLAH")
     if not python or not Path(python).is_file():
         pytest.skip(
@@ -47,37 +47,37 @@ def started(server: HubServer, port: int, room: Path) -> subprocess.Popen:
         "--hf-lfs-netloc": storage,
         "--mirror-netloc": here,
         "--mirror-lfs-netloc": here,
-        "--repos-path": str(room / "repos"),
-        "--log-path": str(room / "logs"),
+        "--repos-path": str(scratch / "repos"),
+        "--log-path": str(scratch / "logs"),
     }
     words = [word for pair in options.items() for word in pair]
-    with (room / "said").open("w") as said:
+    with (scratch / "said").open("w") as said:
         return subprocess.Popen(
-            [python, "-m", "olah.server", *words], cwd=room, stdout=said, stderr=said
+            [python, "-m", "olah.server", *words], cwd=scratch, stdout=said, stderr=said
         )
 
 
-def await_answer(process: subprocess.Popen, port: int, room: Path) -> None:
+def await_answer(process: subprocess.Popen, port: int, scratch: Path) -> None:
     for _ in range(300):
-        assert process.poll() is None, (room / "said").read_text()
+        assert process.poll() is None, (scratch / "said").read_text()
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
         except OSError:
             time.sleep(0.1)
-    raise TimeoutError((room / "said").read_text())
+    raise TimeoutError((scratch / "said").read_text())
 
 
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory):
     """The server, and the port of the mirror in front of it."""
-    room = tmp_path_factory.mktemp("olah")
+    scratch = tmp_path_factory.mktemp("olah")
     with HubServer() as server:
         server.add("org/tuned", FILES, {"base_model": "org/base", "license": "mit"})
         port = free_port()
-        process = started(server, port, room)
+        process = started(server, port, scratch)
         try:
-            await_answer(process, port, room)
+            await_answer(process, port, scratch)
             yield server, port
         finally:
             process.terminate()

@@ -22,7 +22,7 @@ UNSOUND = {
     "parentless": Decision((Proposal(5, "pair", "why"),), (), None),
     "wordy": Decision((), (), "high", stop="done"),
     "alone": Decision((Proposal(("a", "a"), "pair", "why"),), (), None),
-    "strangers": Decision((), ("nobody",), None, stop="done"),
+    "unknown names": Decision((), ("nobody",), None, stop="done"),
 }
 
 
@@ -79,7 +79,7 @@ def test_a_policy_answers_as_it_would_here():
         ("parentless", "merges.0.parents of its decision: Input should be a valid"),
         ("wordy", "top_mean_kinship of its decision: Input should be a valid number"),
         ("alone", "it proposed to merge a, a alone"),
-        ("strangers", "its top names nobody"),
+        ("unknown names", "its top names nobody"),
     ],
 )
 def test_what_a_policy_does_instead_is_said_in_one_line(way, said):

@@ -229,12 +229,12 @@ def test_every_room_in_the_layout_exists():
     layout = next(block for block in blocks("") if "cycle.py" in block)
     folder = root = ROOT / "daemon" / "kinship_daemon"
     for line in layout.splitlines():
-        if room := re.match(r"[a-z_]+/[a-z_]*", line):
-            root = ROOT / room[0]
+        if scratch := re.match(r"[a-z_]+/[a-z_]*", line):
+            root = ROOT / scratch[0]
             assert root.exists(), line
-        elif room := re.match(r"  ([a-z_]+\.py|[a-z]+/)", line):
-            assert (root / room[1]).exists(), line
-            folder = root / room[1]
+        elif scratch := re.match(r"  ([a-z_]+\.py|[a-z]+/)", line):
+            assert (root / scratch[1]).exists(), line
+            folder = root / scratch[1]
         for name in re.findall(r"[a-z_]+\.py", line):
             assert [*root.rglob(name)], name
         if modules := re.match(r" {20,}([a-z_, ]+):", line):

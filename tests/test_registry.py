@@ -14,6 +14,7 @@ from kinship_storage.errors import UsageError
 
 OURS = [
     "cma-es",
+    "coefficient-gp",
     "evolver",
     "greedy-soup",
     "kinship-gain",

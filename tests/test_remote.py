@@ -1,4 +1,4 @@
-"""A model's headers through pieces of its files: all checks, and no more read than they take."""
+"""A model's headers through ranges of its files: all checks, and no more read than they take."""
 
 import json
 import shutil
@@ -34,8 +34,8 @@ def test_a_tensors_offset_is_where_its_bytes_are(tiny_finetunes):
     found = remote(tiny_finetunes[1])
     for name, tensor in tiny.tensors(tiny_finetunes[1]).items():
         info = found.tensors[name]
-        (piece,) = found.ranges.read(info.file, [(info.offset, info.offset + info.nbytes)])
-        assert piece == tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        (data,) = found.ranges.read(info.file, [(info.offset, info.offset + info.nbytes)])
+        assert data == tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def test_of_a_large_model_only_headers_are_read(tmp_path):
@@ -212,9 +212,9 @@ def test_names_with_the_models_prefix_and_without_are_the_same(tmp_path, tiny_ba
         fitting = check_fits(remote(base), remote(other))
         assert list(fitting.tensors) == list(remote(base).tensors)
         for name, info in fitting.tensors.items():
-            (piece,) = fitting.ranges.read(info.file, [(info.offset, info.offset + info.nbytes)])
+            (data,) = fitting.ranges.read(info.file, [(info.offset, info.offset + info.nbytes)])
             whole = own["model." + name.removeprefix("model.")] if name not in own else own[name]
-            assert piece == whole.contiguous().view(torch.uint8).numpy().tobytes()
+            assert data == whole.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("silent", [False, True])

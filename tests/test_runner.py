@@ -4,6 +4,7 @@ import errno
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -20,6 +21,8 @@ from kinship_daemon.errors import (
     Stopped,
     Transient,
     Unavailable,
+    UsageError,
+    planning,
 )
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
@@ -253,6 +256,89 @@ def test_many_that_do_not_come_hold_a_run_up(context):
     assert Runner(context, [away]).loop(NOON).waiting
 
 
+def planned(context, *faults):
+    """Work for everyone who waits; while it is planned for org/b these are raised in turn."""
+    left = list(faults)
+
+    def plan(_context):
+        for name in NAMES:
+            if context.lineage.require(name).status == "seen":
+                with planning(name):
+                    if name == "org/b" and left:
+                        raise left.pop(0)
+                yield Work({"name": name}, name)
+
+    return replace(step(failing()), plan=plan)
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "words"),
+    [
+        (ModelError("NaN in it"), "model", "NaN in it"),
+        (UnknownRepo("no such repo"), "world", "no such repo"),
+        (LeafGone("gone", cause="world"), "world", "gone"),
+        (MemoryError(), "world", "takes more memory than there is"),
+        (ZeroDivisionError("0/0"), "world", "a bug met in look"),
+    ],
+)
+def test_what_is_raised_while_one_model_is_planned_keeps_back_that_model_alone(
+    context, fault, cause, words
+):
+    runner = Runner(context, [planned(context, fault)])
+    assert runner.loop(NOON).kind == "look"
+    assert context.lineage.require("org/a").status == "admitted"
+    assert runner.loop(NOON).kind == "look"
+    assert statuses(context) == ["admitted", "quarantined", "admitted"]
+    aside = context.lineage.require("org/b")
+    assert aside.cause == cause
+    assert words in aside.reason
+    assert runner.loop(NOON).kind is None
+
+
+@pytest.mark.parametrize("fault", [Transient("away", 300.0), BudgetReached("limits.x reached")])
+def test_trouble_of_the_world_while_planning_lets_the_kind_rest(context, fault):
+    runner = Runner(context, [planned(context, fault)])
+    assert runner.loop(NOON).kind == "look"
+    turn = runner.loop(NOON)
+    assert (turn.kind, turn.waiting) == (None, (fault,))
+    assert statuses(context) == ["admitted", "seen", "seen"]
+    assert turn.due > NOON
+    context.now.now = turn.due
+    assert runner.loop(turn.due).kind == "look"
+    assert statuses(context) == ["admitted"] * 3
+
+
+def test_a_plan_that_fails_over_who_is_aside_already_waits(context):
+    """As over a leaf that nobody needs any more: nothing is left to set aside."""
+
+    def plan(_context):
+        with planning("org/b"):
+            raise ModelError("NaN in it")
+        yield
+
+    runner = Runner(context, [replace(step(failing()), plan=plan)])
+    assert runner.loop(NOON).kind == "look"
+    turn = runner.loop(NOON)
+    assert (turn.kind, str(*turn.waiting)) == (None, "org/b: NaN in it")
+    resting = runner.loop(NOON)
+    assert (resting.kind, resting.due) == (None, turn.due)
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), Stopped(), UsageError("no such")])
+def test_what_concerns_everyone_ends_the_daemon_while_planning_too(context, fault):
+    with pytest.raises(type(fault)) as caught:
+        Runner(context, [planned(context, fault)]).loop(NOON)
+    assert caught.value is fault
+
+
+def test_a_bug_in_a_plan_that_is_about_nobody_is_loud(context):
+    def plan(_context):
+        yield from {}["nobody"]
+
+    with pytest.raises(KeyError):
+        Runner(context, [replace(step(failing()), plan=plan)]).loop(NOON)
+
+
 def test_what_is_wanted_no_more_waits_no_longer(context):
     runner = Runner(context, [step(failing(Transient("away")), names=("org/a",))])
     runner.loop(NOON)
@@ -452,6 +538,21 @@ def test_at_the_next_start_whatever_waits_is_tried_again(context, tmp_path):
     assert statuses(context) == ["admitted"] * 3
 
 
+def test_no_secret_of_the_config_is_written_to_the_lineage(tmp_path):
+    secrets = ("s3cret-password", "hook-t0ken")
+    own = [
+        f"web.token={secrets[0]}",
+        f"notify.use={{webhook: {{url: 'https://me:{secrets[1]}@example.org/{secrets[1]}'}}}}",
+    ]
+    loaded = config.load(base="demo", home=tmp_path / "home", overrides=own)
+    with startup.opened(loaded, JsonReporter(open(os.devnull, "w"))) as d:  # noqa: PTH123
+        assert d.lineage.get("settings_then")["triage.max_gb"] == loaded.triage.max_gb
+        written = b"".join(path.read_bytes() for path in tmp_path.glob("home/lineage.db*"))
+    assert b"settings_then" in written
+    for secret in secrets:
+        assert secret.encode() not in written
+
+
 FAULTS = (
     lambda: ModelError("NaN in it"),
     lambda: ModelError("too slow", cause="settings", setting="evaluate.time_limit_minutes"),
@@ -507,3 +608,38 @@ def test_whatever_goes_wrong_everyone_ends_somewhere_and_nothing_spins(context, 
     assert all(m.status == "admitted" or m.cause in {"model", "settings"} for m in models)
     assert written == {m.id: 1 for m in models if m.status == "admitted"}
     assert set(context.lineage.count_jobs()) <= {"done", "failed"}
+
+
+def test_a_hub_that_is_away_for_long_is_told_once_and_again_the_next_time(context):
+    def told():
+        return [event.kind for event in context.lineage.events()]
+
+    def pass_minutes(runner, *minutes):
+        for each in minutes:
+            context.now.now += timedelta(minutes=each)
+            runner.loop(context.now.now)
+
+    silent = Runner(context, [step(failing(*[Transient("no answer")] * 99), needs="hub")])
+    silent.loop(NOON)
+    pass_minutes(silent, 59)
+    assert told() == []
+    again = Runner(context, [step(failing(*[Transient("no answer")] * 99), needs="hub")])
+    pass_minutes(again, 16, 16, 60, 600)  # also after a restart
+    assert told() == ["hub_away"]
+    pass_minutes(Runner(context, [step(failing(), needs="hub", names=["org/a"])]), 1500)
+    assert statuses(context)[0] == "admitted"
+    later = Runner(context, [step(failing(*[Transient("no answer")] * 99), needs="hub")])
+    pass_minutes(later, 1500, 90)
+    assert told() == ["hub_away"] * 2
+
+
+def test_a_budget_used_up_is_told_once_a_day(context):
+    used = [BudgetReached("limits.x 1 used up"), BudgetReached("limits.x 1 used up by b")]
+    runner = Runner(context, [step(failing(*used, *used))])
+    for hours in (0, 12, 1, 12):
+        context.now.now += timedelta(hours=hours)
+        runner.loop(context.now.now)
+    told = [(event.kind, event.created[:10]) for event in context.lineage.events()]
+    days = sorted({day for _, day in told})
+    assert told == [("budget", day) for day in days]
+    assert len(days) == 2

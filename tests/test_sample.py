@@ -219,9 +219,9 @@ def test_a_larger_sample_is_more_certain_as_the_square_root_of_its_size(wild):
 
 def test_a_models_twin_is_certain_to_be_one(wild):
     folder = wild.leaves["heavy_rows"]
-    twins = samples(wild.base, [folder, folder], fraction=0.002)
+    same = samples(wild.base, [folder, folder], fraction=0.002)
     for metric, value in (("pcc", 1.0), ("cosine", 1.0), ("euclidean", 0.0)):
-        found = estimate(twins, metric)
+        found = estimate(same, metric)
         assert found.value.tolist() == [[value] * 2] * 2
         assert float(found.error.max()) < 1e-9
 

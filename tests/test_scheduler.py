@@ -24,7 +24,7 @@ from kinship_daemon.errors import BudgetReached, KinshipError, Stopped, Transien
 from kinship_daemon.home import Home
 from kinship_daemon.runner import Turn
 from kinship_storage.errors import DamagedLineage
-from small_lineage import open_lineage
+from small_lineage import fill, open_lineage
 
 ARGUMENTS = ["run", "--base", "demo", "--log-json"]
 
@@ -95,10 +95,10 @@ def test_a_second_signal_stops_at_once_and_the_worker_ends_too(tmp_path):
     while process.poll() is None:
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     # The last of them may find an interpreter that is already taking itself apart.
     assert process.returncode in {0, 128 + signal.SIGINT, -signal.SIGINT}
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while workers(home) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert workers(home) == []
@@ -196,6 +196,17 @@ def test_turns_follow_each_other_until_there_is_nothing_to_do(service):
     _, turns, running = service(LOOKED, WORKED, WORKED, NOTHING, until_converged=True)
     assert running.run() == "enough"
     assert turns.looks == [True, False, False, False]
+
+
+def test_a_generation_is_shown_once_whatever_starts_come_after(service, monkeypatch):
+    context, turns, running = service(NOTHING, until_converged=True)
+    shown = []
+    monkeypatch.setattr(scheduler, "show_generation", lambda _, number: shown.append(number))
+    fill(context.lineage)
+    assert running.run() == "enough"
+    assert shown == [1]
+    scheduler.Service(context, type(turns)([NOTHING]), until_converged=True).run()
+    assert shown == [1]
 
 
 def test_looks_come_by_the_clock(service):

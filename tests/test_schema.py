@@ -24,7 +24,7 @@ def raw(path):
     return Database(sqlite3.connect(path, isolation_level=None))
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, 2, 3, 4])
 def schema(request):
     return request.param
 

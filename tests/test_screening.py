@@ -1,6 +1,5 @@
 """The quick screen, with the real harness on the demo's models: who is not worth a full look."""
 
-import json
 from dataclasses import replace
 from io import StringIO
 
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 
 import tiny
 import turns
+from hub_daemon import told
 from kinship_daemon import config, demo, startup
 from kinship_daemon.errors import WorkerDied
 from kinship_daemon.evaluate.worker import WorkerEvaluator
@@ -51,11 +51,6 @@ def opened(hub, home, **overrides):
         overrides=[f"{key}={value}" for key, value in settings.items()],
     )
     return startup.opened(loaded, JsonReporter(StringIO()))
-
-
-def events(d, kind):
-    lines = map(json.loads, d.report._report._stream.getvalue().splitlines())
-    return [line["message"] for line in lines if line["event"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +98,7 @@ def test_nobody_is_screened_twice(screened, monkeypatch):
 def test_the_others_are_evaluated_in_the_order_of_their_screen_scores(screened):
     d = screened
     turns.take(d, "ledger", "score")
-    order = [message.split()[0] for message in events(d, "score")]
+    order = [message.split()[0] for message in told(d, "score")]
     assert len(order) == 5
     screens = [d.lineage.require(name).screen for name in order]
     assert screens == sorted(screens, reverse=True)
@@ -121,18 +116,18 @@ def test_the_others_are_evaluated_in_the_order_of_their_screen_scores(screened):
 def test_a_base_that_cannot_be_screened_lets_everyone_pass(hub, tmp_path, monkeypatch):
     real = WorkerEvaluator.evaluate
 
-    def mortal(self, assembly, split, progress=None):
+    def killed(self, assembly, split, progress=None):
         if assembly.base == hub / demo.BASE and not assembly.leaves:
             raise WorkerDied(f"{demo.BASE}: the evaluation worker died")
         return real(self, assembly, split, progress)
 
-    monkeypatch.setattr(WorkerEvaluator, "evaluate", mortal)
+    monkeypatch.setattr(WorkerEvaluator, "evaluate", killed)
     with opened(hub, tmp_path / "home") as d:
         turns.poll(d)
         turns.take(d, "screen")
         turns.take(d, "screen", "ledger", "score")
         assert {m.status for m in d.lineage.models()} == {"admitted"}
-        warnings = events(d, "warning")
+        warnings = told(d, "warning")
         assert len([w for w in warnings if "nobody is screened" in w]) == 1
         assert all(scores(d, m, "selection") for m in d.lineage.models("finetune"))
 

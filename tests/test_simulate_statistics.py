@@ -147,6 +147,24 @@ def test_none_is_said_where_none_is_shown():
     assert found.sentence.startswith("no difference shown between a and b")
 
 
+def test_where_only_the_correction_hides_a_difference_that_is_said():
+    """Of three pairs, one differs by little: its own interval leaves 0 out, Holm's p does not."""
+    rng = np.random.default_rng(5)
+    noise = rng.normal(0, 1, (3, 30))
+    shift = np.array([0.0, 0.0, 0.5])[:, None]
+    named = zip("abc", noise + shift, strict=True)
+    found = compare([run for name, values in named for run in runs(name, values)], 10, 0)
+    hidden = [
+        each
+        for each in found
+        if not each.measures["best"].shown
+        and each.measures["best"].low * each.measures["best"].high > 0
+    ]
+    assert hidden
+    for each in found:
+        assert ("p is corrected for all pairs" in each.sentence) == (each in hidden)
+
+
 def test_one_seed_shows_nothing():
     (found,) = compare([*runs("a", [1.0]), *runs("b", [2.0])], 10, 0)
     assert "one case, which shows nothing beyond itself" in found.sentence

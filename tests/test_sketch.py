@@ -108,7 +108,7 @@ def test_twins_are_one(wild):
 
 
 def test_models_of_any_strength_can_be_compared(wild):
-    """Vectors carry a scale: float16 alone has no room for decades."""
+    """Vectors carry a scale: float16 alone has no scratch for decades."""
     (taken,) = samples(wild[0], [wild[1]["dense"]], fraction=0.002)
     vector = sketch(taken)
     for factor in (1e-12, 1e-3, 1e6, 1e25, 1e-25):

@@ -65,9 +65,9 @@ RECIPES: dict[str, tuple[str, int, dict[str, Any], bool]] = {
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A base and three fine-tunes, x with the base's own embeddings, in folders of `room`."""
+    """A base and three fine-tunes, x with the base's own embeddings, in folders of `scratch`."""
 
-    room: Path
+    scratch: Path
     ledger: Ledger
 
 
@@ -81,36 +81,41 @@ def float32_family(tmp_path_factory) -> Family:
     return make_family("Qwen2ForCausalLM", tmp_path_factory.mktemp("float32"), torch.float32)
 
 
-def make_family(architecture: str, room: Path, dtype: torch.dtype) -> Family:
-    base = architectures.base(architecture, room / "base", dtype=dtype)
+def make_family(architecture: str, scratch: Path, dtype: torch.dtype) -> Family:
+    base = architectures.base(architecture, scratch / "base", dtype=dtype)
     trained = [name for name in tiny.tensors(base) if "embed" not in name]
-    tiny.finetune(base, room / "x", seed=1, tensors=trained)
-    tiny.finetune(base, room / "y", seed=2, scale=0.05)
-    tiny.finetune(base, room / "z", seed=3, scale=0.2)
-    return Family(room, ledgers.of(base, {name: room / name for name in LEAVES}))
+    tiny.finetune(base, scratch / "x", seed=1, tensors=trained)
+    tiny.finetune(base, scratch / "y", seed=2, scale=0.05)
+    tiny.finetune(base, scratch / "z", seed=3, scale=0.2)
+    return Family(scratch, ledgers.of(base, {name: scratch / name for name in LEAVES}))
 
 
 def ours(family: Family, out: Path, name: str) -> reference.Weights:
     method, parents, parameters, _ = RECIPES[name]
-    ledger, base = family.ledger, family.room / "base"
+    ledger, base = family.ledger, family.scratch / "base"
     recipe = Recipe(method, LEAVES[:parents], parameters)
     child = combine(ledger, recipe, [leaf(ledger, row) for row in recipe.parents])
-    folders = {row: family.room / row for row in LEAVES}
+    folders = {row: family.scratch / row for row in LEAVES}
     materialise.write(assemble(ledger, child, base, folders, "child", donor=base), out)
     return tiny.tensors(out)
 
 
 def theirs(family: Family, out: Path, name: str, dtype: str) -> reference.Weights:
-    return tiny.tensors(mergekit_oracle.merge(in_yaml(family.room, dtype, *RECIPES[name]), out))
+    return tiny.tensors(mergekit_oracle.merge(in_yaml(family.scratch, dtype, *RECIPES[name]), out))
 
 
 def in_yaml(
-    room: Path, out_dtype: str, method: str, parents: int, parameters: dict[str, Any], based: bool
+    scratch: Path,
+    out_dtype: str,
+    method: str,
+    parents: int,
+    parameters: dict[str, Any],
+    based: bool,
 ) -> str:
     """The recipe in mergekit's words: slerp's first parent is its base_model."""
     shared = {key: value for key, value in parameters.items() if key != "of_deltas"}
     weights = shared.pop("weight", None)
-    models = [{"model": str(room / row)} for row in LEAVES[:parents]]
+    models = [{"model": str(scratch / row)} for row in LEAVES[:parents]]
     for index, model in enumerate(models if weights else []):
         model["parameters"] = {"weight": weights[index]}
     recipe = {
@@ -121,7 +126,7 @@ def in_yaml(
         "out_dtype": out_dtype,
     }
     if based or method == "slerp":
-        recipe["base_model"] = str(room / "base") if based else models[0]["model"]
+        recipe["base_model"] = str(scratch / "base") if based else models[0]["model"]
     return yaml.safe_dump(recipe)
 
 
@@ -144,7 +149,7 @@ def bf16_steps(one: torch.Tensor, other: torch.Tensor, term: torch.Tensor) -> to
 
 def terms(family: Family) -> reference.Weights:
     """Per value, the largest that goes into its sum."""
-    models = [tiny.tensors(family.room / row) for row in ("base", *LEAVES)]
+    models = [tiny.tensors(family.scratch / row) for row in ("base", *LEAVES)]
     return {key: torch.stack([m[key].double().abs() for m in models]).amax(0) for key in models[0]}
 
 
@@ -189,5 +194,5 @@ def test_every_architecture_has_its_own_tensors_and_its_child_runs(family, tmp_p
     assert model.config.tie_word_embeddings == ("lm_head.weight" not in names)
     logits = model(torch.arange(20)[None]).logits
     assert bool(logits.isfinite().all())
-    base = AutoModelForCausalLM.from_pretrained(family.room / "base", dtype="auto")
+    base = AutoModelForCausalLM.from_pretrained(family.scratch / "base", dtype="auto")
     assert not torch.equal(base(torch.arange(20)[None]).logits, logits)

@@ -67,14 +67,14 @@ def rows(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory):
+def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("vocabularies")
 
 
 @pytest.fixture(scope="module", params=["MistralForCausalLM", "Qwen2ForCausalLM"])
-def family(room, request):
+def family(scratch, request):
     """A base and its fine-tunes; Qwen2's embeddings are tied. fp32, so that sums can be exact."""
-    place = room / request.param
+    place = scratch / request.param
     base = architectures.base(request.param, place / "base", dtype=torch.float32)
     return {
         "base": base,

@@ -232,8 +232,8 @@ class Large:
 @pytest.fixture(scope="module")
 def bulky(tmp_path_factory):
     """One is admitted, the day's downloads are spent, the others wait with what a sample told."""
-    room = tmp_path_factory.mktemp("large")
-    folders = {name: room / name for name in ("base", "admitted", "near", "far", "foreign")}
+    scratch = tmp_path_factory.mktemp("large")
+    folders = {name: scratch / name for name in ("base", "admitted", "near", "far", "foreign")}
     origin = large.base(folders["base"])
     common = large.shared(1)
     for seed, (name, part) in enumerate((("admitted", 0.9), ("near", 0.9), ("foreign", 0.7)), 2):
@@ -247,7 +247,7 @@ def bulky(tmp_path_factory):
         for name, folder in folders.items():
             card = DESCENT if name != "base" else {"license": "apache-2.0"}
             server.add(f"org/{name}", folder, card, downloads=10**6 if name == "admitted" else 0)
-        found = Large(server, room / "home", folders, [])
+        found = Large(server, scratch / "home", folders, [])
         with found.daemon() as d:
             turns.take(d, "watch")
             server.log.clear()

@@ -37,7 +37,7 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-def noticed(server, home, **overrides):
+def watched(server, home, **overrides):
     with opened(server, home, **overrides) as d:
         turns.take(d, "watch")
         return states(d)
@@ -52,7 +52,7 @@ def test_everyone_is_noticed_once(server, home):
     server.add("org/a", {}, CARD, downloads=7, likes=2)
     server.add("org/plain", {}, {"base_model": BASE})
     server.add("org/other", {}, CARD | {"base_model": "org/another"})
-    assert noticed(server, home) == {"org/a": ("seen", None), "org/plain": ("seen", None)}
+    assert watched(server, home) == {"org/a": ("seen", None), "org/plain": ("seen", None)}
     with opened(server, home) as d:
         turns.take(d, "watch")
         assert set(states(d)) == {"org/a", "org/plain"}
@@ -107,18 +107,18 @@ def test_what_the_settings_allow_waits(server, home):
     server.add("org/merged", {}, CARD | {"base_model_relation": "merge"})
     server.add("org/lora", {}, CARD | {"base_model_relation": "adapter"})
     allowed = {"triage__allow_gated": "true", "triage__allow_merges": "true"}
-    assert {status for status, _ in noticed(server, home, **allowed).values()} == {"seen"}
+    assert {status for status, _ in watched(server, home, **allowed).values()} == {"seen"}
 
 
 def test_a_new_commit_is_another_candidate_and_the_one_that_waits_is_refused(server, home):
     server.add("org/a", {}, CARD)
-    noticed(server, home)
+    watched(server, home)
     sha = server.add("org/a", {"x": b"y"}, CARD)
     name = f"org/a@{sha[:8]}"
     reason = f"changed on the hub before it was admitted; see {name}"
-    assert noticed(server, home) == {"org/a": ("refused", reason), name: ("seen", None)}
+    assert watched(server, home) == {"org/a": ("refused", reason), name: ("seen", None)}
     later = server.add("org/a", {"x": b"z"}, CARD)
-    found = noticed(server, home)
+    found = watched(server, home)
     assert found[f"org/a@{later[:8]}"] == ("seen", None)
     assert found[name] == ("refused", reason.replace(sha[:8], later[:8]))
 
@@ -178,7 +178,7 @@ def relisted(server, home, days):
 def test_one_that_waits_is_refused_when_it_is_gone_and_waits_again_when_it_is_back(server, home):
     server.add("org/a", {}, CARD)
     server.add("org/b", {}, CARD)
-    noticed(server, home)
+    watched(server, home)
     kept = server.repos.pop("org/a")
     found, gone, _ = relisted(server, home, 1)
     assert found == {"org/a": ("refused", "gone from the hub"), "org/b": ("seen", None)}
@@ -214,7 +214,7 @@ def test_an_admitted_one_keeps_its_lineage_when_it_is_gone(server, home):
 def test_one_that_only_dropped_its_tag_or_its_name_or_is_gated_now_is_not_gone(server, home):
     for name in ("org/a", "org/b", "org/c"):
         server.add(name, {}, CARD)
-    noticed(server, home)
+    watched(server, home)
     server.add("org/a", {}, {"license": "mit"})
     server.rename("org/b", "org/called-now")
     server.index.renew("org/c", server.repos["org/a"].facts)
@@ -238,27 +238,27 @@ def test_other_triage_rules_let_those_wait_again_whom_they_kept_out(server, home
     server.add("org/gated", {}, CARD, gated="auto")
     server.add("org/merged", {}, CARD | {"base_model_relation": "merge"})
     server.add("org/small-4bit", {}, CARD, gated="auto")
-    first = noticed(server, home)
+    first = watched(server, home)
     assert {status for status, _ in first.values()} == {"refused"}
-    assert noticed(server, home) == first
+    assert watched(server, home) == first
     server.log.clear()
-    found = noticed(server, home, triage__allow_gated="true")
+    found = watched(server, home, triage__allow_gated="true")
     assert found["org/gated"] == ("seen", None)
     assert found["org/merged"] == first["org/merged"]
     with opened(server, home, triage__allow_gated="true") as d:
         turns.take(d, "triage")  # its reasons were never looked at beyond the first
         assert states(d)["org/small-4bit"][1].startswith("quantised, by its name")
     assert looks(server, "org/merged") == 0
-    found = noticed(server, home, triage__allow_gated="true", triage__allow_merges="true")
+    found = watched(server, home, triage__allow_gated="true", triage__allow_merges="true")
     assert found["org/merged"] == ("seen", None)
 
 
 def test_of_a_repo_that_changed_meanwhile_only_the_newest_waits_again(server, home):
     server.add("org/a", {}, CARD, gated="auto")
-    noticed(server, home)
+    watched(server, home)
     sha = server.add("org/a", {"x": b"y"}, CARD)
-    noticed(server, home)
-    found = noticed(server, home, triage__allow_gated="true")
+    watched(server, home)
+    found = watched(server, home, triage__allow_gated="true")
     assert {name: status for name, (status, _) in found.items()} == {
         "org/a": "refused",
         f"org/a@{sha[:8]}": "seen",
@@ -267,9 +267,9 @@ def test_of_a_repo_that_changed_meanwhile_only_the_newest_waits_again(server, ho
 
 def test_a_change_that_claims_to_be_of_tomorrow_does_not_hide_those_of_today(server, home):
     server.add("org/odd", {}, CARD, modified=NOON + 400 * DAY)
-    noticed(server, home)
+    watched(server, home)
     server.add("org/a", {}, CARD, modified=NOON - timedelta(minutes=5))
-    assert set(noticed(server, home)) == {"org/odd", "org/a"}
+    assert set(watched(server, home)) == {"org/odd", "org/a"}
 
 
 def test_a_kill_amid_a_look_writes_nothing_and_repeats_nothing(server, home, monkeypatch):
@@ -297,12 +297,12 @@ def test_a_kill_amid_a_look_writes_nothing_and_repeats_nothing(server, home, mon
 
 def test_a_hub_that_fails_amid_a_listing_leaves_the_cursor_where_it_was(server, home):
     server.add("org/a", {}, CARD)
-    noticed(server, home)
+    watched(server, home)
     late = server.add("org/b", {}, CARD, modified=START)  # older than the cursor's overlap
     assert late
-    assert "org/b" in noticed(server, home)  # within the overlap
+    assert "org/b" in watched(server, home)  # within the overlap
     server.add("org/c", {}, CARD, modified=START - DAY)
-    assert "org/c" not in noticed(server, home)
+    assert "org/c" not in watched(server, home)
     with opened(server, home, now=NOON + DAY) as d:
         before = d.lineage.get("watch")
         server.fault("/api/models", n=-1)
@@ -364,7 +364,7 @@ def test_a_wrong_token_ends_the_first_start_also_on_another_hub(server, home, mo
 
 def test_a_wrong_bit_in_a_listed_commit_costs_the_good_one_nothing(server, home):
     server.add("org/a", {}, CARD)
-    noticed(server, home)
+    watched(server, home)
 
     def other(rows):
         return [row | {"sha": "f" * 40} if row["id"] == "org/a" else row for row in rows]

@@ -12,7 +12,10 @@ import pytest
 from huggingface_hub import WebhookPayload
 
 from kinship_daemon.errors import UsageError
-from kinship_daemon.webhook import Webhook, webhook_secret
+from kinship_daemon.startup import webhook_secret
+from kinship_daemon.web import connections
+from kinship_daemon.web.serving import hooked
+from kinship_daemon.web.webhook import Webhook
 
 SECRET = "a long sécret of ours"
 OURS = {"X-Webhook-Secret": SECRET.encode()}
@@ -51,8 +54,8 @@ class Clock:
 class Open:
     """A webhook that listens, and how often it hurried."""
 
-    def __init__(self, webhook, clock):
-        self.port, self.clock = webhook.port, clock
+    def __init__(self, server, clock):
+        self.port, self.clock = server.port, clock
         self.url = f"http://127.0.0.1:{self.port}/webhook"
         self.hurried = []
 
@@ -70,8 +73,8 @@ def listening(**options):
     clock, times = Clock(), []
     options = {"clock": clock, **options}
     hurry = options.pop("hurry", lambda: times.append(time.monotonic()))
-    with Webhook("127.0.0.1", 0, SECRET, hurry, **options) as webhook:
-        opened = Open(webhook, clock)
+    with hooked(Webhook(SECRET, hurry, **options), "127.0.0.1", 0) as server:
+        opened = Open(server, clock)
         opened.hurried = times
         yield opened
 
@@ -92,7 +95,6 @@ def test_a_message_of_the_hub_hurries_the_next_poll(webhook):
     assert WebhookPayload.model_validate(PAYLOAD).repo.head_sha is None
     answered = httpx.post(webhook.url, json=PAYLOAD, headers=OURS)
     assert (answered.status_code, answered.content) == (202, b"")
-    assert answered.headers["server"] == "kinship-daemon"
     assert len(webhook.hurried) == 1
 
 
@@ -122,10 +124,12 @@ def test_what_is_no_json_is_refused(webhook, capfd, body):
 
 
 def test_other_paths_and_methods_are_refused(webhook):
-    for path in ("/", "/webhook/", "/webhook?x=1", "/../webhook"):
+    for path in ("/", "/now", "/../webhook"):
         with webhook.connection() as raw:
             secret = b"X-Webhook-Secret: " + SECRET.encode()
-            head = b"POST " + path.encode() + b" HTTP/1.1\r\nContent-Length: 2\r\n" + secret
+            head = (
+                b"POST " + path.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n" + secret
+            )
             raw.sendall(head + b"\r\n\r\n{}")
             assert answer(raw) == 404
     for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"):
@@ -136,27 +140,32 @@ def test_other_paths_and_methods_are_refused(webhook):
 @pytest.mark.parametrize(
     ("length", "status"),
     [
-        ("", 411),
+        ("", 400),
         ("Content-Length: 1000001\r\n", 413),
-        ("Content-Length: " + "9" * 5000 + "\r\n", 413),
+        ("Content-Length: " + "9" * 5000 + "\r\n", 400),
         ("Content-Length: -1\r\n", 400),
         ("Content-Length: two\r\n", 400),
         ("Content-Length: ²\r\n", 400),
-        ("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", 411),
     ],
 )
 def test_a_body_says_how_long_it_is_and_is_short(webhook, length, status):
     with webhook.connection() as raw:
         secret = f"X-Webhook-Secret: {SECRET}\r\n"
-        raw.sendall(f"POST /webhook HTTP/1.1\r\n{length}{secret}\r\n".encode())
+        raw.sendall(f"POST /webhook HTTP/1.1\r\nHost: x\r\n{length}{secret}\r\n".encode())
         assert answer(raw) == status
     assert webhook.hurried == []
+
+
+def test_a_body_that_does_not_say_is_read_no_further_than_others(webhook):
+    assert webhook.post(iter([b"{", b"}"])) == 202
+    assert webhook.post(iter([b'"' + b"x" * 999_999, b'"'])) == 413
+    assert len(webhook.hurried) == 1
 
 
 def test_a_large_body_is_not_read(webhook):
     assert webhook.post(b'"' + b"x" * 999_998 + b'"') == 202
     with webhook.connection() as raw:
-        raw.sendall(b"POST /webhook HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+        raw.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
         assert answer(raw) == 413
 
 
@@ -195,17 +204,19 @@ def test_what_came_too_soon_after_a_poll_is_not_forgotten():
 
 
 def test_nothing_is_hurried_after_the_end():
-    with listening(every_seconds=0.3, clock=time.monotonic) as webhook:
+    with listening(every_seconds=1.0, clock=time.monotonic) as webhook:
         webhook.post()
         webhook.post()
-    time.sleep(0.5)
+    time.sleep(1.2)
     assert len(webhook.hurried) == 1
     with pytest.raises(httpx.ConnectError):
         webhook.post()
 
 
 def test_slow_clients_lose_their_places(monkeypatch):
-    monkeypatch.setattr("kinship_daemon.webhook._REQUEST_SECONDS", 3.0)
+    monkeypatch.setattr(connections, "_AT_ONCE", 8)
+    monkeypatch.setattr(connections, "_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "_LOOK_SECONDS", 0.1)
     with listening() as webhook:
         slow = [socket.create_connection(("127.0.0.1", webhook.port)) for _ in range(8)]
         stop = threading.Event()
@@ -218,13 +229,12 @@ def test_slow_clients_lose_their_places(monkeypatch):
 
         dripping = threading.Thread(target=drip)
         dripping.start()
-        answers, deadline = [], time.monotonic() + 20
-        while 202 not in answers and time.monotonic() < deadline:
-            answers.append(webhook.post())
-            time.sleep(0.1)
-        # Nobody is kept waiting; a byte now and then does not keep a place for long.
-        assert answers[0] == 503
-        assert answers[-1] == 202
+        answered, deadline = None, time.monotonic() + 60
+        while answered != 202 and time.monotonic() < deadline:
+            with suppress(httpx.TransportError):  # sent away, while the places are taken
+                answered = webhook.post()
+        # A byte now and then does not keep a place for long.
+        assert answered == 202
         stop.set()
         dripping.join()
         for raw in slow:
@@ -243,13 +253,13 @@ def test_an_idle_client_does_not_delay_the_end():
     half.close()
 
 
-def test_a_bug_in_what_it_calls_is_not_hidden(capfd):
+def test_a_bug_in_what_it_calls_is_not_hidden(caplog):
     def broken():
         raise ZeroDivisionError("a bug")
 
-    with listening(hurry=broken) as webhook, pytest.raises(httpx.RemoteProtocolError):
-        webhook.post()
-    assert "ZeroDivisionError: a bug" in capfd.readouterr().err
+    with listening(hurry=broken) as webhook:
+        assert webhook.post() == 500
+    assert "ZeroDivisionError: a bug" in caplog.text
 
 
 def test_an_address_that_cannot_be_had_is_one_clear_line(webhook):
@@ -258,7 +268,8 @@ def test_an_address_that_cannot_be_had_is_one_clear_line(webhook):
         ("127.0.0.1", 70_000, "port must be 0-65535"),
         ("192.0.2.1", 0, "Cannot assign requested address"),
     ):
-        with pytest.raises(UsageError) as caught, Webhook(host, port, SECRET, list):
+        opening = hooked(Webhook(SECRET, list), host, port)
+        with pytest.raises(UsageError) as caught, opening:
             pass
         message = str(caught.value)
         assert message.startswith(f"the webhook cannot listen at {host}:{port}: ")

@@ -95,11 +95,11 @@ def test_every_stage_goes_over_the_wire(first, server, published):
         pinned = f"/demo/{leaf}/resolve/{server.repos[f'demo/{leaf}'].head[0]}/.*"
         assert asked(log, "GET", f"/api/models/demo/{leaf}/revision/[0-9a-f]{{40}}")
         stored = asked(log, "GET", weights_of(server, f"demo/{leaf}"), "storage")
-        pieces = ["range" in request.headers for request in stored]
+        in_ranges = ["range" in request.headers for request in stored]
         # The sample by ranges, then the whole.
-        assert pieces == sorted(pieces, reverse=True)
-        assert pieces.count(False) == 1
-        assert pieces.count(True) >= 2
+        assert in_ranges == sorted(in_ranges, reverse=True)
+        assert in_ranges.count(False) == 1
+        assert in_ranges.count(True) >= 2
         files = asked(log, "GET", f"/demo/{leaf}/.*")
         assert files == asked(log, "GET", pinned)
         assert {request.path.rpartition("/")[2] for request in files} >= {
@@ -277,7 +277,7 @@ def await_true(what, holds, seconds=60):
     [
         # Before anything else is there.
         ("demo/base", 0, ["--until-converged"], 130),
-        # After the pieces of its sample; at work in the scheduler's thread. As a service is ended.
+        # After the ranges of its sample; at work in the scheduler's thread. As a service is ended.
         ("demo/add", 3, [], 0),
     ],
 )

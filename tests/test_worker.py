@@ -66,7 +66,7 @@ def alone(shelf):
     shelf.close()
 
 
-def gone(pids: set[int], seconds: float = 10.0) -> bool:
+def gone(pids: set[int], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while any(map(is_running, pids)) and time.monotonic() < end:
         time.sleep(0.05)
@@ -183,9 +183,9 @@ def tell(done, total):
 
 
 if __name__ == "__main__":
-    room = Path(sys.argv[1])
-    settings, assembly = pickle.loads((room / "job").read_bytes())
-    score_split(WorkerEvaluator(settings, log=room / "log"), assembly, "selection", tell)
+    scratch = Path(sys.argv[1])
+    settings, assembly = pickle.loads((scratch / "job").read_bytes())
+    score_split(WorkerEvaluator(settings, log=scratch / "log"), assembly, "selection", tell)
 """
 
 

@@ -38,9 +38,9 @@ def shapes(hidden: int, layers: int, vocabulary: int) -> dict[str, tuple[int, ..
 
 
 def family(
-    room: Path, *, hidden: int = 384, layers: int = 4, vocabulary: int = 3000, seed: int = 0
+    scratch: Path, *, hidden: int = 384, layers: int = 4, vocabulary: int = 3000, seed: int = 0
 ) -> tuple[Path, dict[str, Path]]:
-    """A base in bf16 and one descendant of each kind, in three dtypes, under `room`."""
+    """A base in bf16 and one descendant of each kind, in three dtypes, under `scratch`."""
     wanted = shapes(hidden, layers, vocabulary)
     noise = Generator().manual_seed(seed)
     base = {name: 0.02 * torch.randn(shape, generator=noise) for name, shape in wanted.items()}
@@ -51,8 +51,8 @@ def family(
         own = dict(_deltas(wanted, scales, shared, draw, noise))
         dtype = _DTYPES[number % len(_DTYPES)]
         weights = {name: base[name].bfloat16().float() + own[name] for name in wanted}
-        folders[kind] = _saved(room / kind, weights, dtype)
-    return _saved(room / "base", base, torch.bfloat16), folders
+        folders[kind] = _saved(scratch / kind, weights, dtype)
+    return _saved(scratch / "base", base, torch.bfloat16), folders
 
 
 def _deltas(

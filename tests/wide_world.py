@@ -150,14 +150,14 @@ def impatient() -> None:
     _http.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, 0.05)))
 
 
-def world(room: Path) -> World:
-    """The same every time; large files are kept in `room`."""
+def world(scratch: Path) -> World:
+    """The same every time; large files are kept in `scratch`."""
     made = World(demo.HUB / demo.BASE)
     whole = _files(demo.HUB / demo.BASE)
     weights = load(whole["model.safetensors"])
     _glanced(made, whole)
     _looked_at(made, whole)
-    _broken(made, whole, weights, room)
+    _broken(made, whole, weights, scratch)
     _good(made, whole, weights)
     names = sorted(made.repos)
     random.Random(0).shuffle(names)
@@ -258,7 +258,7 @@ def _looked_at(made: World, whole: Mapping[str, bytes]) -> None:
 
 
 def _broken(
-    made: World, whole: Mapping[str, bytes], weights: Mapping[str, torch.Tensor], room: Path
+    made: World, whole: Mapping[str, bytes], weights: Mapping[str, torch.Tensor], scratch: Path
 ) -> None:
     """Set aside for what their weights' headers, or their weights, are."""
     norm = weights["model.norm.weight"]
@@ -277,7 +277,7 @@ def _broken(
     for kind, (content, reason) in harms.items():
         files = {**whole, "model.safetensors": content}
         _add(made, kind, 3, Fate("quarantined", reason), files)
-    million = {**whole, "model.safetensors": _million(room / "million.safetensors")}
+    million = {**whole, "model.safetensors": _million(scratch / "million.safetensors")}
     _add(made, "million", 1, Fate("quarantined", "header"), million)
 
 

@@ -4,7 +4,7 @@ Runs the daemon to its end, its evaluation worker killed with SIGKILL at ten ran
     python worker_kills.py SEED -- kinship-daemon's arguments
 
 A moment is so long after a worker was asked: it is still starting, at work, or has just answered.
-No question is disturbed twice: whom the worker dies over again at once is set aside for a time.
+No request is disturbed twice: whom the worker dies over again at once is set aside for a time.
 Where a worker cannot start, a run that is to end says so and ends; it is started again, as systemd
 would do.
 """
@@ -31,30 +31,32 @@ def main():
     ask, asked, killed = WorkerEvaluator._ask, 0, 0
     disturbed = set()
 
-    def mortal(self, assembly, what, *given):
+    def ask_and_kill(self, assembly, what, *given):
         nonlocal asked
         asked += 1
-        question = (assembly.identity, str(what))
-        if killed == KILLS or question in disturbed:
+        request = (assembly.identity, str(what))
+        if killed == KILLS or request in disturbed:
             return ask(self, assembly, what, *given)
-        timer = threading.Timer(chance.uniform(0, LONGEST_SECONDS), kill, (self, question))
+        timer = threading.Timer(chance.uniform(0, LONGEST_SECONDS), kill, (self, request))
         timer.daemon = True
         timer.start()
         try:
             return ask(self, assembly, what, *given)
         finally:
-            kill(self, question)
+            kill(self, request)
 
-    def kill(evaluator, question):
+    def kill(evaluator, request):
         nonlocal killed
         with lock:
             child = evaluator._child
-            if question not in disturbed and child is not None and child._process.is_alive():
-                disturbed.add(question)
+            if killed == KILLS or request in disturbed or child is None:
+                return
+            if child._process.is_alive():
+                disturbed.add(request)
                 child._process.kill()
                 killed += 1
 
-    WorkerEvaluator._ask = mortal
+    WorkerEvaluator._ask = ask_and_kill
     for _ in range(KILLS):
         with suppress(Transient):
             app.main(args=sys.argv[3:], standalone_mode=False)

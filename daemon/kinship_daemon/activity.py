@@ -100,21 +100,22 @@ class _Recorder:
 
     @contextmanager
     def progress(self, label: str, total: int | None, unit: str) -> Iterator[Advance]:
-        began, done, whole = time.monotonic(), 0, total
+        began, done, whole, name = time.monotonic(), 0, total, label
 
         def step() -> _Step:
             seconds = time.monotonic() - began
             rate = done / seconds if done and seconds > 0 else None
             left = None if rate is None or whole is None else max(whole - done, 0) / rate
-            return _Step(str(clean(label)), unit, done, whole, rate, left)
+            return _Step(str(clean(name)), unit, done, whole, rate, left)
 
         with self._report.progress(label, total, unit) as inner:
 
-            def advance(more: int, total: int | None = None) -> None:
-                nonlocal done, whole
+            def advance(more: int, total: int | None = None, /, *, label: str = "") -> None:
+                nonlocal done, whole, name
                 done += more
                 whole = whole if total is None else total
-                inner(more, total)
+                name = label or name
+                inner(more, total, label=label)
                 self._changed.set()
 
             self._steps.append(step)

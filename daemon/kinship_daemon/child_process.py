@@ -25,6 +25,8 @@ __all__ = ["ChildProcess", "last_line", "settle"]
 
 # Anew: a fork would have our threads' locks, and no CUDA.
 _CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+# The environment is the whole process's: two threads that start a child would mix theirs.
+_STARTING = threading.Lock()
 # A process that hangs in the kernel (a lost disk, a GPU driver) dies when it comes back.
 _KILL_SECONDS = 30.0
 # The parent alone decides when a child ends; Ctrl-C and systemd signal the whole group.
@@ -65,7 +67,7 @@ class ChildProcess:
         # multiprocessing would send SIGTERM at exit and wait; this runs before it, and kills.
         atexit.register(self.close)
         try:
-            with _for_the_child({**_NOBODY, **(environment or {})}):
+            with _STARTING, _for_the_child({**_NOBODY, **(environment or {})}):
                 self._process.start()
         except OSError as error:
             atexit.unregister(self.close)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +17,15 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from kinship_daemon import demo
+from kinship_daemon.config_mistakes import explained
 from kinship_daemon.errors import UsageError
-from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, Task, UserPath
+from kinship_daemon.evaluate.settings import PAPER_TASKS, Evaluate, Section, UserPath
 from kinship_daemon.foreign.limits import Limits as TextLimits
 from kinship_daemon.foreign.limits import Malformed
 from kinship_daemon.foreign.yaml_text import parse_yaml
+from kinship_daemon.notify.settings import Notify
 from kinship_policies.registry import choice
 
 __all__ = ["Config", "examine", "load", "reference", "schema", "to_yaml"]
@@ -59,6 +59,8 @@ class Triage(Section):
     """Admit LoRA adapters: their weight changes count as those of a fine-tune."""
     allow_other_calculation: bool = False
     """Admit fine-tunes with another activation or rope than the base; merges have the base's."""
+    exclude: tuple[str, ...] = ()
+    """Refuse repos whose id matches one of these, such as `org/*`; `exclude` adds some, too."""
     only_publishable: bool = False
     """Refuse candidates whose licence would keep every merge of them from being published."""
     sample: float = Field(0.002, ge=0, le=0.5)
@@ -108,6 +110,11 @@ class Merge(Section):
         """Slerp's t is no other method's."""
         other = isinstance(given, dict) and given.get("method", "slerp") != "slerp"
         return {"parameters": {}} | given if other else given
+
+
+class Executor(Section):
+    use: str = "local"
+    """An executor of `kinship_daemon.executors`: who does the work that takes a device."""
 
 
 class Gate(Section):
@@ -165,15 +172,7 @@ class Limits(Section):
     """A policy that takes longer over one decision is stopped; the daemon watches on."""
 
 
-class Notify(Section):
-    use: Mapping[str, Mapping[str, Any]] = {}
-    """Notifiers by name, each with its settings: `{webhook: {url: "https://..."}}`."""
-    events: tuple[str, ...] = ("publish", "quarantine", "converged", "warning")
-    """Kinds of events that notifiers are told of."""
-
-
 _LEAST_CHARACTERS = 6
-_SECRETS = frozenset({"web.token"})
 
 
 class Web(Section):
@@ -193,15 +192,6 @@ class Web(Section):
         return token
 
 
-# Keys of older versions, and what to write instead.
-_REPLACED = {
-    "gate.confidence": (
-        "the gate holds the share of luck among all that is ever published; "
-        "write `gate.fdr: 0.10` instead"
-    )
-}
-
-
 class Config(Section):
     base: str = "mistral-7b"
     """An alias (`kinship-daemon bases`), org/name[@revision], a local folder, or `demo`."""
@@ -218,6 +208,7 @@ class Config(Section):
     policy: PolicyChoice = PolicyChoice()
     merge: Merge = Merge()
     evaluate: Evaluate = Evaluate()
+    executor: Executor = Executor()
     gate: Gate = Gate()
     publish: Publish = Publish()
     limits: Limits = Limits()
@@ -240,25 +231,6 @@ def _reference(section: type[BaseModel], values: BaseModel, prefix: str) -> Iter
         dumped = values.model_dump(mode="json", exclude_defaults=False)[name]
         shown = "the paper's three" if value is PAPER_TASKS else json.dumps(dumped)
         yield f"| `{prefix}{name}` | `{shown}` | {field.description or ''} |"
-
-
-def _demo_defaults() -> dict[str, Any]:
-    """What differs from the defaults where the base is the embedded demo."""
-    return {
-        "hub": "demo",
-        "watch": {"poll_minutes": 0.1},
-        "evaluate": {
-            "selection": list(demo.SELECTION),
-            "validation": list(demo.VALIDATION),
-            "include_path": [str(demo.TASKS)],
-            "batch_size": 256,
-            "device": "cpu",
-            "threads": 1,
-            "time_limit_minutes": 5,
-        },
-        "kinship": {"device": "cpu"},
-        "publish": {"namespace": demo.NAMESPACE},
-    }
 
 
 def load(
@@ -324,13 +296,13 @@ def _validated(given: Mapping[str, Any]) -> tuple[Config, list[str]]:
         if value is not None or key not in known or not isinstance(known[key].default, BaseModel)
     }
     if given.get("base") == "demo":
-        given = _merged(_demo_defaults(), given)
+        given = _merged(demo.defaults(), given)
     try:
         return Config.model_validate(given), []
     except ValidationError as error:
         wrong = {problem["loc"][0] for problem in error.errors()}
         config = Config.model_validate({k: v for k, v in given.items() if k not in wrong})
-        return config, [_explained(problem) for problem in error.errors()]
+        return config, [explained(problem, Config) for problem in error.errors()]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -345,7 +317,27 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise UsageError(f"{path}: expected a mapping such as 'base: mistral-7b'")
-    return data
+    return _beside(data, path.absolute().parent)
+
+
+def _beside(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With the paths that it names relative to the file's folder, from wherever it is read."""
+
+    def placed(text: Any) -> Any:
+        return text if not isinstance(text, str) or text.startswith("~") else str(folder / text)
+
+    result = dict(given)
+    if "home" in given:
+        result["home"] = placed(given["home"])
+    hub, base, evaluate = (given.get(key) for key in ("hub", "base", "evaluate"))
+    if isinstance(hub, str) and hub != "demo" and "://" not in hub:
+        result["hub"] = placed(hub)
+    if isinstance(base, str) and base.startswith(("./", "../")):
+        result["base"] = placed(base)
+    if isinstance(evaluate, Mapping) and isinstance(evaluate.get("include_path"), list):
+        paths = [placed(path) for path in evaluate["include_path"]]
+        result["evaluate"] = {**evaluate, "include_path": paths}
+    return result
 
 
 def _override(given: dict[str, Any], override: str) -> None:
@@ -357,13 +349,13 @@ def _override(given: dict[str, Any], override: str) -> None:
     for section in sections:
         inner = target.get(section) or {}
         if not isinstance(inner, Mapping):
-            raise UsageError(f"--set {override}: {section} is {inner!r}, which has no keys")
+            raise UsageError(f"--set {key}: {section} is no section, it has no keys")
         target[section] = dict(inner)
         target = target[section]
     try:
         target[last] = parse_yaml(text, _LONGEST, strict=True)
     except Malformed as error:
-        raise UsageError(f"--set {override}: the value cannot be read: {error}") from None
+        raise UsageError(f"--set {key}: the value cannot be read: {error}") from None
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,32 +366,3 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
         result[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
     return result
-
-
-def _explained(problem: ErrorDetails) -> str:
-    """One of pydantic's findings as one line; an unknown key with the nearest known one."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if key in _REPLACED:
-        return f"{key} is no more: {_REPLACED[key]}"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
-        return f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
-    got = "" if key in _SECRETS else f" (got {problem['input']!r})"
-    return f"{key}: {_lower(problem['msg'])}{got}"
-
-
-def _lower(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
-
-
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    model: type[BaseModel] = Config
-    for part in location:
-        if isinstance(part, int):
-            model = Task
-        elif part not in {"selection", "validation"}:
-            annotation = model.model_fields[part].annotation
-            model = annotation  # type: ignore[assignment]  # sections are models, all of them
-    return list(model.model_fields)

@@ -13,8 +13,8 @@ from pathlib import Path
 from kinship_daemon.config import Config
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import Stopped
-from kinship_daemon.evaluate.evaluator import Evaluator, open_evaluator
 from kinship_daemon.evaluate.settings import Settings
+from kinship_daemon.execute.evaluation import Evaluators
 from kinship_daemon.file_cache import FileCache
 from kinship_daemon.home import Home
 from kinship_daemon.hub.records import Hub
@@ -28,7 +28,7 @@ from kinship_policies.policy import Policy
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Status
 
-__all__ = ["Context", "Evaluators", "Rows"]
+__all__ = ["Context", "Rows"]
 
 
 @dataclass
@@ -46,29 +46,6 @@ class Rows:
     def use(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.combined.clear()
-
-
-class Evaluators:
-    """At most one evaluator is alive: a device is for one worker at a time."""
-
-    def __init__(self, log: Path, stop: threading.Event) -> None:
-        self._log = log
-        self._stop = stop
-        self._live: Evaluator | None = None
-        self._asked: Settings | None = None
-
-    def under(self, settings: Settings) -> Evaluator:
-        """The evaluator with these settings; that of other settings ends."""
-        # It learns what the documents are: that is no other setting.
-        if self._live is None or settings not in (self._asked, self._live.settings):
-            self.close()
-            self._live = open_evaluator(settings, log=self._log, stop=self._stop)
-            self._asked = settings
-        return self._live
-
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.close()
 
 
 @dataclass(frozen=True)
@@ -106,10 +83,6 @@ class Context:
     def ledger(self) -> Ledger:
         return self.rows.ledger
 
-    @property
-    def evaluator(self) -> Evaluator:
-        return self.evaluators.under(self.settings)
-
     @cached_property
     def device(self) -> str:
         """Where inner products are computed."""
@@ -141,10 +114,10 @@ class Context:
         """As `Reporter.progress`; a daemon that is to stop is stopped at the next advance."""
         with self.report.progress(label, total, unit) as advance:
 
-            def checked(done: int, total: int | None = None) -> None:
+            def checked(done: int, total: int | None = None, /, *, label: str = "") -> None:
                 if self.stop.is_set():
                     raise Stopped
-                advance(done, total)
+                advance(done, total, label=label)
 
             yield checked
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,29 @@ def draw(runs: Sequence[Run], budget: int, path: Path, *, title: str, seed: int)
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         levels = _levels(runs, budget) if len(labels) > 1 else {}
-        for place, label in enumerate(labels):
-            mine = [run for run in runs if run.policy == label]
+        of = {label: [run for run in runs if run.policy == label] for label in labels}
+        called = _coinciding(
+            {label: np.stack([worth(r, budget) for r in mine]) for label, mine in of.items()}
+        )
+        for place, (label, mine) in enumerate(of.items()):
             colour = _COLOURS[place % len(_COLOURS)]
             dash = _DASHES[place // len(_COLOURS) % len(_DASHES)]
+            # Where curves coincide, the earlier one is seen on both sides of the later one.
+            width = 1.6 + 1.4 * min(2, len(labels) - 1 - place)
             best = np.stack([worth(run, budget) for run in mine])
             best -= np.array([[levels.get(run.seed, 0.0)] for run in mine])
-            _band(left, np.arange(budget + 1.0), best, label, colour, dash, seed)
+            _band(left, np.arange(budget + 1.0), best, called[label], colour, dash, seed, width)
             kinships = _kinships(mine, max(len(run.generations) for run in runs))
-            _band(right, np.arange(1.0, kinships.shape[1] + 1), kinships, label, colour, dash, seed)
+            _band(
+                right,
+                np.arange(1.0, kinships.shape[1] + 1),
+                kinships,
+                label,
+                colour,
+                dash,
+                seed,
+                width,
+            )
         _explain(left, right, runs, levels=bool(levels))
         figure.suptitle(title, fontsize=10)
         figure.legend(
@@ -100,12 +114,35 @@ def _explain(left: Axes, right: Axes, runs: Sequence[Run], *, levels: bool) -> N
         own = bands + (", seeds' own levels taken out" if levels else "")
         left.set_title(own, fontsize=8, color="0.35", loc="left")
         right.set_title(bands, fontsize=8, color="0.35", loc="left")
-    right.axhline(_SATURATED, color="0.6", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    _saturated_line(right)
     right.set(xlabel="generation", ylabel="mean kinship of the top")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):
         axes.grid(color="0.92", linewidth=0.6)
         axes.set_axisbelow(True)
+
+
+def _saturated_line(axes: Axes) -> None:
+    axes.axhline(_SATURATED, color="0.6", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    axes.text(
+        0.99,
+        _SATURATED,
+        f"{_SATURATED:g}: saturated",
+        transform=axes.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=7,
+        color="0.4",
+    )
+
+
+def _coinciding(best: Mapping[str, Array]) -> dict[str, str]:
+    """What to call each curve: with the name of an earlier one that it lies on, if any."""
+    called: dict[str, str] = {}
+    for label, curve in best.items():
+        twin = next((o for o in called if np.array_equal(best[o], curve, equal_nan=True)), None)
+        called[label] = label if twin is None else f"{label} (lies on {twin})"
+    return called
 
 
 def _kinships(runs: Sequence[Run], generations: int) -> Array:
@@ -119,13 +156,13 @@ def _kinships(runs: Sequence[Run], generations: int) -> Array:
 
 
 def _band(
-    axes: Axes, x: Array, values: Array, label: str, colour: str, dash: str, seed: int
+    axes: Axes, x: Array, values: Array, label: str, colour: str, dash: str, seed: int, width: float
 ) -> None:
     known = values[~np.isnan(values).any(1)]
     if not len(known):
         axes.plot([], [], color=colour, linestyle=dash, label=label)
         return
-    axes.plot(x, known.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=label)
+    axes.plot(x, known.mean(0), color=colour, linestyle=dash, linewidth=width, label=label)
     if len(known) > 1:
         low, high = _interval(known, seed)
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)

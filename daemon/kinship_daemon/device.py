@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 from kinship_daemon.errors import UsageError
 
-__all__ = ["resolve_device"]
+__all__ = ["only_device", "resolve_device"]
+
+
+def only_device(device: str | None) -> dict[str, str]:
+    """What a process needs in its environment to see one CUDA device, of those that we see."""
+    if device is None or not device.startswith("cuda:"):
+        return {}
+    number = int(device.removeprefix("cuda:"))
+    ours = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    return {"CUDA_VISIBLE_DEVICES": ours[number] if ours else str(number)}
 
 
 def resolve_device(name: str) -> str:

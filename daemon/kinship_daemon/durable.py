@@ -19,7 +19,7 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex, read in pieces."""
+    """SHA-256 of a file, in hex, read block by block."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kinship_daemon.foreign.shown import one_line
 from kinship_storage.errors import KinshipError, UsageError
@@ -15,13 +17,16 @@ __all__ = [
     "EvaluationFailed",
     "KinshipError",
     "LeafGone",
+    "Lost",
     "ModelError",
+    "PlanFailed",
     "Stopped",
     "Transient",
     "Unavailable",
     "UsageError",
     "WorkerDied",
     "disk_words",
+    "planning",
 ]
 
 _DISK = {
@@ -60,6 +65,28 @@ class ModelError(KinshipError):
         self.model = model
 
 
+class PlanFailed(Exception):
+    """Something was raised, its cause, while a step looked whether one model has work to do."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+@contextmanager
+def planning(model: str) -> Iterator[None]:
+    """
+    In a step's plan: whatever is raised meanwhile is about this model, and keeps nobody else back.
+
+    Raises:
+        PlanFailed: From what was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise PlanFailed(model) from error
+
+
 class LeafGone(ModelError):
     """A leaf's bytes cannot be had any more, or are others now: its merges cannot be made."""
 
@@ -69,7 +96,7 @@ class EvaluationFailed(ModelError):
     A model could not be evaluated, and the model, the task or the machine may be to blame.
 
     Attributes:
-        question: The task and the document that it failed at, where that is known.
+        document: The task and the number of the document that it failed at, where that is known.
         seconds: That the evaluation took, which count for the day.
     """
 
@@ -80,11 +107,11 @@ class EvaluationFailed(ModelError):
         cause: Cause = "settings",
         setting: str | None = None,
         model: str | None = None,
-        question: tuple[str, int] | None = None,
+        document: tuple[str, int] | None = None,
         seconds: float = 0.0,
     ) -> None:
         super().__init__(message, cause=cause, setting=setting, model=model)
-        self.question = question
+        self.document = document
         self.seconds = seconds
 
 
@@ -110,6 +137,10 @@ class Transient(KinshipError):
     def __init__(self, message: str, retry_seconds: float | None = None) -> None:
         super().__init__(one_line(message))
         self.retry_seconds = retry_seconds
+
+
+class Lost(Transient):
+    """Whoever was at a job is gone, and not over the job: a machine, a cluster."""
 
 
 class Unavailable(Transient):

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from kinship_daemon.context import Evaluators
 from kinship_daemon.errors import DocumentsChanged, KinshipError, ModelError, WorkerDied
 from kinship_daemon.evaluate.settings import Settings
+from kinship_daemon.execute.evaluation import Evaluators, Ingredients, NamedAssembly
+from kinship_daemon.execute.executor import Source
 from kinship_daemon.report import Reporter
 from kinship_daemon.weights.materialise import leaf_assembly
 from kinship_storage.lineage import Lineage
@@ -40,7 +41,8 @@ def with_documents(
     if not load:
         return settings
     report.event("check", "loading the evaluation tasks")
-    found = evaluators.under(settings).check()
+    with report.progress("load the evaluation tasks", None, "tasks"):
+        found = evaluators.known(settings).documents
     kept = {
         split: {task: documents.model_dump() for task, documents in tasks.items()}
         for split, tasks in found.items()
@@ -77,14 +79,17 @@ def check_base(
     if lineage.get(_BASE) == checked:
         return
     report.event("check", f"asking {base.id} one question")
-    evaluator, assembly = evaluators.under(settings), leaf_assembly(folder, base.id)
+    weights = str(base.weights)
+    named = NamedAssembly.of(leaf_assembly(folder, base.id), {folder: weights})
+    source = Source(tuple(lineage.files(base.id)), base.repo, base.revision)
+    made = Ingredients(named, {weights: source}, {weights: folder})
     try:
         try:
-            evaluator.probe(assembly)
+            evaluators.ask(settings, made, None)
         except WorkerDied as error:
             # Someone else's memory on the device, say: once may be bad luck.
             report.event("warning", f"{error}; once more")
-            evaluator.probe(assembly)
+            evaluators.ask(settings, made, None)
     except ModelError as error:
         raise KinshipError(
             f"the base cannot be evaluated: {error}; {_what_would_work(error, settings)}"

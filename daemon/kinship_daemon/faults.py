@@ -20,6 +20,7 @@ from kinship_daemon.errors import (
     KinshipError,
     LeafGone,
     ModelError,
+    PlanFailed,
     Stopped,
     Transient,
     Unavailable,
@@ -45,6 +46,7 @@ _PATIENCE = 3
 # So many models in a row that cannot be evaluated, and the base is asked the same.
 _SUSPICIOUS = 3
 _ANSWERED = "hub_answered"  # the hub that this home last heard something of, by its name
+_AWAY = "hub_away_since"  # when the hub first did not answer; None where it does
 # However long the world says it will be away: it is asked again within a day.
 _LONGEST_WAIT = timedelta(days=1)
 _HOUR = timedelta(hours=1)
@@ -73,6 +75,8 @@ class Faults:
         if step.needs == "hub" and not self._hub_answered:
             self._hub_answered = True
             self._context.lineage.put(_ANSWERED, self._context.hub.name)
+        if step.needs == "hub" and self._context.lineage.get(_AWAY) is not None:
+            self._context.lineage.put(_AWAY, None)
         if step.needs == "device":
             self._failed.clear()
 
@@ -103,6 +107,34 @@ class Faults:
             self._blame(step, work, key, fault)
         else:
             raise error
+
+    def met_in_plan(self, step: Step[Any], error: Exception) -> None:
+        """
+        Act on what was raised while a step was planned; on return a model was set aside for it.
+
+        Raises:
+            Transient, BudgetReached: The step is to be planned again later.
+            Exception: What was raised, where it concerns more than one model.
+        """
+        model: str | None = None
+        if isinstance(error, PlanFailed) and isinstance(error.__cause__, Exception):
+            model, error = error.model, error.__cause__
+        if isinstance(error, ModelError | UnknownRepo):
+            fault: ModelError | UnknownRepo | None = error
+            model = getattr(error, "model", None) or model
+        else:
+            fault = self.contained(step, Work({}, model), error)
+        if fault is None or model is None or model == self._context.base.id:
+            raise error
+        cause: Cause = fault.cause if isinstance(fault, ModelError) else "world"
+        setting = fault.setting if isinstance(fault, ModelError) else None
+        if self._context.lineage.require(model).status in _IN_USE:
+            self._set_aside(model, str(fault), cause, setting)
+        elif dependents(self._context.lineage, model):
+            self._lose(model, str(fault), cause, setting)
+        else:
+            # It is aside already, and yet the plan looks at it: once more, later.
+            raise Transient(f"{model}: {fault}") from error
 
     def set_aside_again(self, work: Work, job: Job) -> bool:
         """Work that failed before is not done again: whoever it was about stays aside."""
@@ -157,19 +189,40 @@ class Faults:
         due = self._context.now() + (asked_for(error) or self._later(tries))
         if isinstance(error, BudgetReached):
             midnight = self._context.midnight()
+            self._tell_once("budget", str(error), midnight - timedelta(days=1))
             due = min(due, midnight) if error.others_may_go_on else midnight
         self._context.lineage.wait(key, str(error), due)
+        if step.needs == "hub" and not isinstance(error, BudgetReached | Unavailable):
+            self._note_away(error)
         about = "" if work.model is None else f"{work.model} waits: "
         self._say("warning", f"{about}{error}", work.model)
         if tries >= _PATIENCE and isinstance(error, Unavailable) and error.model is not None:
             self._lose(error.model, str(error), "world", None)
         # Neither a silent hub nor a worker that cannot start says anything about a model.
-        patient = tries < _PATIENCE or isinstance(error, BudgetReached)
-        patient |= step.needs in {"hub", "device"}
-        if step.blames and work.model is not None and not patient:
+        waits_on = tries < _PATIENCE or isinstance(error, BudgetReached)
+        waits_on |= step.needs in {"hub", "device"}
+        if step.blames and work.model is not None and not waits_on:
             model = self._context.lineage.require(work.model)
             if model.status in _IN_USE - {"seen"} and model.kind != "base":
                 self._set_aside(model.id, str(error), "world", None)
+
+    def _note_away(self, error: KinshipError) -> None:
+        """A hub that is away for long is an event, once for as long as it is away."""
+        lineage, now = self._context.lineage, self._context.now()
+        since = lineage.get(_AWAY)
+        if since is None:
+            lineage.put(_AWAY, stamp(now))
+        elif now - datetime.fromisoformat(since) >= timedelta(
+            minutes=self._context.config.notify.hub_away_minutes
+        ):
+            words = f"the hub is away since {since}: {error}"
+            self._tell_once("hub_away", words, datetime.fromisoformat(since))
+
+    def _tell_once(self, kind: str, words: str, since: datetime) -> None:
+        """An event whose first word says what it is about, unless it was told since then."""
+        with self._context.lineage.transaction():
+            if not self._context.lineage.told_since(kind, since, words.partition(" ")[0]):
+                self._context.lineage.add_event(kind, words)
 
     def _doubt(self, work: Work, key: str, error: EvaluationFailed) -> None:
         """
@@ -181,7 +234,7 @@ class Faults:
         lineage = self._context.lineage
         if work.model not in self._failed:
             self._failed.append(str(work.model))
-        if error.question is None and len(self._failed) < _SUSPICIOUS:
+        if error.document is None and len(self._failed) < _SUSPICIOUS:
             return
         failed, self._failed = self._failed, []
         try:

@@ -23,7 +23,7 @@ from kinship_daemon.report import Reporter
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 
-__all__ = ["FileCache", "NoRoom", "cached_hash"]
+__all__ = ["FileCache", "FileHashes", "NoRoom"]
 
 # What else becomes larger meanwhile, such as the ledger, as a share of a model.
 _GROWTH = 1.1
@@ -53,6 +53,7 @@ class FileCache:
         lineage: Lineage,
         report: Reporter,
         *,
+        sha256: FileHashes,
         disk_gb: float,
         keep: Callable[[], set[str]],
         day: Callable[[], str],
@@ -65,7 +66,8 @@ class FileCache:
         self._keep = keep
         self._day = day
         self._held: frozenset[str] = frozenset()
-        self.sha256 = cached_hash(lineage)
+        self._out: dict[str, frozenset[str]] = {}
+        self.sha256 = sha256
 
     @contextmanager
     def holding(self, *models: str) -> Iterator[None]:
@@ -76,6 +78,13 @@ class FileCache:
             yield
         finally:
             self._held = before
+
+    def hold(self, job: str, *models: str) -> None:
+        """Keep the files of these models on disk until the job is released."""
+        self._out[job] = frozenset(models)
+
+    def release(self, job: str) -> None:
+        self._out.pop(job, None)
 
     def folder(self, leaf: Model) -> Path:
         """
@@ -156,9 +165,7 @@ class FileCache:
         for file in repo.files:
             path = folder / file.path
             if file.sha256 is not None and path.is_file():
-                stat = path.stat()
-                name = path.resolve()
-                self._lineage.remember_hash(name, stat.st_size, stat.st_mtime_ns, file.sha256)
+                self.sha256.remember(path, file.sha256)
 
     def discard(self, folder: Path) -> None:
         """Free what was fetched for nothing; a folder hub's own files are not ours to remove."""
@@ -217,7 +224,8 @@ class FileCache:
         """Folders of the cache that may go: leftovers of nobody, then the least recently needed."""
         owned = self._fetched()
         kept = {owned[name] for name in self._keep() if name in owned}
-        kept |= {folder for name in self._held for folder in self._places(name)}
+        held = self._held.union(*self._out.values())
+        kept |= {folder for name in held for folder in self._places(name)}
         kept |= {Path(base.folder) for base in self._lineage.models("base") if base.folder}
         admitted = {owned[model.id] for model in self._lineage.models("finetune", "admitted")}
         found = [folder for folder in self._home.cache.glob("*/*") if folder.is_dir()]
@@ -250,36 +258,36 @@ class FileCache:
         )
 
 
-def cached_hash(lineage: Lineage) -> Callable[[Path], str]:
+class FileHashes:
     """
     sha256 of files, hashed once for as long as size and modification time stay. For one thread.
 
     Those of small files are written down many at a time: a commit takes longer than a small
     file's hash. What a kill loses is hashed again.
     """
-    seen: dict[Path, tuple[int, int, str]] = {}
-    unwritten: set[Path] = set()
 
-    def sha256(path: Path) -> str:
-        stat = path.stat()
-        name = path.resolve()
-        size, modified, known = seen.get(name, (0, 0, None))
-        if known is not None and (size, modified) == (stat.st_size, stat.st_mtime_ns):
-            return known
-        size, modified = stat.st_size, stat.st_mtime_ns
-        known = lineage.file_hash(name, size, modified)
-        if known is None:
+    def __init__(self, lineage: Lineage) -> None:
+        self._lineage = lineage
+        self._known = lineage.file_hashes()
+        self._unwritten: dict[str, tuple[int, int, str]] = {}
+
+    def __call__(self, path: Path) -> str:
+        name, stat = os.path.realpath(path), path.stat()
+        size, modified, known = self._known.get(name, (0, 0, None))
+        if known is None or (size, modified) != (stat.st_size, stat.st_mtime_ns):
             known = hash_file(path)
-            unwritten.add(name)
-        seen[name] = size, modified, known
-        if unwritten and (size >= _LARGE_BYTES or len(unwritten) >= _MANY):
-            with lineage.transaction():
-                for each in sorted(unwritten):
-                    lineage.remember_hash(each, *seen[each])
-            unwritten.clear()
+            self._note(name, stat, known)
         return known
 
-    return sha256
+    def remember(self, path: Path, sha256: str) -> None:
+        """That of a file that was checked as it came."""
+        self._note(os.path.realpath(path), path.stat(), sha256)
+
+    def _note(self, name: str, stat: os.stat_result, sha256: str) -> None:
+        self._known[name] = self._unwritten[name] = stat.st_size, stat.st_mtime_ns, sha256
+        if stat.st_size >= _LARGE_BYTES or len(self._unwritten) >= _MANY:
+            self._lineage.remember_hashes(self._unwritten)
+            self._unwritten.clear()
 
 
 def _nbytes(folder: Path) -> int:

@@ -58,6 +58,11 @@ class Home:
         return self.path / "logs" / "evaluate.log"
 
     @property
+    def log(self) -> Path:
+        """What the daemon told; see `daemon_log`."""
+        return self.path / "logs" / "daemon.log"
+
+    @property
     def activity(self) -> Path:
         """What the daemon does just now; see `activity`."""
         return self.path / "logs" / "activity.json"

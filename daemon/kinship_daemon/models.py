@@ -16,7 +16,15 @@ from kinship_daemon.hub.names import user_path
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.report import reporter
 
-__all__ = ["DEFAULT_HUB", "Found", "cache_folder", "find_base", "find_models", "hub_for"]
+__all__ = [
+    "DEFAULT_HUB",
+    "Found",
+    "cache_folder",
+    "fetch_from",
+    "find_base",
+    "find_models",
+    "hub_for",
+]
 
 DEFAULT_HUB = "https://huggingface.co"
 
@@ -80,6 +88,11 @@ def _find(name: str, hub: str) -> Found:
         raise UsageError(f"no folder {name}")
     repo, _, revision = name.partition("@")
     return Found(name, _fetch(repo, revision or None, hub), repo)
+
+
+def fetch_from(hub: str | None, repo: str, revision: str) -> Path:
+    """A revision's files from a home's hub, kept in the user's cache directory."""
+    return _fetch(repo, revision, hub or DEFAULT_HUB)
 
 
 def _fetch(repo_id: str, revision: str | None, where: str) -> Path:

@@ -38,9 +38,9 @@ def ask(policy: Policy, population: Population, seconds: float) -> Decision:
         PolicyFailed: There is none, or it is about models that the population does not have.
     """
     deadline = time.monotonic() + seconds
-    question = _packed(policy, population)
+    request = _packed(policy, population)
     with closing(ChildProcess("policy", _answer)) as child:
-        decision = _answered(child, question, deadline, seconds)
+        decision = _answered(child, request, deadline, seconds)
     _check_names(decision, population)
     return decision
 
@@ -55,9 +55,9 @@ def _packed(policy: Policy, population: Population) -> bytes:
         ) from None
 
 
-def _answered(child: ChildProcess, question: bytes, deadline: float, seconds: float) -> Decision:
+def _answered(child: ChildProcess, request: bytes, deadline: float, seconds: float) -> Decision:
     try:
-        child.pipe.send_bytes(question)
+        child.pipe.send_bytes(request)
         if not child.pipe.poll(max(0.0, deadline - time.monotonic())):
             raise PolicyDied(f"it took longer than limits.decision_seconds ({seconds:g})")
         kind, text = child.pipe.recv()
@@ -89,7 +89,7 @@ def _check_names(decision: Decision, population: Population) -> None:
 
 
 def _answer(pipe: Connection) -> None:
-    """The child's life: one question, one answer."""
+    """The child's life: one request, one answer."""
     settle()
     try:
         policy, population = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own parent

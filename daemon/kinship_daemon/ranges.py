@@ -51,8 +51,8 @@ class FolderRanges:
                     found.append(content.read(end - start))
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-        for (start, end), piece in zip(ranges, found, strict=True):
-            if len(piece) != end - start:
+        for (start, end), data in zip(ranges, found, strict=True):
+            if len(data) != end - start:
                 raise ModelError(f"{path}: ends before byte {end}; fetch it again")
         self.bytes_read += sum(map(len, found))
         return found

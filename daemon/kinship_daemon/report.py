@@ -39,12 +39,23 @@ __all__ = [
 
 
 class Advance(Protocol):
-    """Called with the units just done, and with how many there are in all once that is known."""
+    """
+    Called with the units just done, and with how many there are in all once that is known.
 
-    def __call__(self, done: int, total: int | None = None, /) -> None: ...
+    `label` is what it is called from now on, where that changes.
+    """
+
+    def __call__(self, done: int, total: int | None = None, /, *, label: str = "") -> None: ...
 
 
-_COLOURS = {"quarantine": "red", "refused": "yellow", "warning": "yellow", "publish": "green"}
+_COLOURS = {
+    "quarantine": "red",
+    "refused": "yellow",
+    "unrelated": "yellow",
+    "warning": "bold magenta",
+    "publish": "green",
+    "published": "green",
+}
 _SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -127,8 +138,9 @@ class RichReporter:
         with Progress(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task(escape(one_line(label)), total=total, unit=unit, kind="")
 
-            def advance(done: int, total: int | None = None) -> None:
-                bar.update(task, advance=done, total=total)
+            def advance(done: int, total: int | None = None, /, *, label: str = "") -> None:
+                named = escape(one_line(label)) if label else None
+                bar.update(task, advance=done, total=total, description=named)
 
             yield advance
 
@@ -155,12 +167,13 @@ class _Lines(ABC):
     @contextmanager
     def progress(self, label: str, total: int | None, unit: str) -> Iterator[Advance]:
         start = last = time.monotonic()
-        ready, whole = 0, total
+        ready, whole, name = 0, total, label
 
-        def advance(done: int, total: int | None = None) -> None:
-            nonlocal ready, last, whole
+        def advance(done: int, total: int | None = None, /, *, label: str = "") -> None:
+            nonlocal ready, last, whole, name
             ready += done
             whole = total or whole
+            name = label or name
             now = time.monotonic()
             if now - last < _SECONDS_BETWEEN_LINES or not ready or not whole:
                 return
@@ -168,7 +181,7 @@ class _Lines(ABC):
             rate = ready / (now - start)
             left = max(whole - ready, 0) / rate
             message = (
-                f"{label}: {100 * ready / whole:.0f} %, {amount(rate, unit)}/s, {left:.0f} s left"
+                f"{name}: {100 * ready / whole:.0f} %, {amount(rate, unit)}/s, {left:.0f} s left"
             )
             self.event("progress", message, done=ready, total=whole, unit=unit, seconds_left=left)
 

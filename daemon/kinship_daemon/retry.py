@@ -16,6 +16,9 @@ __all__ = ["SETTINGS_THEN", "reopen", "try_again"]
 
 SETTINGS_THEN = "settings_then"
 
+# They keep no model back, and may hold passwords and tokens.
+_LEFT_OUT = frozenset({"notify", "web"})
+
 
 def try_again(config: Config, settings: Settings, lineage: Lineage, report: Reporter) -> None:
     """At a start: whom the world kept out, and whom a setting did that has another value now."""
@@ -32,6 +35,10 @@ def try_again(config: Config, settings: Settings, lineage: Lineage, report: Repo
         for model in (*waiting, *by_setting):
             reopen(lineage, model)
         lineage.put(SETTINGS_THEN, now)
+    rules = [key for key in sorted(changed) if key.startswith("gate.") or key == "publish.require"]
+    if rules and lineage.gates(settings.fingerprint("validation")):
+        words = f"{', '.join(rules)} changed: it counts for merges that are judged from now on"
+        report.event("warning", f"{words}; those given before stand")
     if waiting:
         report.event("retry", f"{_models(waiting)} tried again, set aside for a time")
     if by_setting:
@@ -50,12 +57,12 @@ def reopen(lineage: Lineage, model: Model) -> None:
 
 
 def _settings(config: Config, settings: Settings) -> dict[str, Any]:
-    """Every value by its key, and under `evaluate` all that scores depend on."""
+    """Values by key that may keep a model back, and under `evaluate` all that scores depend on."""
     sections = config.model_dump(mode="json")
     values = {
         f"{section}.{key}": value
         for section, content in sections.items()
-        if isinstance(content, Mapping)
+        if isinstance(content, Mapping) and section not in _LEFT_OUT
         for key, value in content.items()
     }
     return {**values, "evaluate": [settings.fingerprint(split) for split in get_args(Split)]}

@@ -110,7 +110,8 @@ class Runner:
             rest = self._resting(step, now)
             if rest is not None:
                 with _planned(step, self._context) as plan:
-                    if next(plan, None) is not None:
+                    faults: list[Exception] = []
+                    if next(_guarded(plan, faults), None) is not None or faults:
                         self._dues.append(rest.until)
                         waiting += [rest.error] if rest.holds_up else []
                 continue
@@ -152,7 +153,7 @@ class Runner:
                 self._context.lineage.retry(job.key)
 
     def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
-        """Every piece of a kind's work that can be done. Returns whether any was."""
+        """All of a kind's work that can be done. Returns whether any was."""
         with _planned(step, self._context) as plan:
             return self._work_down(step, plan, now, waiting)
 
@@ -162,7 +163,8 @@ class Runner:
         worked, silent = False, 0
         missed: Transient | None = None
         seen: set[str] = set()
-        for work in plan:
+        faults: list[Exception] = []  # one at most: it ends the plan
+        for work in _guarded(plan, faults):
             if self._context.stop.is_set():
                 raise Stopped
             key = job_key(step.kind, work.inputs)
@@ -188,6 +190,7 @@ class Runner:
                     break
         else:
             self._planned[step.kind] = seen
+        worked |= self._met_in_plan(step, faults, waiting)
         if missed is not None and (not worked or self._hub_is_away(missed)):
             until = self._context.now() + (asked_for(missed) or self._faults.pause())
             # One that does not come says nothing of the others; many do, and a hub that says when.
@@ -195,6 +198,24 @@ class Runner:
             self._rest(step.kind, until, missed, holds_up)
             waiting += [missed] if holds_up else []
         return worked
+
+    def _met_in_plan(
+        self, step: Step[Any], faults: Sequence[Exception], waiting: list[KinshipError]
+    ) -> bool:
+        """Returns whether a model was set aside for it; else the whole kind waits."""
+        if not faults:
+            return False
+        self._planned.pop(step.kind, None)  # it was not seen to its end
+        try:
+            self._faults.met_in_plan(step, faults[0])
+        except (Transient, BudgetReached) as error:
+            until = self._context.now() + (asked_for(error) or self._faults.pause())
+            if isinstance(error, BudgetReached):
+                until = self._context.midnight()
+            self._rest(step.kind, until, error, step.holds_up)
+            waiting += [error] if step.holds_up else []
+            return False
+        return True
 
     def _rest(self, name: str, until: datetime, error: KinshipError, holds_up: bool) -> None:
         self._rests[name] = _Rest(until, error, holds_up)
@@ -288,6 +309,14 @@ def _planned(step: Step[Any], context: Context) -> Iterator[Iterator[Work]]:
     finally:
         if isinstance(plan, Generator):
             plan.close()
+
+
+def _guarded(plan: Iterable[Work], faults: list[Exception]) -> Iterator[Work]:
+    """A plan up to what is raised while it is made, which is put into `faults`."""
+    try:
+        yield from plan
+    except Exception as error:
+        faults.append(error)
 
 
 def _due(job: Job) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Samples of models on a hub or in a folder, of which nothing is fetched but pieces."""
+"""Samples of models on a hub or in a folder, of which only byte ranges are fetched."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Sampler:
 
     def on_hub(self, model: Tokens) -> bytes:
         """
-        The compact vector of a model of which only pieces are read.
+        The compact vector of a model of which only byte ranges are read.
 
         Raises:
             ModelError: It is no descendant of the base, or broken.
@@ -161,8 +161,14 @@ class _Digests(Mapping[str, frozenset[str]]):
     def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
         self._folder = folder
         self._sizes = sizes
+        self._known: dict[str, frozenset[str]] = {}  # the base's are wanted for each descendant
 
     def __getitem__(self, file: str) -> frozenset[str]:
+        if file not in self._known:
+            self._known[file] = self._hashed(file)
+        return self._known[file]
+
+    def _hashed(self, file: str) -> frozenset[str]:
         if self._sizes[file] > _HASHED_BYTES:
             return frozenset()
         try:

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -22,8 +22,8 @@ from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Stopped
 from kinship_daemon.generation_table import show_generation
 from kinship_daemon.runner import Runner, Turn
+from kinship_daemon.startup import webhook_secret
 from kinship_daemon.steps.decide import converged
-from kinship_daemon.webhook import PATH, Webhook, webhook_secret
 from kinship_storage.records import Generation
 
 __all__ = ["Service", "run_once", "serve", "stopping_on_signals"]
@@ -110,7 +110,8 @@ class Service:
         self._until_converged = until_converged
         self._bell = threading.Event()
         self._look_is_due = threading.Event()
-        self._shown = 0
+        # What earlier starts made was shown then.
+        self._shown = max(self._made(), default=0)
         self._is_idle = False
 
     def run(self) -> Generation | None:
@@ -120,12 +121,9 @@ class Service:
         scheduler.add_job(self._bell.set, "cron", hour=0, misfire_grace_time=None)
         with (
             self._web(),
-            self._webhook() as webhook,
+            self._webhook(),
             _saying_what_is_finished(self._context, self._running),
         ):
-            if webhook is not None:
-                say = self._context.report.event
-                say("listen", f"for webhooks at port {webhook.port}, {PATH}")
             scheduler.start()
             try:
                 return self._turns()
@@ -169,15 +167,19 @@ class Service:
         return stop
 
     def _show_generations(self) -> None:
-        """Those made since the last time; the newest is still being made after a decision."""
-        decisions = self._context.lineage.generations()
-        numbers = [d.generation for d in decisions if d.generation is not None]
-        made = self._context.lineage.models("merge", "proposed")
-        going_on = {model.generation for model in made}
-        for number in numbers:
-            if number > self._shown and number not in going_on:
+        """Those made since the last time."""
+        for number in self._made():
+            if number > self._shown:
                 show_generation(self._context, number)
                 self._shown = number
+
+    def _made(self) -> list[int]:
+        """Generations that are through; the newest is still being made after a decision."""
+        decisions = self._context.lineage.generations()
+        numbers = [d.generation for d in decisions if d.generation is not None]
+        proposed = self._context.lineage.models("merge", "proposed")
+        going_on = {model.generation for model in proposed}
+        return [number for number in numbers if number not in going_on]
 
     def _say_idle(self, stop: Generation | None) -> None:
         if stop is not None and not self._is_idle:
@@ -217,11 +219,20 @@ class Service:
                 self._context.report.event("warning", warning)
             yield
 
-    def _webhook(self) -> AbstractContextManager[Webhook | None]:
+    @contextmanager
+    def _webhook(self) -> Iterator[None]:
+        """Who hurries the next look, where that is wanted."""
         watch, secret = self._context.config.watch, webhook_secret(self._context.config)
         if watch.webhook_port is None or secret is None:
-            return nullcontext()
-        return Webhook(watch.webhook_host, watch.webhook_port, secret, self.hurry)
+            yield
+            return
+        from kinship_daemon.web.serving import hooked  # noqa: PLC0415 - only who serves imports it
+        from kinship_daemon.web.webhook import PATH, Webhook  # noqa: PLC0415
+
+        webhook = Webhook(secret, self.hurry)
+        with hooked(webhook, watch.webhook_host, watch.webhook_port) as server:
+            self._context.report.event("listen", f"for webhooks at port {server.port}, {PATH}")
+            yield
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -13,12 +14,16 @@ from typing import Any, get_args
 from kinship_daemon import demo
 from kinship_daemon.activity import recording
 from kinship_daemon.config import Config
-from kinship_daemon.context import Context, Evaluators, Rows
+from kinship_daemon.context import Context, Rows
+from kinship_daemon.daemon_log import logging_to
 from kinship_daemon.device import resolve_device
 from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.evaluation_check import check_base, forgets_changed_documents, with_documents
-from kinship_daemon.file_cache import FileCache, cached_hash
+from kinship_daemon.execute.evaluation import Evaluators
+from kinship_daemon.execute.open import open_executor
+from kinship_daemon.execute.site import Workshop
+from kinship_daemon.file_cache import FileCache, FileHashes
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
 from kinship_daemon.hub.files import wanted
@@ -30,7 +35,6 @@ from kinship_daemon.report import Reporter, count
 from kinship_daemon.retry import try_again
 from kinship_daemon.steps.living import living
 from kinship_daemon.steps.publish import tidy
-from kinship_daemon.webhook import webhook_secret
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
@@ -39,7 +43,18 @@ from kinship_storage.lineage import Lineage
 from kinship_storage.records import File, Model, Split
 from kinship_storage.rows import stamp
 
-__all__ = ["check_token", "evaluation_settings", "home_of", "opened", "the_base"]
+__all__ = [
+    "SECRET",
+    "check_token",
+    "evaluation_settings",
+    "home_of",
+    "opened",
+    "the_base",
+    "webhook_secret",
+    "workshop_for",
+]
+
+SECRET = "KINSHIP_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
 
 _MAY_PUBLISH = "may_publish"  # the last namespace that the hub said so of
 
@@ -69,35 +84,31 @@ def opened(
         KinshipError: the home is held or cannot be written, or belongs to another base.
         Transient: the hub cannot be reached and the base is not here yet.
     """
-    policy = make(config.policy.use, config.policy.settings)
-    recipe = Recipe(config.merge.method, ("a", "b"), config.merge.parameters)
-    check(recipe, ())
-    for device in {config.kinship.device, config.evaluate.device}:
-        resolve_device(device)
     stop, now = stop or threading.Event(), now or _utc
-    webhook_secret(config)
-    if not dry_run:
-        check_token(config)
+    policy = make(config.policy.use, config.policy.settings)
+    _check(config, dry_run=dry_run)
     settings = evaluation_settings(config)
-    base = the_base(config)
     home = home_of(config)
+    is_new = not home.path.exists()
+    workshop = workshop_for(config, settings, home.evaluation_log, stop)
     with (
         home.hold(),
-        recording(report, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
+        _nothing_left(home) if is_new else nullcontext(),
+        logging_to(home.log, report) as logged,
+        recording(logged, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
-        closing(Evaluators(home.evaluation_log, stop)) as evaluators,
+        closing(Evaluators(open_executor(config.executor.use, workshop), stop)) as evaluators,
     ):
         lineage.recover()
         tidy(home, lineage)
-        hub = _hub(config, home, lineage, stop)
+        sha256 = FileHashes(lineage)
+        hub = _hub(config, home, sha256, stop)
         if not dry_run:
             _check_right(config, hub, lineage, reporter)
-        repo = _base_repo(base, hub, home, lineage)
+        repo = _base_repo(the_base(config), hub, home, lineage)
         settings = with_documents(evaluators, settings, lineage, reporter, load=check_evaluation)
-        folder = base.path or _base_folder(base, repo, hub, home, lineage, reporter)
-        model = _base(base, repo, folder, home, lineage)
-        check(recipe, tuple(Checkpoint.open(folder).tensors))
+        model, folder = _base(config, repo, hub, home, lineage, reporter, sha256)
         if check_evaluation:
             check_base(evaluators, settings, model, folder, lineage, reporter)
         try_again(config, settings, lineage, reporter)
@@ -118,6 +129,7 @@ def opened(
                 hub,
                 lineage,
                 reporter,
+                sha256=sha256,
                 disk_gb=config.limits.disk_gb,
                 keep=lambda: living(lineage, settings),
                 day=lambda: f"{clock():%Y-%m-%d}",
@@ -130,6 +142,46 @@ def opened(
             stop=stop,
             dry_run=dry_run,
         )
+
+
+def _check(config: Config, *, dry_run: bool) -> None:
+    """All that can be wrong in a configuration before a home is held or a hub asked."""
+    check(_recipe(config), ())
+    for device in {config.kinship.device, config.evaluate.device}:
+        resolve_device(device)
+    webhook_secret(config)
+    if not dry_run:
+        check_token(config)
+    the_base(config)
+
+
+def _recipe(config: Config) -> Recipe:
+    """One such as the config's method makes."""
+    return Recipe(config.merge.method, ("a", "b"), config.merge.parameters)
+
+
+@contextmanager
+def _nothing_left(home: Home) -> Iterator[None]:
+    """Where a first start fails before there is anything to keep, no home is left, but its log."""
+    try:
+        yield
+    except BaseException:
+        fetched = home.cache.is_dir() and any(home.cache.iterdir())
+        if not fetched and not _has_base(home):
+            log = home.evaluation_log
+            log_text = log.read_bytes() if log.is_file() else b""
+            shutil.rmtree(home.path, ignore_errors=True)
+            if log_text:
+                log.parent.mkdir(parents=True)
+                log.write_bytes(log_text)
+        raise
+
+
+def _has_base(home: Home) -> bool:
+    if not home.lineage.is_file():
+        return False
+    with Lineage.open(home.lineage, now=_utc, readonly=True) as lineage:
+        return _known_base(lineage) is not None
 
 
 def check_token(config: Config) -> None:
@@ -148,6 +200,24 @@ def check_token(config: Config) -> None:
             f"publish.namespace is {config.publish.namespace}, but there is no token for "
             f"{config.hub}; {token_advice(config.hub)}"
         )
+
+
+def webhook_secret(config: Config) -> str | None:
+    """
+    What the Hub must send with its messages; None where no webhook is wanted.
+
+    Raises:
+        UsageError: watch.webhook_port is set, the secret is not.
+    """
+    if config.watch.webhook_port is None:
+        return None
+    secret = os.environ.get(SECRET, "")
+    if not secret:
+        raise UsageError(
+            f"watch.webhook_port is {config.watch.webhook_port}, but {SECRET} is not set; set it "
+            "to the secret that the Hub's webhook was given"
+        )
+    return secret
 
 
 def _check_right(config: Config, hub: Hub, lineage: Lineage, report: Reporter) -> None:
@@ -197,17 +267,30 @@ def evaluation_settings(config: Config) -> Settings:
     return Settings.of(config.evaluate, config.seed)
 
 
+def workshop_for(
+    config: Config, settings: Settings, log: Path, stop: threading.Event | None = None
+) -> Workshop:
+    """
+    What an executor is given of this machine.
+
+    Raises:
+        UsageError: A device that is named is not there.
+    """
+    devices, options = settings.worker_devices(), config.executor.model_dump()
+    return Workshop(log, devices, options=options, stop=stop or threading.Event())
+
+
 def _utc() -> datetime:
     return datetime.now(UTC)
 
 
-def _hub(config: Config, home: Home, lineage: Lineage, stop: threading.Event) -> Hub:
+def _hub(config: Config, home: Home, sha256: FileHashes, stop: threading.Event) -> Hub:
     where = config.hub
     if where == "demo":
         demo.install(home.demo_hub)
         where = str(home.demo_hub)
     connections = config.watch.connections
-    return open_hub(where, sha256=cached_hash(lineage), stop=stop, connections=connections)
+    return open_hub(where, sha256=sha256, stop=stop, connections=connections)
 
 
 def _known_base(lineage: Lineage) -> Model | None:
@@ -240,11 +323,29 @@ def _base_folder(
         return hub.fetch(repo, home.cache, advance)
 
 
-def _base(base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage) -> Model:
+def _base(
+    config: Config,
+    repo: Repo | None,
+    hub: Hub,
+    home: Home,
+    lineage: Lineage,
+    report: Reporter,
+    sha256: FileHashes,
+) -> tuple[Model, Path]:
+    """The base's row and its folder, fetched where `repo` is given, and fit for the method."""
+    base = the_base(config)
+    folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
+    model = _base_row(base, repo, folder, home, lineage, sha256)
+    check(_recipe(config), tuple(Checkpoint.open(folder).tensors))
+    return model, folder
+
+
+def _base_row(
+    base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage, sha256: FileHashes
+) -> Model:
     """The base's row: written down the first time, held to ever after."""
     known = _known_base(lineage)
     checkpoint = Checkpoint.open(folder)
-    sha256 = cached_hash(lineage)
     hashes = {name: sha256(folder / name) for name in checkpoint.files}
     weights = weights_identity(hashes)
     if known is not None and known.weights != weights:

@@ -165,5 +165,6 @@ _PARSED: Mapping[tuple[str, str], Callable[[Any], Any]] = {
     ("gates", "settings"): _mapping,
     ("publications", "files"): _files,
     ("jobs", "inputs"): _mapping,
+    ("events", "facts"): _mapping,
     ("facts", "value"): _facts,
 }

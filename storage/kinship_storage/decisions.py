@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from kinship_storage.errors import LineageError
+from kinship_storage.events import Events
 from kinship_storage.records import Generation
 from kinship_storage.rows import add_once, cell, record, row, stamp, weights_number
 from kinship_storage.store import Store, dumps
@@ -20,7 +21,7 @@ __all__ = ["Decisions", "pack"]
 _RECOMPUTED = frozenset({"kinship", "layers"})
 
 
-class Decisions:
+class Decisions(Events):
     """What was decided; rows are added once and never rewritten."""
 
     _store: Store
@@ -85,7 +86,11 @@ class Decisions:
             if self._store.row("generations", "number = ?", number) is None:
                 self._ascends(generation)
             values = row(generation, created=generation.created or stamp(self._now()))
-            add_once(self._store, "generations", {"number": number}, values, what)
+            is_new = add_once(self._store, "generations", {"number": number}, values, what)
+            if is_new and generation.stop is not None:
+                kind = "converged" if generation.stop_kind == "converged" else "stopped"
+                why = {"stop": generation.stop_kind, "decision": number}
+                self.add_event(kind, generation.stop, facts=why)
             there = self.facts(number)
             if there is None:
                 self._store.insert("facts", {"decision": number, "value": pack(kept)})

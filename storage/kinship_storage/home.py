@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from kinship_storage.rows import cell
@@ -48,6 +49,12 @@ class Home:
         )
         return None if found is None else found["sha256"]
 
-    def remember_hash(self, path: Path, size: int, mtime_ns: int, sha256: str) -> None:
-        values = {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": sha256}
-        self._store.replace("hashes", values)
+    def file_hashes(self) -> dict[str, tuple[int, int, str]]:
+        """(size, mtime_ns, sha256) of files by path, so as not to read them again."""
+        found = self._store.query("SELECT path, size, mtime_ns, sha256 FROM hashes")
+        return {each["path"]: (each["size"], each["mtime_ns"], each["sha256"]) for each in found}
+
+    def remember_hashes(self, hashes: Mapping[str, tuple[int, int, str]]) -> None:
+        """Those of some files more, or as they are now."""
+        sql = "INSERT OR REPLACE INTO hashes (path, size, mtime_ns, sha256) VALUES (?, ?, ?, ?)"
+        self._store.execute_many(sql, [(path, *known) for path, known in sorted(hashes.items())])

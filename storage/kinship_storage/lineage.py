@@ -42,6 +42,7 @@ class Lineage(Tables):
         now: Callable[[], datetime],
         readonly: bool = False,
         beside: bool = False,
+        whole: bool = False,
     ) -> Self:
         """
         Opens the database, made or brought to the latest schema where need be.
@@ -51,13 +52,14 @@ class Lineage(Tables):
             now: The clock that stamps what is added.
             readonly: Never writes a row; works beside a running daemon and on a read-only disk.
             beside: Writes, perhaps beside a running daemon.
+            whole: This process holds the file already, and has looked for damage.
 
         Raises:
             LineageError: Not there (readonly), not a database, another program's, from a newer
                 version, not accessible; the message says what would help.
             DamagedLineage: It is to be written, and damaged; nothing has been written.
         """
-        return cls(Store(path, readonly=readonly, beside=beside), now=now)
+        return cls(Store(path, readonly=readonly, beside=beside, whole=whole), now=now)
 
     def close(self) -> None:
         self._store.close()

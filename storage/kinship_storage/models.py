@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from kinship_storage.errors import LineageError
+from kinship_storage.events import Events
 from kinship_storage.records import Cause, File, Kind, Model, Split, Status
 from kinship_storage.rows import cells, model_number, record, row, stamp, weights_number
 from kinship_storage.store import Json, Row, Store
@@ -27,7 +28,7 @@ _OF_MERGES = frozenset({"repropose"})
 _OF_OTHERS = frozenset({"refuse", "reopen"})
 
 
-class Models:
+class Models(Events):
     """Models, their files and parents; their life cycle is `transitions.MODELS`."""
 
     _store: Store
@@ -166,6 +167,9 @@ class Models:
             after = replace(before, **changes)
             _check_cause(after)
             self._write(model, changes)
+            if event == "quarantine":
+                words = f"{model}: {reason}"
+                self.add_event("quarantine", words, model=model, facts={"cause": cause})
             return after
 
     def _write(self, model: str, changes: Row) -> None:

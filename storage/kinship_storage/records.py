@@ -8,8 +8,10 @@ weight files, or `recipe:...` of a merge that never needed to become a file).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal
 
 from kinship_storage.transitions import Cause, JobStatus, Status
@@ -17,6 +19,7 @@ from kinship_storage.transitions import Cause, JobStatus, Status
 __all__ = [
     "Candidate",
     "Cause",
+    "Event",
     "File",
     "Gate",
     "Generation",
@@ -259,3 +262,30 @@ class Job:
     started: str | None = None
     finished: str | None = None
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """
+    Something that the world outside may be told.
+
+    Attributes:
+        number: Events ascend in the order in which they happened.
+        kind: One word, such as `publish`.
+        message: The event in words.
+        model: Id of the model that it is about, if it is about one.
+        facts: The same for machines, as JSON.
+    """
+
+    number: int
+    kind: str
+    message: str
+    model: str | None
+    facts: Mapping[str, Any]
+    created: str
+
+    @property
+    def id(self) -> str:
+        """The same whenever it is delivered; no other event has it, in any home."""
+        content = json.dumps(astuple(self), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]

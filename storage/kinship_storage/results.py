@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from kinship_storage.events import Events
 from kinship_storage.records import Gate, Publication
 from kinship_storage.rows import add_once, model_number, record, row, stamp
 from kinship_storage.store import Row, Store
@@ -12,7 +13,7 @@ from kinship_storage.store import Row, Store
 __all__ = ["Results"]
 
 
-class Results:
+class Results(Events):
     """What happened; rows are added once and never rewritten."""
 
     _store: Store
@@ -24,7 +25,11 @@ class Results:
             key = {"model": model, "evaluation": gate.evaluation}
             test = gate.test or self._number(key)
             values = self._stamped(gate, against=model_number(self._store, gate.against), test=test)
-            add_once(self._store, "gates", key, values, f"the gate of {gate.model}")
+            is_new = add_once(self._store, "gates", key, values, f"the gate of {gate.model}")
+            if is_new and not gate.passed:
+                facts = {"gain": gate.gain, "low": gate.low, "high": gate.high}
+                words = f"{gate.model} {gate.reason}"
+                self.add_event("gate_refused", words, model=gate.model, facts=facts)
 
     def _number(self, key: Row) -> int:
         """Of the judgement under this key, or of the next."""
@@ -60,7 +65,10 @@ class Results:
         with self._store.transaction():
             key = {"model": model_number(self._store, publication.model)}
             what = f"the publication of {publication.model}"
-            add_once(self._store, "publications", key, self._stamped(publication), what)
+            if add_once(self._store, "publications", key, self._stamped(publication), what):
+                facts = {"repo": publication.repo, "url": publication.url}
+                words = f"{publication.model} as {publication.repo}"
+                self.add_event("publish", words, model=publication.model, facts=facts)
 
     def publication(self, model: str) -> Publication | None:
         return next(iter(self._publications("m.id = ?", model)), None)

@@ -12,6 +12,7 @@ from kinship_storage.cells import TIME, decode, moment
 from kinship_storage.errors import DamagedLineage, LineageError
 from kinship_storage.records import (
     Candidate,
+    Event,
     File,
     Gate,
     Generation,
@@ -43,6 +44,7 @@ _JSON: Mapping[type, frozenset[str]] = {
     Gate: frozenset({"settings"}),
     Publication: frozenset({"files"}),
     Job: frozenset({"inputs"}),
+    Event: frozenset({"facts"}),
 }
 _TABLES: Mapping[type, str] = {
     Model: "models",
@@ -53,6 +55,7 @@ _TABLES: Mapping[type, str] = {
     Gate: "gates",
     Publication: "publications",
     Job: "jobs",
+    Event: "events",
 }
 # What a row is called, the first that it has.
 _KEYS = ("id", "key", "number", "path", "decision")
@@ -146,9 +149,9 @@ def weights_number(store: Store, identity: str) -> int:
     return int(found[0]["number"])
 
 
-def add_once(store: Store, table: str, key: Mapping[str, Any], values: Row, what: str) -> None:
+def add_once(store: Store, table: str, key: Mapping[str, Any], values: Row, what: str) -> bool:
     """
-    Inserts the row, or finds it there already, its time apart.
+    Inserts the row, or finds it there already, its time apart; returns whether it is new.
 
     Raises:
         LineageError: There is another row under the key; what happened is never rewritten.
@@ -158,10 +161,11 @@ def add_once(store: Store, table: str, key: Mapping[str, Any], values: Row, what
         there = store.row(table, where, *key.values())
         if there is None:
             store.insert(table, values)
-            return
+            return True
     differing = [n for n in values if n not in {"created"} and values[n] != there[n]]
     if differing:
         raise LineageError(
             f"{what} is in the lineage already with another {', '.join(differing)}; "
             "what happened is not rewritten"
         )
+    return False

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from sqlite_utils import Database
 
 from kinship_storage.errors import LineageError
+from kinship_storage.migrations.fifth import FIFTH
 from kinship_storage.migrations.first import FIRST
 from kinship_storage.migrations.fourth import FOURTH
 from kinship_storage.migrations.second import SECOND
@@ -23,7 +24,7 @@ APPLICATION_ID = 0x4B494E53  # "KINS": tells our files from other programs' data
 
 Migration = tuple[str, ...] | Callable[[Database], None]
 
-MIGRATIONS: tuple[Migration, ...] = (FIRST, SECOND, third, FOURTH)
+MIGRATIONS: tuple[Migration, ...] = (FIRST, SECOND, third, FOURTH, FIFTH)
 
 
 def create(db: Database) -> None:

@@ -11,7 +11,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,19 +65,23 @@ def dumps(value: Json) -> str:
 class Store:
     """One connection. For one thread at a time, which need not be the one that opened it."""
 
-    def __init__(self, path: Path, *, readonly: bool = False, beside: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, readonly: bool = False, beside: bool = False, whole: bool = False
+    ) -> None:
         """
         Opens the file; for writing only if no cell of it is damaged.
 
         Args:
             readonly: Never writes.
             beside: A daemon may be at work on the same file; it alone changes more than the log.
+            whole: This process has found every cell whole, and holds the file since.
         """
         self.path = path
+        self._beside = beside
         self._guard: sqlite3.Connection | None = None
         self._held: _Held | None = None
         with self._in_words():
-            if not readonly and path.is_file() and path.stat().st_size:
+            if not (readonly or whole) and path.is_file() and path.stat().st_size:
                 self._check_whole()
             self._db = Database(
                 reading(path) if readonly else writing(path),
@@ -122,7 +126,7 @@ class Store:
             self._db.execute("PRAGMA wal_autocheckpoint = 0")
         migrate(self._db, str(self.path))
         self._guard = reading(self.path)
-        self._held = _Held.of(self.path)
+        self._held = self._look()
 
     def close(self) -> None:
         """
@@ -132,7 +136,7 @@ class Store:
         it from that.
         """
         held, self._held = self._held, None
-        now = None if held is None else _Held.of(self.path)
+        now = None if held is None else self._look()
         if self._guard is not None and now == held:
             self._guard.close()
         self._db.close()
@@ -153,7 +157,7 @@ class Store:
         if self._held is None:
             return
         try:
-            now = _Held.of(self.path)
+            now = self._look()
         except PermissionError:
             return  # what may not be looked at is not known to be gone
         if now == self._held:
@@ -260,12 +264,21 @@ class Store:
     def _note_file(self) -> None:
         """A commit may have copied the log into the file."""
         if self._held is not None:
-            self._held = _Held.of(self.path)
+            self._held = self._look()
+
+    def _look(self) -> _Held:
+        found = _Held.of(self.path)
+        if not self._beside or found.file is None:
+            return found
+        # The daemon's commits may copy the log into the file at any time.
+        return replace(found, file=(*found.file[:2], 0, 0))
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         try:
-            self.check_in_place()
+            # A transaction looks when it begins and before it commits.
+            if self._held is not None and not self.in_transaction:
+                self.check_in_place()
             yield
         except UnicodeDecodeError as error:
             self.blame(error)  # of SQLite's own words, which quote what is damaged

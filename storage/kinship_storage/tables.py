@@ -3,6 +3,7 @@
 from kinship_storage.best import Best, best
 from kinship_storage.candidates import Candidates
 from kinship_storage.decisions import Decisions
+from kinship_storage.events import Events
 from kinship_storage.home import Home
 from kinship_storage.jobs import Jobs
 from kinship_storage.models import Models
@@ -12,7 +13,7 @@ from kinship_storage.scores import Scores
 __all__ = ["Tables"]
 
 
-class Tables(Home, Models, Candidates, Scores, Decisions, Results, Jobs):
+class Tables(Home, Models, Candidates, Scores, Decisions, Results, Jobs, Events):
     """What every part knows."""
 
     def best(self) -> Best | None:

@@ -48,7 +48,11 @@ Event = TypeVar("Event", bound=str)
 
 CAUSES: Mapping[Cause, str] = MappingProxyType(
     {
-        "model": "Its own bytes are bad, a checked fact. Final for those bytes.",
+        "model": (
+            "A checked fact about its own bytes: they are bad, are those of another model too, or "
+            "a newer revision replaced them. Final for those bytes, but a copy is looked at again "
+            "when the other model's bytes are lost."
+        ),
         "world": (
             "The hub, the disk, memory, a worker or a policy process. "
             "Tried again with growing waits, and at the next start."

@@ -29,6 +29,7 @@ from tests.bench.processes import CommandFailed
 from tests.bench.sample import sample
 from tests.bench.table import Progress, Row, gigabytes, machine, markdown, progress
 from tests.bench.unborn import unborn
+from tests.bench.workers import workers
 
 from kinship_daemon.errors import KinshipError
 
@@ -51,6 +52,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "gate": gate,
     "device": device,
     "evaluation": evaluation,
+    "workers": workers,
 }
 _WRITING = ("linear", "slerp", "ties")
 
@@ -59,19 +61,19 @@ def main() -> int:
     options = _options()
     needed = _disk(options.parameters, options.models, options.candidates, options.only)
     with ExitStack() as stack:
-        room = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        room.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(room).free
-        print(f"up to {gigabytes(needed)} of disk under {room}; {gigabytes(free)} are free")
+        models = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        models.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(models).free
+        print(f"up to {gigabytes(needed)} of disk under {models}; {gigabytes(free)} are free")
         if free < needed and options.folder is None:
             print("that is too little; free some, or name another --folder", file=sys.stderr)
             return 2
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=room)))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=models)))
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.out or scratch)))
         shown = stack.enter_context(progress())
         sizes = (options.parameters, options.models, options.repeat, options.candidates)
         choices = (options.language_model, options.evolutions)
-        bench = Bench(room, scratch, out, *sizes, shown, *choices)
+        bench = Bench(models, scratch, out, *sizes, shown, *choices)
         rows = [row for name in options.only for row in _measured(name, bench, shown)]
     facts = machine()
     print(markdown(rows, facts, nbytes(options.parameters) // 2))

@@ -14,7 +14,7 @@ __all__ = ["Bench"]
 class Bench:
     """
     Attributes:
-        room: Where models are made.
+        folder: Where models are made.
         scratch: For what is written but merges; emptied at the end.
         out: Where merges are written, likewise.
         parameters: Of a model, about.
@@ -25,7 +25,7 @@ class Bench:
         evolutions: How many are simulated of each kind.
     """
 
-    room: Path
+    folder: Path
     scratch: Path
     out: Path
     parameters: float
@@ -41,7 +41,7 @@ class Bench:
         return self.sized(1)
 
     def sized(self, factor: float) -> Family:
-        return Family(self.room, self.parameters * factor)
+        return Family(self.folder, self.parameters * factor)
 
     def pair(self, family: Family | None = None) -> Sequence[Path]:
         """Base and two fine-tunes."""

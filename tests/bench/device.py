@@ -36,7 +36,7 @@ def device(bench: Bench) -> list[Row]:
     bench.progress.runs("device: merges into its memory")
     merges = [_materialise(bench, made, base, leaves, count) for count in (2, _LEAVES)]
     bench.progress.runs("device: beside the CPU")
-    return [row, *merges, _beside_cpu(Family(bench.room, small(bench.parameters)), bench.models)]
+    return [row, *merges, _beside_cpu(Family(bench.folder, small(bench.parameters)), bench.models)]
 
 
 def _leaves(family: Family, models: int) -> dict[str, Path]:
@@ -94,11 +94,11 @@ def _merge(ledger: gram.Ledger, base: Path, leaves: dict[str, Path], count: int)
 
 def _beside_cpu(family: Family, models: int) -> Row:
     base, leaves = family.base, _leaves(family, models)
-    here, there = (_measure(base, leaves, on) for on in ("cpu", "cuda"))
-    scale = here.gram.diagonal(dim1=1, dim2=2).sqrt()
-    off = (here.gram - there.gram).abs() / (scale[:, :, None] * scale[:, None, :])
+    on_cpu, on_cuda = (_measure(base, leaves, on) for on in ("cpu", "cuda"))
+    scale = on_cpu.gram.diagonal(dim1=1, dim2=2).sqrt()
+    off = (on_cpu.gram - on_cuda.gram).abs() / (scale[:, :, None] * scale[:, None, :])
     worst = float(off.nan_to_num().max())  # 0 of 0 where a tensor has not changed
-    merge = _merge(here, base, leaves, _LEAVES)
+    merge = _merge(on_cpu, base, leaves, _LEAVES)
     first, second = (
         live_model(merge, dtype=torch.bfloat16, device=on).state_dict() for on in ("cpu", "cuda")
     )

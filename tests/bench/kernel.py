@@ -24,13 +24,13 @@ _LEAST_SECONDS = 0.3
 
 
 def small(parameters: float) -> float:
-    """Parameters of models of which 17 take the room of one; larger ones would tell no more."""
+    """Parameters of models of which 17 take the memory of one; larger ones would tell no more."""
     return min(parameters, 0.85e9) / 16
 
 
 def kernel(bench: Bench) -> list[Row]:
     bench.progress.runs("making models for the Gram kernel")
-    family = Family(bench.room, small(bench.parameters))
+    family = Family(bench.folder, small(bench.parameters))
     base, leaves = family.base, family.leaves(max(_COUNTS))
     warm([base, *leaves])
     return [_row(bench, base, leaves[:count]) for count in _COUNTS]

@@ -84,10 +84,10 @@ def fill(count: str, where: str) -> None:
 
 
 def look(hub: str, home: str, connections: str) -> None:
-    with TemporaryDirectory() as room:
+    with TemporaryDirectory() as folder:
         # Once unclocked: what is imported late is no part of it.
-        fill("3", f"{room}/hub")
-        with opened(f"{room}/hub", f"{room}/home", connections) as d:
+        fill("3", f"{folder}/hub")
+        with opened(f"{folder}/hub", f"{folder}/home", connections) as d:
             turns.take(d, "watch", "triage")
     with opened(hub, home, connections) as d:
         clocked(d)

@@ -66,7 +66,7 @@ def _speed(bench: Bench, name: str, recipe: dict[str, Any], bar: float) -> Row:
     commands = _commands(bench, recipe | _USUAL)
     ours, peer = in_turns(commands, bench.repeat, lambda: _emptied(bench))
     ratio = peer.best / ours.best
-    apart = compare(bench.out / "ours", bench.out / "theirs", bench.pair()[1:])
+    found = compare(bench.out / "ours", bench.out / "theirs", bench.pair()[1:])
     return Row(
         f"{name} merge of 2",
         str(ours),
@@ -75,7 +75,7 @@ def _speed(bench: Bench, name: str, recipe: dict[str, Any], bar: float) -> Row:
         f"{bar:g} times faster, less memory",
         verdict(ratio >= bar, ours.private < peer.private),
         f"{gigabytes(ours.private)} / {gigabytes(peer.private)}",
-        (f"outputs with `dtype: bfloat16`: {apart}; both written to {filesystem(bench.out)}.",),
+        (f"outputs with `dtype: bfloat16`: {found}; both written to {filesystem(bench.out)}.",),
         {"ours": [r.seconds for r in ours.runs], "peer": [r.seconds for r in peer.runs]},
     )
 
@@ -83,17 +83,17 @@ def _speed(bench: Bench, name: str, recipe: dict[str, Any], bar: float) -> Row:
 def _outputs(bench: Bench, name: str, recipe: dict[str, Any], *, span: bool) -> Row:
     bench.progress.runs(f"{name} of 2 in fp32, to compare the outputs")
     in_turns(_commands(bench, recipe | _EXACT), 1)
-    apart = compare(bench.out / "ours", bench.out / "theirs", bench.pair()[1:])
+    found = compare(bench.out / "ours", bench.out / "theirs", bench.pair()[1:])
     _emptied(bench)
     return Row(
         f"{name}: outputs beside mergekit's",
-        f"{apart.share:.4%} within 1 bf16 step",
+        f"{found.share:.4%} within 1 bf16 step",
         "`dtype: float32, out_dtype: bfloat16`",
-        f"{apart.largest} steps at most",
+        f"{found.largest} steps at most",
         "99.9 %, never more than 2" if span else "",
-        verdict(apart.share >= 0.999, apart.largest <= 2) if span else "measured",
-        notes=(f"{apart}.",),
-        facts=asdict(apart),
+        verdict(found.share >= 0.999, found.largest <= 2) if span else "measured",
+        notes=(f"{found}.",),
+        facts=asdict(found),
     )
 
 
@@ -113,7 +113,7 @@ def _emptied(bench: Bench) -> None:
 
 
 @dataclass
-class Apart:
+class Difference:
     """
     How far two bf16 models are from each other.
 
@@ -147,30 +147,30 @@ class Apart:
         return text
 
 
-def compare(ours: Path, theirs: Path, inputs: Sequence[Path]) -> Apart:
+def compare(ours: Path, theirs: Path, inputs: Sequence[Path]) -> Difference:
     """Two bf16 models, merged from `inputs`, element by element."""
     opened = [Checkpoint.open(folder) for folder in (ours, theirs, *inputs)]
-    apart = Apart()
+    found = Difference()
     for name in opened[0].tensors:
         flats = [one.tensor(name).reshape(-1) for one in opened]
         for begin in range(0, flats[0].numel(), _BLOCK):
-            _count(apart, [flat[begin : begin + _BLOCK] for flat in flats])
-    return apart
+            _count(found, [flat[begin : begin + _BLOCK] for flat in flats])
+    return found
 
 
-def _count(apart: Apart, blocks: Sequence[Tensor]) -> None:
+def _count(found: Difference, blocks: Sequence[Tensor]) -> None:
     ours, theirs, *inputs = blocks
     steps = (_ordered(ours) - _ordered(theirs)).abs()
-    apart.elements += len(steps)
-    apart.near += int((steps <= 1).sum())
+    found.elements += len(steps)
+    found.near += int((steps <= 1).sum())
     far = (steps > 2).nonzero()[:, 0]
     difference = (ours[far].double() - theirs[far].double()).abs()
     terms = torch.stack([block[far].double().abs() for block in inputs]).sum(0)
     cancelled = difference <= _ROUNDING * terms
     steps[far[cancelled]] = 0
-    apart.largest = max(apart.largest, int(steps.max()))
-    apart.cancelled += int(cancelled.sum())
-    apart.widest = max([apart.widest, *difference[cancelled].tolist()])
+    found.largest = max(found.largest, int(steps.max()))
+    found.cancelled += int(cancelled.sum())
+    found.widest = max([found.widest, *difference[cancelled].tolist()])
 
 
 def _ordered(block: Tensor) -> Tensor:

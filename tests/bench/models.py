@@ -87,13 +87,13 @@ def nbytes(parameters: float) -> int:
 @dataclass(frozen=True)
 class Family:
     """
-    A base of about `parameters` and its fine-tunes, made under `room` when first asked for.
+    A base of about `parameters` and its fine-tunes, made under `folder` when first asked for.
 
     Attributes:
-        room: Kept between runs when the user names it: what is there is used again.
+        folder: Kept between runs when the user names it: what is there is used again.
     """
 
-    room: Path
+    folder: Path
     parameters: float
 
     @property
@@ -113,7 +113,7 @@ class Family:
 
     def _folder(self, name: str) -> Path:
         # No "+" in it: in a recipe that is an adapter.
-        return self.room / f"{self.parameters:.0f}" / name
+        return self.folder / f"{self.parameters:.0f}" / name
 
     def _made(self, name: str, write: Callable[[Path], None]) -> Path:
         folder = self._folder(name)
@@ -190,7 +190,7 @@ def _write_leaf(folder: Path, base: Path, index: int) -> None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dictionary
                 tensor = file.get_tensor(name)
-                # Another step than the base's, so that deltas are strangers to it.
+                # Another step than the base's, so that deltas are unrelated to it.
                 made = _add_noise(tensor.reshape(-1), pool, position * (_STEP + 2))
                 tensors[name] = made.view(tensor.shape)
                 position += 1

@@ -88,7 +88,7 @@ def _population(bench: Bench, base: Path, leaves: Sequence[Path]) -> Row:
 def _coverage(bench: Bench) -> list[Row]:
     """Of models unlike each other and inside: how often the intervals hold the exact value."""
     bench.progress.runs("coverage of the intervals")
-    base, leaves = family(bench.scratch / "strangers", hidden=512, layers=6, vocabulary=8000)
+    base, leaves = family(bench.scratch / "unrelated", hidden=512, layers=6, vocabulary=8000)
     truth = _truth(base, leaves)
     source, models = _remote(base), [_remote(folder) for folder in leaves.values()]
     held: dict[tuple[str, Metric], list[bool]] = {}

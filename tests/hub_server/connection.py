@@ -240,27 +240,27 @@ class Connection(BaseHTTPRequestHandler):
         at = 0
         if action == "flip" and self.fault is not None:
             half = min(int(reply.length * self.fault.place), reply.length - 1)
-        for piece in reply.pieces():
-            if action in {"corrupt", "flip"} and at <= half < at + len(piece):
+        for block in reply.blocks():
+            if action in {"corrupt", "flip"} and at <= half < at + len(block):
                 where = half - at
-                piece = piece[:where] + bytes([piece[where] ^ 1]) + piece[where + 1 :]
-            at += len(piece)
+                block = block[:where] + bytes([block[where] ^ 1]) + block[where + 1 :]
+            at += len(block)
             if action == "trickle":
-                self._trickle(piece)
+                self._trickle(block)
             else:
-                self.wfile.write(piece)
+                self.wfile.write(block)
 
     def _write_first(self, reply: Reply, count: int) -> None:
-        for piece in reply.pieces():
-            self.wfile.write(piece[:count])
-            count -= len(piece[:count])
+        for block in reply.blocks():
+            self.wfile.write(block[:count])
+            count -= len(block[:count])
             if not count:
                 break
         self.wfile.flush()
 
-    def _trickle(self, piece: bytes) -> None:
-        for at in range(len(piece)):
-            self.wfile.write(piece[at : at + 1])
+    def _trickle(self, block: bytes) -> None:
+        for at in range(len(block)):
+            self.wfile.write(block[at : at + 1])
             self.wfile.flush()
             if self.hub.closing.wait(0.05):
                 return

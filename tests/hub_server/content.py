@@ -1,4 +1,4 @@
-"""The bytes of a stored file: in memory, or on disk and read by pieces."""
+"""The bytes of a stored file: in memory, or on disk and read by blocks."""
 
 import functools
 import hashlib

@@ -25,7 +25,7 @@ class Reply:
     def length(self) -> int:
         return len(self.body) if isinstance(self.body, bytes) else self.body[2] - self.body[1]
 
-    def pieces(self) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[bytes]:
         if isinstance(self.body, bytes):
             yield self.body
         else:

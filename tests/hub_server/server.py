@@ -65,8 +65,8 @@ class HubServer:
         self._servers: list[_Listener] = []
 
     def __enter__(self) -> "HubServer":
-        self._room = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self.spool = self._room.name
+        self._scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.spool = self._scratch.name
         kinds: tuple[type[Connection], ...] = (Hub, Storage, Elsewhere)
         for kind, port in zip(kinds, (self._port, 0, 0), strict=True):
             handler = type("Handler", (kind,), {"hub": self})
@@ -83,7 +83,7 @@ class HubServer:
         for connection in list(self.connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self._room.cleanup()
+        self._scratch.cleanup()
 
     @property
     def url(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 
@@ -22,10 +24,13 @@ _COMMANDS = {
     "dashboard": ("dashboard", "Look at a home in a browser, beside a daemon or without one."),
     "report": ("dashboard", "Write all of that to one HTML file."),
     "candidates": ("candidates", "Who waits and in which order, who was refused, budgets spent."),
+    "notify": ("notify", "Send a test event to everyone that events are told."),
     "retry": ("retry", "Open again what was refused, set aside or put off."),
+    "exclude": ("exclude", "Leave repos alone whose name matches a pattern."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
     "recipe": ("recipe", "A merge's recipe as mergekit's YAML, from fine-tunes alone."),
+    "export": ("export", "A merge as a model folder or a GGUF file, published or not."),
     "backup": ("backup", "Copy the lineage to one file, also while a daemon runs."),
     "restore": ("backup", "Put a backup in the lineage's place."),
     "verify": ("home_reports", "Hash again what the lineage claims."),
@@ -34,6 +39,7 @@ _COMMANDS = {
     "kinship": ("kinship", "Kinship of models: folders or hub ids."),
     "merge": ("merge", "Make a model from a mergekit recipe."),
     "evaluate": ("evaluate", "Score a model as the daemon would."),
+    "estimate": ("estimate", "How long a run takes, what it downloads, how much disk it needs."),
     "doctor": ("doctor", "Device, memory, disk, hub, token, versions: is all in place?"),
     "config": ("choices", "Show, check or describe the configuration."),
     "bases": ("choices", "Short names of bases."),
@@ -47,6 +53,19 @@ _COMMANDS = {
 _LONGEST_ERROR = 10_000  # characters; a config may have many mistakes
 
 
+@contextmanager
+def _said(words: str) -> Iterator[None]:
+    """Words on a terminal for as long as a block takes, so that nobody wonders."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(words, end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\033[K", end="", file=sys.stderr, flush=True)
+
+
 class _Lazy(click.Group):
     """Knows every command's name and purpose, and imports it when it is called."""
 
@@ -56,7 +75,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        with uncollected():
+        with uncollected(), _said("loading ..."):
             module = import_module(f"kinship_daemon.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
@@ -82,6 +101,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app.main(prog_name="kinship-daemon", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except click.Abort:

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.cli.layout import echo_hanging
+from kinship_daemon.cli.options import echo_json, format_option, home_options, open_lineage
 from kinship_daemon.durable import whole_file
 from kinship_daemon.report import count
 
@@ -19,10 +20,11 @@ __all__ = ["analyze_command"]
 
 @click.command("analyze")
 @home_options
+@format_option()
 @click.option("--json", "as_file", type=click.Path(path_type=Path), help="Write all to this file.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png or FILE.svg.")
 def analyze_command(
-    home: Path | None, base: str | None, as_file: Path | None, plot: Path | None
+    home: Path | None, base: str | None, form: str, as_file: Path | None, plot: Path | None
 ) -> None:
     """Kinship against gain over all merges of a lineage, and the stages of its evolution."""
     from kinship_daemon.analysis import analyse  # noqa: PLC0415 - scipy takes a second to import
@@ -34,9 +36,13 @@ def analyze_command(
     _, lineage = open_lineage(home, base)
     with lineage:
         found = analyse(lineage)
-    _show(found)
+    facts = _plain(asdict(found))
+    if form == "json":
+        echo_json(facts)
+    else:
+        _show(found)
     if as_file is not None:
-        text = json.dumps(_plain(asdict(found)), indent=2, allow_nan=False)
+        text = json.dumps(facts, indent=2, allow_nan=False)
         whole_file(as_file, f"{text}\n".encode())
     if plot is not None:
         from kinship_daemon.draw.gains import draw_analysis  # noqa: PLC0415 - as above
@@ -56,27 +62,30 @@ def _show(found: Any) -> None:
     for each in found.correlations:
         click.echo(
             f"{each.metric:<9} with {each.of:<13}  r {each.r:+.3f}  "
-            f"95 % interval {each.low:+.3f} to {each.high:+.3f}  p {each.p:.3g}  n {each.n}  "
-            f"within generations {_signed(each.within)}, "
-            f"given the parents' mean score {_signed(each.partial)}"
+            f"95 % interval {each.low:+.3f} to {each.high:+.3f}\n"
+            f"          p {each.p:.3g}, n {each.n}, within generations {_signed(each.within)},\n"
+            f"          given the parents' mean score {_signed(each.partial)}"
         )
     if found.correlations:
         click.echo("merges share parents, so the p-values are smaller than they should be")
     for stage in found.stages:
         first, last = stage.generations[0], stage.generations[-1]
         span = f"generation {first}" if first == last else f"generations {first} to {last}"
-        click.echo(
-            f"{stage.name:<10}  {span}: {count(stage.merges, 'merge')}, "
+        echo_hanging(
+            f"{stage.name:<10}  ",
+            f"{span}: {count(stage.merges, 'merge')}, "
             f"mean gain {_cell(stage.gain)}, "
-            f"mean kinship of parents {_cell(stage.kinship)}, of the top {_cell(stage.top_kinship)}"
+            f"mean kinship of parents {_cell(stage.kinship)}, "
+            f"of the top {_cell(stage.top_kinship)}",
         )
     if found.stages:
         rises = "".join(
             f"; generation {r.generation} {r.gain:+.4f} ± {r.stderr:.4f}" for r in found.rises
         )
-        click.echo(
+        echo_hanging(
+            "",
             "learning goes as far as the best score rose by more than the standard error of that "
-            f"rise, paired by document{rises}"
+            f"rise, paired by document{rises}",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
-from kinship_daemon.cli.options import now, open_lineage
+from kinship_daemon.cli.layout import fitted, terminal_width
+from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.config import Config
 from kinship_daemon.explain import set_aside_words
@@ -25,6 +25,7 @@ _SPENT = {"candidates": "candidates_per_day", "download_bytes": "download_gb_per
 _ORDER = ("place", "value")  # of those who wait
 _HEADS = (*_ORDER, "model", "novelty", "downloads", "likes", "size", "state")
 _WORDS = {"model", "state"}
+_LEAST = ("likes", "downloads", "size", "value", "state")  # go first where it is narrow
 _ROWS = 20
 _NAMES = 3
 
@@ -44,7 +45,8 @@ _Row = dict[str, Any]
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="Override one key of it."
 )
 @click.option("status", "--status", type=click.Choice([*STATUS, "all"]), help="Only these.")
-@click.option("as_json", "--json", is_flag=True, help="For machines: a row for each, all fields.")
+@format_option()
+@click.option("as_json", "--json", is_flag=True, help="The same as --format json.")
 @click.option("limit", "--limit", type=click.IntRange(min=1), help="At most so many in a list.")
 def candidates_command(
     base: str | None,
@@ -52,6 +54,7 @@ def candidates_command(
     config_file: Path | None,
     overrides: tuple[str, ...],
     status: str | None,
+    form: str,
     as_json: bool,
     limit: int | None,
 ) -> None:
@@ -64,9 +67,9 @@ def candidates_command(
     wanted = list(STATUS) if only is None else [only]
     with lineage:
         facts = {"home": str(found.path), **_facts(lineage, config, wanted)}
-    if as_json:
+    if as_json or form == "json":
         cut = {name: facts[name][:limit] for name in wanted}
-        click.echo(json.dumps({**facts, **cut}, indent=2))
+        echo_json({**facts, **cut})
     elif only is not None:
         _echo(_list(facts[only], only, limit))
     else:
@@ -184,6 +187,8 @@ def _number(value: float | None, error: float | None = None) -> str:
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Words to the left, numbers to the right."""
+    gone = [heads.index(name) for name in _LEAST if name in heads]
+    heads, *rows = fitted([heads, *rows], heads.index("model"), gone, terminal_width())
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     for row in (heads, *rows):
         cells = [

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from pydantic import BaseModel
 
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
-from kinship_daemon.cli.options import config_options, home_options
+from kinship_daemon.cli.layout import echo_hanging
+from kinship_daemon.cli.options import config_options, echo_json, format_option, home_options
 from kinship_daemon.config import Config
 from kinship_daemon.errors import UsageError
 from kinship_daemon.home import find_home, state_directory
@@ -31,10 +34,16 @@ def config_command() -> None:
 
 @config_command.command("show")
 @config_options
-def _show(config_file: Path | None, overrides: tuple[str, ...], **flags: str | None) -> None:
+@format_option("yaml")
+def _show(
+    config_file: Path | None, overrides: tuple[str, ...], form: str, **flags: str | None
+) -> None:
     """The effective configuration: defaults, file, flags, --set."""
     config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
-    click.echo(configuration.to_yaml(config), nl=False)
+    if form == "json":
+        echo_json(config.model_dump(mode="json"))
+    else:
+        click.echo(configuration.to_yaml(config), nl=False)
 
 
 @config_command.command("check")
@@ -94,8 +103,14 @@ def _schema() -> None:
 
 
 @click.command("bases")
-def bases_command() -> None:
+@format_option()
+def bases_command(form: str) -> None:
     """Short names for --base."""
+    if form == "json":
+        echo_json(
+            [{"name": name, "repo": repo} for name, repo in [*ALIASES.items(), ("demo", None)]]
+        )
+        return
     width = max(map(len, ALIASES))
     for alias, repo in ALIASES.items():
         click.echo(f"{alias:<{width}}  {repo}")
@@ -105,20 +120,36 @@ def bases_command() -> None:
 
 @click.command("methods")
 @click.argument("names", nargs=-1)
-def methods_command(names: tuple[str, ...]) -> None:
+@format_option()
+def methods_command(names: tuple[str, ...], form: str) -> None:
     """Installed merge methods and their parameters; with NAMES, only those."""
     # Imports torch.
     from kinship_daemon.weights.methods.registry import method, methods  # noqa: PLC0415
 
     chosen = {name: method(name) for name in names} if names else methods()
+    if form == "json":
+        echo_json([_method(name, found) for name, found in chosen.items()])
+        return
     for name, found in chosen.items():
-        purpose = " ".join((found.__doc__ or "").strip().partition("\n\n")[0].split())
-        click.echo(f"{name} ({found.kind}): {purpose}")
+        echo_hanging(f"{name} ({found.kind}): ", _purpose(found))
         for parameter in found.parameters:
             default = "required" if parameter.default is None else f"default {parameter.default}"
             each = ", one per model or one for all" if parameter.per_model else ""
             about = f": {parameter.doc}" if parameter.doc else ""
             click.echo(f"    {parameter.name}  ({default}{each}){about}")
+
+
+def _method(name: str, found: Any) -> dict[str, Any]:
+    parameters = [
+        {"name": p.name, "default": p.default, "per_model": p.per_model, "about": p.doc}
+        for p in found.parameters
+    ]
+    return {"name": name, "kind": found.kind, "about": _purpose(found), "parameters": parameters}
+
+
+def _purpose(found: object) -> str:
+    """What something is for: the first paragraph of its docstring, in one line."""
+    return " ".join((found.__doc__ or "").strip().partition("\n\n")[0].split())
 
 
 @click.command("demo")
@@ -136,15 +167,27 @@ def demo_command(action: str, home: Path | None, base: str | None) -> None:  # n
 
 
 @click.group("policies", invoke_without_command=True)
+@format_option()
 @click.pass_context
-def policies_command(context: click.Context) -> None:
-    """Installed policies with their settings, and presets."""
+def policies_command(context: click.Context, form: str) -> None:
+    """Installed policies: what each does, its settings; and presets."""
     if context.invoked_subcommand is not None:
         return
+    if form == "json":
+        known = [
+            {**asdict(policy), "about": _purpose(registry.find(policy.name))}
+            | {"settings": list(_settings(policy.name))}
+            for policy in registry.installed()
+        ]
+        echo_json({"policies": known, "presets": registry.list_presets()})
+        return
     for policy in registry.installed():
-        click.echo(f"{policy.name}  ({policy.provider}, {policy.path})")
-        for line in _settings(policy.name):
-            click.echo(f"    {line}")
+        echo_hanging(f"{policy.name}: ", _purpose(registry.find(policy.name)))
+        click.echo(f"    from {policy.provider}, {policy.path}")
+        for setting in _settings(policy.name):
+            bounds = f"  ({setting['bounds']})" if setting["bounds"] else ""
+            default = "required" if setting["required"] else json.dumps(setting["default"])
+            click.echo(f"    {setting['name']}: {default}{bounds}")
     click.echo("presets: a policy with its settings (`policies show NAME` prints one)")
     for name in registry.list_presets():
         click.echo(f"    {name}")
@@ -157,8 +200,8 @@ def _show_preset(name: str) -> None:
     click.echo(preset_text(name), nl=False)
 
 
-def _settings(policy: str) -> Iterator[str]:
-    """A line per setting of a policy that declares them as a pydantic model does."""
+def _settings(policy: str) -> Iterator[dict[str, Any]]:
+    """Every setting of a policy that declares them as a pydantic model does."""
     cls = registry.find(policy)
     if not issubclass(cls, BaseModel):
         return
@@ -169,5 +212,9 @@ def _settings(policy: str) -> Iterator[str]:
         bounds += [f"above {f['exclusiveMinimum']:g}" for f in forms if "exclusiveMinimum" in f]
         bounds += [f"below {f['exclusiveMaximum']:g}" for f in forms if "exclusiveMaximum" in f]
         bounds += [f"one of {', '.join(f['enum'])}" for f in forms if "enum" in f]
-        default = json.dumps(field["default"]) if "default" in field else "required"
-        yield f"{name}: {default}" + (f"  ({', '.join(bounds)})" if bounds else "")
+        yield {
+            "name": name,
+            "default": field.get("default"),
+            "required": "default" not in field,
+            "bounds": ", ".join(bounds),
+        }

@@ -16,7 +16,8 @@ __all__ = ["dashboard_command", "report_command"]
 
 
 @click.command("dashboard")
-@home_options
+@click.option("base", "--base", help="The home of this base.")
+@click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder.")
 @click.option(
     "config_file",
     "--config",

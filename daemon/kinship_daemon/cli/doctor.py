@@ -6,7 +6,9 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -15,17 +17,26 @@ import torch
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
 from kinship_daemon.bugs import bugs_noted
-from kinship_daemon.cli.options import config_options
+from kinship_daemon.cli.layout import echo_hanging
+from kinship_daemon.cli.options import config_options, echo_json, format_option
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.evaluate.task_files import TaskFiles
 from kinship_daemon.evaluate.verdict import FEW_DOCUMENTS
+from kinship_daemon.execute.open import open_executor
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
 from kinship_daemon.report import amount, count
-from kinship_daemon.startup import check_token, home_of, the_base
-from kinship_daemon.webhook import PATH, webhook_secret
+from kinship_daemon.startup import (
+    check_token,
+    evaluation_settings,
+    home_of,
+    the_base,
+    webhook_secret,
+    workshop_for,
+)
+from kinship_daemon.web.webhook import PATH
 from kinship_policies import registry
 
 __all__ = ["doctor_command", "oddities"]
@@ -44,20 +55,33 @@ _PACKAGES = (
 # A line of the report: good (None: it would run, but hardly as meant), what was looked at, what
 # was found and what would help.
 _Line = tuple[bool | None, str, str]
+_HOURS = 24
+_COLOURS = {True: "green", False: "red", None: "yellow"}
 _MARKS = {True: "ok ", False: "BAD", None: "odd"}
 
 
 @click.command("doctor")
 @config_options
+@click.option("--estimate", "timed", is_flag=True, help="Also what a run will take; see estimate.")
+@format_option()
 def doctor_command(
-    config_file: Path | None, overrides: tuple[str, ...], **flags: str | None
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+    timed: bool,
+    form: str,
+    **flags: str | None,
 ) -> None:
     """Device, memory, disk, hub, token, versions. Exit 3 if something would stop a run."""
     config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
-    bad = 0
-    for good, what, found in _look(config):
+    bad, lines = 0, []
+    for good, what, found in chain(_look(config), _estimate(config) if timed else ()):
         bad += good is False
-        click.echo(f"{_MARKS[good]} {what:<9} {found}")
+        lines.append({"verdict": _MARKS[good].strip().lower(), "about": what, "found": found})
+        if form == "text":
+            mark = click.style(_MARKS[good], fg=_COLOURS[good])
+            echo_hanging(f"{mark} {what:<9} ", found)
+    if form == "json":
+        echo_json(lines)
     if bad:
         raise KinshipError(f"{bad} of the above would stop a run")
 
@@ -66,6 +90,7 @@ def _look(config: Config) -> Iterator[_Line]:
     yield True, "versions", ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     yield True, "python", f"{platform.python_version()} on {platform.platform()}"
     yield _device(config)
+    yield from _executor(config)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield True, "memory", f"{memory / 1e9:.1f} GB, {os.cpu_count()} cores"
     yield _home(config)
@@ -75,6 +100,21 @@ def _look(config: Config) -> Iterator[_Line]:
     yield from _webhook(config)
     yield from _hub(config)
     yield from ((None, "config", oddity) for oddity in oddities(config))
+    yield from ((None, "limits", each) for each in _beyond(config))
+
+
+def _estimate(config: Config) -> Iterator[_Line]:
+    """As `estimate`, which this imports; what stops it is told, and stops no run by itself."""
+    from kinship_daemon.cli.estimate import estimated  # noqa: PLC0415 - seldom asked for
+    from kinship_daemon.estimate import estimate_lines  # noqa: PLC0415
+
+    try:
+        found = estimated(config)
+    except KinshipError as error:
+        yield None, "estimate", str(error)
+        return
+    for about, words in estimate_lines(config, found):
+        yield True, about, words
 
 
 def _device(config: Config) -> _Line:
@@ -88,6 +128,18 @@ def _device(config: Config) -> _Line:
     return True, "device", "cpu (torch sees no CUDA device)"
 
 
+def _executor(config: Config) -> Iterator[_Line]:
+    """Who would evaluate, and on what."""
+    name = config.executor.use
+    try:
+        settings = evaluation_settings(config)
+        workshop = workshop_for(config, settings, home_of(config).evaluation_log)
+        with closing(open_executor(name, workshop)) as executor:
+            yield from ((True, "executor", f"{name}: {place}") for place in executor.describe())
+    except KinshipError as error:
+        yield False, "executor", str(error)
+
+
 def _home(config: Config) -> _Line:
     home = home_of(config)
     there = _existing(home.path)
@@ -95,8 +147,8 @@ def _home(config: Config) -> _Line:
     if not os.access(there, os.W_OK):
         return False, "home", f"{home.path}: {there} is not writable; choose another with --home"
     holder = f", held by a daemon (pid {home.holder()})" if home.holder() else ""
-    room = f"{free:.1f} GB free, limits.disk_gb {config.limits.disk_gb:g}"
-    return True, "home", f"{home.path}: {room}{holder}"
+    space = f"{free:.1f} GB free, limits.disk_gb {config.limits.disk_gb:g}"
+    return True, "home", f"{home.path}: {space}{holder}"
 
 
 def _bugs(config: Config) -> _Line:
@@ -160,13 +212,13 @@ def _base(config: Config, hub: Hub) -> Iterator[_Line]:
 def _room(config: Config, size: int) -> Iterator[_Line]:
     """Whether the base and two fine-tunes fit on the disk, and one model in memory."""
     free = shutil.disk_usage(_existing(home_of(config).path)).free
-    room = min(free, config.limits.disk_gb * 1e9)
-    if room < 3 * size:
+    usable = min(free, config.limits.disk_gb * 1e9)
+    if usable < 3 * size:
         need = amount(3 * size, "bytes")
         yield (
             False,
             "disk",
-            f"{amount(room, 'bytes')} to use; a base and two fine-tunes need {need}",
+            f"{amount(usable, 'bytes')} to use; a base and two fine-tunes need {need}",
         )
     if torch.cuda.is_available() and config.evaluate.device != "cpu":
         memory, of = torch.cuda.mem_get_info()[1], "of the GPU"
@@ -227,6 +279,22 @@ def oddities(config: Config) -> Iterator[str]:
             f"evaluate.limit {evaluated} is below {FEW_DOCUMENTS}: with so few documents in a task "
             "the gate may not see a loss that is rare and large"
         )
+
+
+def _beyond(config: Config) -> Iterator[str]:
+    """Limits above what this machine and a day have."""
+    home, limits = home_of(config), config.limits
+    there = shutil.disk_usage(_existing(home.path)).free + home.used_bytes()
+    if limits.disk_gb * 1e9 > there:
+        yield (
+            f"limits.disk_gb {limits.disk_gb:g} is more than the disk has for this home, "
+            f"{amount(there, 'bytes')}; set it below that, and room is made in time"
+        )
+    if limits.eval_hours_per_day > _HOURS:
+        yield f"limits.eval_hours_per_day {limits.eval_hours_per_day:g}: a day has {_HOURS} hours"
+    cores, threads = os.cpu_count() or 1, config.evaluate.threads
+    if threads is not None and threads > cores:
+        yield f"evaluate.threads {threads} is more than the {cores} cores here; set it to {cores}"
 
 
 def _existing(path: Path) -> Path:

@@ -13,7 +13,9 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon.cli.ledger import check_adapter
+from kinship_daemon.cli.of_home import home_models
 from kinship_daemon.cli.options import config_options
+from kinship_daemon.config import Config
 from kinship_daemon.evaluate.evaluator import open_evaluator
 from kinship_daemon.evaluate.scoring import missing, scores
 from kinship_daemon.home import state_directory
@@ -21,7 +23,7 @@ from kinship_daemon.models import find_base, find_models
 from kinship_daemon.report import absolute, reporter
 from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights.adapter import is_adapter
-from kinship_daemon.weights.materialise import leaf_assembly
+from kinship_daemon.weights.materialise import Assembly, leaf_assembly
 
 __all__ = ["evaluate_command"]
 
@@ -46,14 +48,14 @@ def evaluate_command(
     form: str,
     **flags: Any,
 ) -> None:
-    """Score MODEL, a folder or hub id, on the tasks that the daemon would use."""
+    """
+    Score MODEL on the tasks that the daemon would use.
+
+    It is a folder or a hub id; with --home, also the name of a model of that home.
+    """
     config = configuration.load(config_file, overrides=overrides, **flags)
     settings = evaluation_settings(config)
-    found = find_models([model], config.base, config.hub)[0]
-    base = find_base(config.base, config.hub) if is_adapter(found.folder) else None
-    if base is not None:
-        check_adapter(found, base)
-    assembly = leaf_assembly(found.folder, model, None if base is None else base.folder)
+    assembly = _assembly(model, config)
     report = reporter(log_json=False, stream=sys.stderr)
     log = state_directory() / "evaluate.log"
     with closing(open_evaluator(settings, log=log)) as evaluator:
@@ -98,3 +100,16 @@ def evaluate_command(
         if row["cut"]:
             click.echo(f"  {row['cut']} prompts are longer than the model reads: begin cut off")
     click.echo(f"mean {mean:.4f}")
+
+
+def _assembly(name: str, config: Config) -> Assembly:
+    if config.home is not None and (config.home / "lineage.db").is_file():
+        with home_models(config.home) as models:
+            known = models.lineage.model(name)
+            if known is not None:
+                return models.assembly(known)
+    found = find_models([name], config.base, config.hub)[0]
+    base = find_base(config.base, config.hub) if is_adapter(found.folder) else None
+    if base is not None:
+        check_adapter(found, base)
+    return leaf_assembly(found.folder, name, None if base is None else base.folder)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kinship_daemon import family
-from kinship_daemon.cli.options import find_model, home_options, open_lineage
+from kinship_daemon.cli.layout import echo_hanging
+from kinship_daemon.cli.options import (
+    echo_json,
+    find_model,
+    format_option,
+    home_options,
+    open_lineage,
+)
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.explain import evolution_words, explain, returns, set_aside_words
+from kinship_daemon.explain import chapters, evolution_words, explain, returns, set_aside_words
 from kinship_daemon.home import Home
 from kinship_daemon.report import count
 from kinship_storage.errors import DamagedLineage
@@ -27,15 +34,16 @@ _FEW = 20  # lines that are told one by one
 
 @click.command("status")
 @home_options
-@click.option("as_json", "--json", is_flag=True, help="For machines.")
-def status_command(home: Path | None, base: str | None, as_json: bool) -> None:
+@format_option()
+@click.option("as_json", "--json", is_flag=True, help="The same as --format json.")
+def status_command(home: Path | None, base: str | None, form: str, as_json: bool) -> None:
     """What a home is doing, and who waits, was refused or set aside."""
     found, lineage = open_lineage(home, base)
     with lineage:
         facts = _status(found, lineage)
         models = lineage.set_aside()
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
+    if as_json or form == "json":
+        echo_json(facts)
         return
     click.echo(f"home        {facts['home']}")
     click.echo(f"base        {facts['base']}")
@@ -43,12 +51,12 @@ def status_command(home: Path | None, base: str | None, as_json: bool) -> None:
     click.echo(f"models      {_counts(facts['models'])}")
     click.echo(f"jobs        {_counts(facts['jobs'])}")
     click.echo(f"decisions   {facts['decisions']}")
-    click.echo(f"evolution   {facts['evolution']}")
+    echo_hanging("evolution   ", facts["evolution"])
     click.echo(f"best        {facts['best']}")
     for repo in facts["published"]:
         click.echo(f"published   {repo}")
     for line in facts["not_published"]:
-        click.echo(f"passed      {line['model']}, not published: {line['reason']}")
+        echo_hanging("passed      ", f"{line['model']}, not published: {line['reason']}")
     states: tuple[Status, ...] = ("refused", "quarantined")
     aside = {
         status: [
@@ -75,10 +83,14 @@ def _tell(what: str, given: Sequence[tuple[str, str | None]]) -> None:
     """A line for each; of many, a line per reason."""
     if len(given) <= _FEW:
         for name, reason in given:
-            click.echo(f"{what:<11} {name}: {reason}")
+            echo_hanging(_label(what), f"{name}: {reason}")
         return
     for line in lines(by_reason(given), names=2, most=_FEW):
-        click.echo(f"{what:<11} {line.lstrip()}")
+        echo_hanging(_label(what), line.lstrip())
+
+
+def _label(what: str) -> str:
+    return f"{what:<12}"
 
 
 def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
@@ -155,7 +167,7 @@ def lineage_command(model: str | None, home: Path | None, base: str | None, form
         if form == "json":
             if model is not None:
                 export["models"] = family.ancestry(export, model)
-            click.echo(json.dumps(export, indent=2))
+            echo_json(export)
             return
         draw = {"tree": family.tree, "mermaid": family.mermaid, "dot": family.dot}[form]
         click.echo(draw(export, model))
@@ -164,31 +176,41 @@ def lineage_command(model: str | None, home: Path | None, base: str | None, form
 @click.command("explain")
 @click.argument("model")
 @home_options
-def explain_command(model: str, home: Path | None, base: str | None) -> None:
-    """Why MODEL was made, how it did, why it was published or not."""
+@format_option()
+def explain_command(model: str, home: Path | None, base: str | None, form: str) -> None:
+    """Why MODEL was made, how it did, why it was published or not. A repo's name will do."""
     _, lineage = open_lineage(home, base)
     with lineage:
-        click.echo(explain(lineage, find_model(lineage, model).id))
+        found = find_model(lineage, model)
+        if form == "json":
+            echo_json({"model": found.id, "chapters": chapters(lineage, found)})
+        else:
+            for line in explain(lineage, found.id).split("\n"):
+                echo_hanging("", line)
 
 
 @click.command("verify")
 @home_options
-def verify_command(home: Path | None, base: str | None) -> None:
+@format_option()
+def verify_command(home: Path | None, base: str | None, form: str) -> None:
     """Hash again what the lineage claims: files, recipes, ledger, publications."""
     from kinship_daemon.verify import problems  # noqa: PLC0415 - imports torch
 
     found, lineage = open_lineage(home, base)
     with lineage:
         report = problems(found, lineage)
-    for line in report.problems:
-        click.echo(line, err=True)
-    for line in report.unchecked:
-        click.echo(f"not checked: {line}")
-    click.echo(
-        f"{count(report.files, 'file')} hashed, {count(report.recipes, 'recipe')} recomputed, "
-        f"{count(report.publications, 'publication')} read: "
-        f"{count(len(report.problems), 'problem')}"
-    )
+    if form == "json":
+        echo_json(asdict(report))
+    else:
+        for line in report.problems:
+            click.echo(line, err=True)
+        for line in report.unchecked:
+            click.echo(f"not checked: {line}")
+        click.echo(
+            f"{count(report.files, 'file')} hashed, {count(report.recipes, 'recipe')} recomputed, "
+            f"{count(report.publications, 'publication')} read: "
+            f"{count(len(report.problems), 'problem')}"
+        )
     if report.damaged:
         raise DamagedLineage(
             f"{found.lineage} is damaged, see above; `kinship-daemon restore` brings back a backup"

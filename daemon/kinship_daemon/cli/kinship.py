@@ -39,7 +39,12 @@ _OUTSIDE = "outside"  # the layers
 
 @click.command("kinship")
 @click.argument("models", nargs=-1, required=True)
-@click.option("--base", required=True, help="Alias, org/name[@revision], folder, or demo.")
+@click.option("--base", help="Alias, org/name[@revision], folder, or demo.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    help="MODELS are those of this home: its ledger knows their kinship.",
+)
 @click.option("--metric", type=click.Choice(METRICS), default="pcc", show_default=True)
 @click.option(
     "--by",
@@ -73,7 +78,8 @@ _OUTSIDE = "outside"  # the layers
 @hub_option
 def kinship_command(
     models: tuple[str, ...],
-    base: str,
+    base: str | None,
+    home: Path | None,
     metric: Metric,
     by: str,
     plot: Path | None,
@@ -83,16 +89,22 @@ def kinship_command(
     form: str,
     hub: str | None,
 ) -> None:
-    """Kinship of two or more MODELS: folders or hub ids."""
+    """Kinship of two or more MODELS: folders or hub ids, or with --home that home's models."""
     if len(models) < 2:
         raise UsageError("kinship takes two models or more")
     if fraction is not None and by != "model":
         raise UsageError(f"--by {by} reads whole models; leave out --sample, or --by")
+    if (base is None) == (home is None):
+        raise UsageError("say what the models descend from: --base, or --home for a home's models")
+    if home is not None and fraction is not None:
+        raise UsageError("a home's ledger knows the exact kinship; leave out --sample")
     picture = None if plot is None else _format(plot)
-    if fraction is None:
+    show = _FORMS
+    if home is not None:
+        result = _of_home(models, home, metric, by)
+    elif base is not None and fraction is None:
         result = _exact(models, base, metric, by, device, hub, otherwise=otherwise)
-        show = _FORMS
-    else:
+    elif base is not None and fraction is not None:
         from kinship_daemon.cli import sample  # noqa: PLC0415 - only where it is asked for
 
         result = sample.sampled_kinship(models, base, metric, fraction, hub, otherwise=otherwise)
@@ -118,6 +130,31 @@ def _exact(
     found = find_models(models, base, hub)
     ledger, read = ledger_of(found_base, found, device, otherwise=otherwise)
     rows = [leaf(ledger, name) for name in models]
+    return _result(base, models, ledger, rows, metric, by, read, start)
+
+
+def _of_home(models: Sequence[str], home: Path, metric: Metric, by: str) -> dict[str, Any]:
+    """From its ledger alone, merges as they are before they are rounded."""
+    # Imports half of the daemon, which only who names a home needs.
+    from kinship_daemon.cli.of_home import home_models, home_rows  # noqa: PLC0415
+
+    start = time.monotonic()
+    with home_models(home) as known:
+        ledger, rows = home_rows(known, models)
+        base = known.recipes.base.name
+    return _result(base, models, ledger, rows, metric, by, 0, start)
+
+
+def _result(
+    base: str,
+    models: Sequence[str],
+    ledger: Ledger,
+    rows: Sequence[Coefficients],
+    metric: Metric,
+    by: str,
+    read: int,
+    start: float,
+) -> dict[str, Any]:
     result: dict[str, Any] = {
         "base": base,
         "metric": metric,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["merge_command"]
 
+_RECIPE = "mergekit_config.yml"  # as mergekit calls it
+
 
 @dataclass(frozen=True)
 class _Options:
@@ -48,6 +52,7 @@ class _Options:
     hub: str | None
     shard_bytes: int
     otherwise: bool
+    home: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,25 @@ class _Merge:
     show_default=True,
     help="Largest weight file.",
 )
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    help="Models of this home can be named as its lineage does.",
+)
 @calculation_option
 @device_option
 @hub_option
 def merge_command(
-    recipe: Path, out: Path, shard_gb: float, otherwise: bool, device: str, hub: str | None
+    recipe: Path,
+    out: Path,
+    shard_gb: float,
+    home: Path | None,
+    otherwise: bool,
+    device: str,
+    hub: str | None,
 ) -> None:
     """
-    Make a model from RECIPE, mergekit's YAML, in the folder OUT.
+    Make a model from RECIPE, mergekit's YAML, in the folder OUT, with the recipe beside it.
 
     What is not ours to make (other methods, stacks of layers) is made with mergekit, where that is
     installed.
@@ -87,12 +103,13 @@ def merge_command(
         raise UsageError(f"cannot read {recipe}: {error}") from None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; name a new folder")
-    options = _Options(resolve_device(device), hub, int(shard_gb * 1e9), otherwise)
+    options = _Options(resolve_device(device), hub, int(shard_gb * 1e9), otherwise, home)
     merges = [_understood(each) for each in mergekit.in_order(text)]
-    if len(merges) == 1:
-        files = _make(merges[0], {}, out, options)
-    else:
-        files = _make_all(merges, out, options)
+    with _from_home(merges, out, options) as known:
+        if len(merges) == 1:
+            files = _make(merges[0], known, out, options, text)
+        else:
+            files = _make_all(merges, known, out, options, text)
     click.echo(f"{out}: {_described(merges[-1])}")
     for merge in merges:
         if merge.wanted is not None and merge.wanted.ignored:
@@ -120,16 +137,43 @@ def _need_mergekit(unsupported: Unsupported) -> None:
         raise UsageError(f"{unsupported} - or have mergekit try: {mergekit.INSTALL}") from None
 
 
-def _make_all(merges: Sequence[_Merge], out: Path, options: _Options) -> dict[str, str]:
+@contextmanager
+def _from_home(
+    merges: Sequence[_Merge], out: Path, options: _Options
+) -> Iterator[Mapping[str, Path]]:
+    """Models that a home knows, by name; its merges are made beside the result for a while."""
+    if options.home is None:
+        yield {}
+        return
+    # Imports half of the daemon, which only who names a home needs.
+    from kinship_daemon.cli.of_home import home_folders, home_models  # noqa: PLC0415
+
+    names = {name for merge in merges for name in mergekit.references(merge.text)}
+    names -= {str(merge.name) for merge in merges}
+    parent = out.absolute().parent
+    with (
+        home_models(options.home) as models,
+        tempfile.TemporaryDirectory(prefix=".merge-", dir=parent) as room,
+    ):
+        yield home_folders(models, sorted(names), Path(room))
+
+
+def _make_all(
+    merges: Sequence[_Merge],
+    known: Mapping[str, Path],
+    out: Path,
+    options: _Options,
+    text: str,
+) -> dict[str, str]:
     """Merges of merges: those in between lie beside the result until it is there."""
     with whole_folder(out) as folder:
         between = folder / ".merges"
-        made: dict[str, Path] = {}
+        made: dict[str, Path] = dict(known)
         for merge in merges[:-1]:
             assert merge.name is not None
-            _make(merge, made, between / merge.name, options)
+            _make(merge, made, between / merge.name, options, merge.text)
             made[merge.name] = between / merge.name
-        files = _make(merges[-1], made, folder / ".made", options)
+        files = _make(merges[-1], made, folder / ".made", options, text)
         shutil.rmtree(between)
         for path in sorted((folder / ".made").iterdir()):
             path.rename(folder / path.name)
@@ -137,7 +181,13 @@ def _make_all(merges: Sequence[_Merge], out: Path, options: _Options) -> dict[st
         return files
 
 
-def _make(merge: _Merge, made: Mapping[str, Path], out: Path, options: _Options) -> dict[str, str]:
+def _make(
+    merge: _Merge, made: Mapping[str, Path], out: Path, options: _Options, text: str
+) -> dict[str, str]:
+    """
+    Args:
+        text: The recipe to leave beside the weights; mergekit leaves its own.
+    """
     if merge.wanted is None:
         return _by_mergekit(merge.text, made, out, options)
     found = _find(merge.wanted.models, made, options)
@@ -146,7 +196,7 @@ def _make(merge: _Merge, made: Mapping[str, Path], out: Path, options: _Options)
     except Unsupported as unsupported:
         _need_mergekit(unsupported)
         return _by_mergekit(merge.text, made, out, options)
-    return _write(assembly, merge.wanted, out, options)
+    return _write(assembly, merge.wanted, out, options, text)
 
 
 def _find(names: Sequence[str], made: Mapping[str, Path], options: _Options) -> dict[str, Found]:
@@ -217,7 +267,11 @@ def _unread(
 
 
 def _write(
-    assembly: Assembly | WholeTensorAssembly, wanted: MergekitRecipe, out: Path, options: _Options
+    assembly: Assembly | WholeTensorAssembly,
+    wanted: MergekitRecipe,
+    out: Path,
+    options: _Options,
+    text: str,
 ) -> dict[str, str]:
     # Imports transformers, which takes seconds: not before all has been checked.
     from kinship_daemon.weights.materialise import write  # noqa: PLC0415
@@ -233,6 +287,7 @@ def _write(
             dtype=dtype,
             shard_bytes=options.shard_bytes,
             progress=advance,
+            extra={_RECIPE: text},
             without_tokenizer=True,
         )
     if not has_tokenizer(out):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from kinship_daemon import config as configuration
 from kinship_daemon.errors import UsageError
 from kinship_daemon.home import Home, find_home
 from kinship_daemon.hub.bases import resolve_base
@@ -18,8 +21,10 @@ from kinship_storage.records import Model
 
 __all__ = [
     "config_options",
+    "echo_json",
     "find_home_of",
     "find_model",
+    "format_option",
     "home_options",
     "now",
     "open_lineage",
@@ -57,13 +62,40 @@ def config_options(command: _F) -> _F:
 
 
 def home_options(command: _F) -> _F:
-    """--home and --base, for commands that read a home."""
+    """--home, --base and --config, for commands that read a home; they get the first two."""
+
+    @wraps(command)
+    def called(*, config_file: Path | None, **given: Any) -> Any:
+        if config_file is not None and given["home"] is None and given["base"] is None:
+            config = configuration.load(config_file)
+            given |= {"home": config.home, "base": config.base}
+        return command(**given)
+
     for option in (
+        click.option(
+            "config_file",
+            "--config",
+            type=click.Path(path_type=Path),
+            help="The home of this configuration.",
+        ),
         click.option("base", "--base", help="The home of this base."),
         click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder."),
     ):
-        command = option(command)
-    return command
+        called = option(called)
+    return called  # type: ignore[return-value]  # it takes one argument more, by keyword
+
+
+def format_option(*forms: str) -> Callable[[_F], _F]:
+    """--format: for people by default, or `json`, or what else a command can write."""
+    choices = (*forms, "json") if forms else ("text", "json")
+    return click.option(
+        "form", "--format", type=click.Choice(choices), default=choices[0], show_default=True
+    )
+
+
+def echo_json(facts: Any) -> None:
+    """What `--format json` prints; NaN is no JSON."""
+    click.echo(json.dumps(facts, indent=2, allow_nan=False))
 
 
 def find_home_of(home: Path | None, base: str | None) -> Home:
@@ -80,13 +112,15 @@ def open_lineage(home: Path | None, base: str | None) -> tuple[Home, Lineage]:
 
 def find_model(lineage: Lineage, name: str) -> Model:
     """
-    The model of that name, or that was published as it.
+    The model of that name, that was published as it, or the newest one of that repo.
 
     Raises:
         UsageError: There is none; it names the nearest.
     """
     published = {each.repo: each.model for each in lineage.publications()}
     model = lineage.model(name) or lineage.model(published.get(name, name))
+    if model is None:
+        model = max(lineage.of_repo(name), key=lambda each: each.created or "", default=None)
     if model is None:
         known = [*(each.id for each in lineage.models()), *published]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)

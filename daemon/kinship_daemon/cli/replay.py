@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from kinship_daemon.cli.options import home_options, open_lineage
+from kinship_daemon.cli.options import echo_json, format_option, home_options, open_lineage
 from kinship_daemon.context import Rows
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.replay import replay
@@ -27,9 +26,7 @@ __all__ = ["replay_command"]
     show_default=True,
     help="For each decision.",
 )
-@click.option(
-    "form", "--format", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+@format_option("table")
 def replay_command(home: Path | None, base: str | None, seconds: float, form: str) -> None:
     """Decide again on every recorded decision's facts, and say what differs."""
     found, lineage = open_lineage(home, base)
@@ -38,7 +35,7 @@ def replay_command(home: Path | None, base: str | None, seconds: float, form: st
     changed = [each for each in decisions if each.differences and not each.worded]
     missing = [each for each in decisions if each.missing is not None]
     if form == "json":
-        click.echo(json.dumps([asdict(each) for each in decisions], indent=2))
+        echo_json([asdict(each) for each in decisions])
     else:
         for each in decisions:
             words = "; ".join(each.differences) or "the same"

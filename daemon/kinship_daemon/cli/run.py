@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -12,10 +13,14 @@ from kinship_daemon import family
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Stopped, UsageError
-from kinship_daemon.notify.notifier import notifier, notifying
+from kinship_daemon.estimate import estimate, estimate_lines, probe
+from kinship_daemon.evaluate.evaluator import open_evaluator
+from kinship_daemon.notify.delivery import delivering
+from kinship_daemon.notify.notifier import targets
 from kinship_daemon.report import Reporter, reporter
 from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
 from kinship_daemon.startup import opened
+from kinship_daemon.weights.materialise import leaf_assembly
 
 __all__ = ["run_command"]
 
@@ -44,14 +49,16 @@ def run_command(
     config = configuration.load(
         config_file, base=base, hub=hub, home=home, policy=policy, overrides=overrides
     )
-    notifiers = {name: notifier(name, given) for name, given in config.notify.use.items()}
-    stop = threading.Event()
+    told = targets(config.notify)
+    stop, report = threading.Event(), reporter(log_json=log_json)
     try:
         with (
             stopping_on_signals(stop),
-            notifying(reporter(log_json=log_json), notifiers, config.notify.events) as report,
             opened(config, report, check_evaluation=True, dry_run=dry_run, stop=stop) as d,
+            delivering(d.home.lineage, told, d.report, d.now),
         ):
+            if dry_run:
+                _tell_estimate(d, report)
             finished = run_once(d) if once else serve(d, until_converged=until_converged)
             _farewell(d, report)
             last = d.lineage.last_generation()
@@ -63,6 +70,18 @@ def run_command(
         raise KinshipError(str(last.stop))
 
 
+def _tell_estimate(d: Context, report: Reporter) -> None:
+    """What a run will take, before it starts."""
+    with (
+        report.progress("time the base on a few documents", None, "documents"),
+        closing(open_evaluator(d.settings, log=d.home.evaluation_log, stop=d.stop)) as evaluator,
+    ):
+        timed = probe(evaluator, leaf_assembly(d.base_folder, d.base.id))
+    found = estimate(d.config, d.hub, d.base.id, d.base_checkpoint.nbytes, d.policy, timed)
+    for about, words in estimate_lines(d.config, found):
+        report.event("estimate", f"{about}: {words}")
+
+
 def _farewell(d: Context, report: Reporter) -> None:
     """What became of it, and where to look next."""
     export = d.lineage.export()
@@ -71,7 +90,7 @@ def _farewell(d: Context, report: Reporter) -> None:
         *_, verdict = d.lineage.gates_of(publication.model)
         report.event(
             "published",
-            f"{publication.model} as {publication.repo}; {verdict.reason}",
+            f"{publication.model} as {publication.repo} ({verdict.gain:+.4f})",
             model=publication.model,
             url=publication.url,
         )

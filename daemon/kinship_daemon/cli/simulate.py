@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel
 
+from kinship_daemon.cli.layout import fitted, terminal_width
 from kinship_daemon.errors import UsageError
 from kinship_daemon.landscapes import open_landscape
 from kinship_daemon.report import count, reporter
@@ -27,7 +28,7 @@ from kinship_policies.simulate.landscape import Landscape
 
 __all__ = ["simulate_command"]
 
-_WIDTH = 100
+_WIDTH = 80
 
 
 @click.command("simulate")
@@ -201,7 +202,8 @@ def _table(
     labels = list(dict.fromkeys(run.policy for run in runs))
     rows = [_row([r for r in runs if r.policy == name], runs, budget) for name in labels]
     heads = ["policy", "measured", "true", "luck", "area", "evaluations", "reached", "kinship"]
-    for line in _aligned([heads, *rows]):
+    gone = [heads.index(name) for name in ("kinship", "luck", "area", "reached")]
+    for line in _aligned(fitted([heads, *rows], 0, gone, terminal_width())):
         click.echo(line)
     click.echo()
     for line in _legend(landscape, labels):
@@ -263,10 +265,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _legend(landscape: Landscape, labels: Sequence[str]) -> Iterator[str]:
-    yield "means over seeds: score of the model that measured best; area under that, by evaluation;"
-    yield "kinship of the policy's top at its last decision"
+    yield "means over seeds: score of the model that measured best; area under that, by"
+    yield "evaluation; kinship of the policy's top at its last decision"
     if landscape.truth is not None:
-        yield f"true: the same model's score {landscape.truth}; luck: what it measured above that"
+        yield f"true: the same model's score {landscape.truth};"
+        yield "luck: what it measured above that"
     if REFERENCE in labels:
         yield f"reached: runs that got as far as {REFERENCE} in the end, under the same seed"
     else:

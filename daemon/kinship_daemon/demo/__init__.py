@@ -8,6 +8,7 @@ sixth that is held back, so that one can watch a running daemon notice it. All o
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import KinshipError
@@ -20,6 +21,7 @@ __all__ = [
     "SELECTION",
     "TASKS",
     "VALIDATION",
+    "defaults",
     "install",
     "release",
 ]
@@ -34,6 +36,25 @@ VALIDATION = tuple(f"demo_{skill}_validation" for skill in _SKILLS)
 _HERE = Path(__file__).parent
 TASKS = _HERE / "tasks"
 HUB = _HERE / "hub"  # as shipped; daemons work on an installed copy
+
+
+def defaults() -> dict[str, Any]:
+    """What differs from the defaults of a config where the base is this demo."""
+    return {
+        "hub": "demo",
+        "watch": {"poll_minutes": 0.1},
+        "evaluate": {
+            "selection": list(SELECTION),
+            "validation": list(VALIDATION),
+            "include_path": [str(TASKS)],
+            "batch_size": 256,
+            "device": "cpu",
+            "threads": 1,
+            "time_limit_minutes": 5,
+        },
+        "kinship": {"device": "cpu"},
+        "publish": {"namespace": NAMESPACE},
+    }
 
 
 def install(hub: Path) -> None:

@@ -42,7 +42,7 @@ __all__ = ["main"]
 _done: "Synchronized[int]"  # in a worker: the steps done by all of them
 CORES = 2  # for the base as threads of one worker; for fine-tunes as workers of one thread
 _REPORT_SECONDS = 5.0
-_PIECES = ("hub", "held_back", "tasks", "MANIFEST.json")
+_FOLDERS = ("hub", "held_back", "tasks", "MANIFEST.json")
 
 Weights = Mapping[str, Tensor]
 Accuracies = Mapping[str, float]  # by skill, over the validation documents
@@ -138,10 +138,10 @@ def _write(out: Path, models: Mapping[str, Weights], accuracies: Mapping[str, Ac
     write_tasks(aside / "tasks")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     write_manifest(aside, versions)
-    for piece in _PIECES:
-        if (out / piece).is_dir():
-            shutil.rmtree(out / piece)
-        (aside / piece).replace(out / piece)
+    for folder in _FOLDERS:
+        if (out / folder).is_dir():
+            shutil.rmtree(out / folder)
+        (aside / folder).replace(out / folder)
     aside.rmdir()
 
 

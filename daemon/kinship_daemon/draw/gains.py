@@ -12,6 +12,7 @@ from kinship_daemon.report import count
 
 __all__ = ["draw_analysis"]
 
+_SATURATED = 0.9  # above, the paper calls the top inbred (arXiv 2410.12613)
 _DOT, _BEST, _KIN = "#1f6f8b", "#1f6f8b", "#b5543c"
 
 
@@ -67,4 +68,8 @@ def _course(axes: Any, found: Analysis) -> None:
     other.spines["right"].set_visible(True)
     other.plot(list(tops), list(tops.values()), color=_KIN, marker="s", markersize=3)
     other.set_ylabel("mean kinship of the top", color=_KIN)
+    if tops:
+        other.axhline(_SATURATED, color=_KIN, linewidth=0.7, linestyle="--", alpha=0.6)
+        words = f"{_SATURATED:g}: saturated"
+        other.text(min(best), _SATURATED, words, color=_KIN, fontsize=7, va="bottom")
     axes.set_title("How far it came, and how alike the best became")

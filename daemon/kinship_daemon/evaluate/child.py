@@ -84,7 +84,7 @@ def _answer(pipe: Connection, settings: Settings) -> None:
 def _shown(asked: Asked) -> str:
     if isinstance(asked, Mapping):
         return ", ".join(f"{len(ids)} documents of {task.task}" for task, ids in asked.items())
-    return "one question of each task" if asked is None else "document {1} of {0}".format(*asked)
+    return "one document of each task" if asked is None else "document {1} of {0}".format(*asked)
 
 
 def _jobs(pipe: Connection) -> Iterator[tuple["Assembly", Asked]]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from kinship_daemon import extensions
 from kinship_daemon.evaluate.settings import (
+    DocumentId,
     Documents,
     Evaluation,
     Progress,
-    Question,
     Settings,
     Task,
 )
@@ -49,9 +49,9 @@ class Evaluator(Protocol):
             KinshipError: The tasks cannot be loaded.
         """
 
-    def probe(self, assembly: Assembly, question: Question | None = None) -> None:
+    def probe(self, assembly: Assembly, document: DocumentId | None = None) -> None:
         """
-        Ask a model one question, or the first one of every task: can it be evaluated at all?
+        Ask a model about one document, or the first of every task: can it be evaluated?
 
         Raises:
             ModelError, KinshipError: As `evaluate`.
@@ -85,7 +85,11 @@ class Evaluator(Protocol):
 
 
 def open_evaluator(
-    settings: Settings, *, log: Path, stop: threading.Event | None = None
+    settings: Settings,
+    *,
+    log: Path,
+    stop: threading.Event | None = None,
+    device: str | None = None,
 ) -> Evaluator:
     """
     The evaluator that `evaluate.backend` names; it starts nothing yet.
@@ -93,10 +97,12 @@ def open_evaluator(
     Args:
         log: File its output is appended to; its folder is made.
         stop: Ends every wait for it with Stopped, and it.
+        device: The one device that it is to use, `cuda:1`; the settings say of which class it is.
 
     Raises:
         UsageError: There is none of that name.
     """
     make = extensions.find(GROUP, "evaluation backend", settings.backend)
-    made: Evaluator = make(settings, log=log, stop=stop)
+    more = {} if device is None else {"device": device}
+    made: Evaluator = make(settings, log=log, stop=stop, **more)
     return made

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Union, get_args
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from kinship_daemon.evaluate.model_slot import ModelSlot, is_out_of_memory, unus
 from kinship_daemon.evaluate.settings import (
     Answers,
     Cost,
+    DocumentId,
     Documents,
     Evaluation,
     Progress,
-    Question,
     Settings,
     Task,
     TaskDocuments,
@@ -27,8 +27,12 @@ from kinship_daemon.evaluate.tasks import LoadedTask, load_tasks, seed_all
 from kinship_daemon.weights.materialise import Assembly
 from kinship_storage.records import Split
 
+if TYPE_CHECKING:
+    from kinship_daemon.evaluate.vllm_slot import VllmModel, VllmSlot
+
 __all__ = ["Harness", "pin_numerics"]
 
+Live = Union[LiveModel, "VllmModel"]
 Results = Mapping[str, Any]  # lm-eval's EvalResults
 
 
@@ -49,7 +53,9 @@ class Harness:
         self._tasks = load_tasks(settings)
         splits: tuple[Split, ...] = get_args(Split)
         known = {
-            spec: TaskDocuments(digest=task.digest(settings.seed), count=task.documents)
+            spec: TaskDocuments(
+                digest=task.digest(settings.seed), count=task.documents, generates=task.generates
+            )
             for spec, task in self._tasks.items()
         }
         self.found: Documents = {
@@ -67,6 +73,7 @@ class Harness:
             dtype=settings.dtype,
             chat_template=settings.apply_chat_template,
         )
+        self._vllm: VllmSlot | None = None
 
     def evaluate(
         self,
@@ -84,41 +91,52 @@ class Harness:
             ModelError: This model cannot be asked.
             UsageError: A task's metric turns out not to be a mean over documents.
         """
-        live = self._slot.load(assembly)
-        live.cost = Cost()
+        cost = Cost()
         wanted = {self._tasks[spec]: dict.fromkeys(ids) for spec, ids in documents.items()}
         total = sum(len(ids) for ids in wanted.values())
         done = 0
         answers = []
         for task, ids in wanted.items():
             samples: list[tuple[int, float]] = []
-            live.cut = 0
+            live = self._load(task, assembly)
+            live.cost, live.cut = Cost(), 0
             for chunk in chunks(list(ids), self.settings.chunk):
                 live.answered = _share(progress, done, len(chunk), total)
                 samples += self._samples(live, task, chunk)
                 done += len(chunk)
             found = tuple(sorted(samples))
             answers.append(Answers(task.spec.task, task.key, task.version, found, live.cut))
-        return Evaluation(tuple(answers), live.cost)
+            cost += live.cost
+        return Evaluation(tuple(answers), cost)
 
     def check(self) -> Documents:
         """As `Evaluator.check`: the tasks are loaded already."""
         return self.found
 
-    def probe(self, assembly: Assembly, question: Question | None) -> None:
+    def probe(self, assembly: Assembly, document: DocumentId | None) -> None:
         """
-        One question, or the first document of every task; nothing is scored.
+        One document, or the first document of every task; nothing is scored.
 
         Raises:
             ModelError: This model cannot be asked.
         """
-        live = self._slot.load(assembly)
-        live.answered = _share(None, 0, 0, 0)
         for (spec, _), chosen in self._documents.items():
-            if question is None:
-                self._run(live, self._tasks[spec], chosen[:1])
-            elif spec.task == question[0]:
-                self._run(live, self._tasks[spec], (question[1],))
+            if document is not None and spec.task != document[0]:
+                continue
+            live = self._load(self._tasks[spec], assembly)
+            live.answered = _share(None, 0, 0, 0)
+            self._run(live, self._tasks[spec], chosen[:1] if document is None else (document[1],))
+
+    def _load(self, task: LoadedTask, assembly: Assembly) -> Live:
+        """The model as it is asked this task: by transformers, or by vLLM."""
+        if not (task.generates and self.settings.writes_with_vllm()):
+            return self._slot.load(assembly)
+        if self._vllm is None:
+            # Takes ten seconds to import, and is not installed everywhere.
+            from kinship_daemon.evaluate.vllm_slot import VllmSlot  # noqa: PLC0415
+
+            self._vllm = VllmSlot(self.settings)
+        return self._vllm.load(assembly)
 
     def _choose(self, spec: Task, split: Split) -> tuple[int, ...]:
         return documents(
@@ -131,7 +149,7 @@ class Harness:
         )
 
     def _samples(
-        self, live: LiveModel, task: LoadedTask, chunk: Sequence[int]
+        self, live: Live, task: LoadedTask, chunk: Sequence[int]
     ) -> tuple[tuple[int, float], ...]:
         """Of one chunk; lm-eval numbers documents in the order that it gets, so it ascends."""
         results = self._run(live, task, tuple(sorted(chunk)))
@@ -145,7 +163,7 @@ class Harness:
             )
         return samples
 
-    def _run(self, live: LiveModel, task: LoadedTask, chosen: tuple[int, ...]) -> Results:
+    def _run(self, live: Live, task: LoadedTask, chosen: tuple[int, ...]) -> Results:
         name = task.spec.task
         self._seed(task)
         try:
@@ -166,12 +184,12 @@ class Harness:
             raise self._failure(live, task, chosen, error) from error
 
     def _failure(
-        self, live: LiveModel, task: LoadedTask, chosen: tuple[int, ...], error: Exception
+        self, live: Live, task: LoadedTask, chosen: tuple[int, ...], error: Exception
     ) -> ModelError:
         """What to say of it: found by halves, the first document that it fails at."""
         if len(chosen) == 1 or is_out_of_memory(error):
-            question = (task.spec.task, chosen[0])
-            return unusable(live.identity, error, self.settings.batch_size, question)
+            document = (task.spec.task, chosen[0])
+            return unusable(live.identity, error, self.settings.batch_size, document)
         half = len(chosen) // 2
         for some in (chosen[:half], chosen[half:]):
             try:
@@ -205,7 +223,7 @@ def _share(
     return lambda share: progress(before + int(share * size), total)
 
 
-def _samples(live: LiveModel, task: LoadedTask, results: Results) -> tuple[tuple[int, float], ...]:
+def _samples(live: Live, task: LoadedTask, results: Results) -> tuple[tuple[int, float], ...]:
     """(document id, value) ascending, of the chosen metric after the chosen filter."""
     name = task.spec.task
     rows = [row for row in results["samples"][name] if row["filter"] == task.filter]

@@ -16,7 +16,7 @@ from kinship_daemon.evaluate.settings import Cost
 from kinship_daemon.evaluate.shared_generation import SharedPrompt, generate
 from kinship_daemon.evaluate.shared_prefix import Likelihood, Scorer, why_not
 
-__all__ = ["LiveModel"]
+__all__ = ["AnswerCount", "LiveModel"]
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
         return reason is not None
 
     def _count(self, requests: list[Instance]) -> None:
-        self.set_cache_hook(_Count(self.answered, len(requests)))
+        self.set_cache_hook(AnswerCount(self.answered, len(requests)))
 
     def _refuse_nan(self, _model: PreTrainedModel, _inputs: object, output: _HasLogits) -> None:
         """One NaN anywhere makes the largest NaN: cheaper than looking at each, and at once."""
@@ -192,7 +192,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
             )
 
 
-class _Count(CacheHook):  # type: ignore[misc]
+class AnswerCount(CacheHook):  # type: ignore[misc]
     """lm-eval tells its cache hook of every answer; this one only counts them."""
 
     def __init__(self, answered: Callable[[float], None], expected: int) -> None:

@@ -11,14 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError
 from kinship_daemon.evaluate.live import LiveModel
-from kinship_daemon.evaluate.settings import Question
+from kinship_daemon.evaluate.settings import DocumentId
 from kinship_daemon.weights.checkpoint import read_json
 from kinship_daemon.weights.live_model import live_model, load_into
 from kinship_daemon.weights.materialise import Assembly
 from kinship_daemon.weights.sidecars import sidecars
 from kinship_daemon.weights.tokenizer import load_tokenizer
 
-__all__ = ["ModelSlot", "is_out_of_memory", "unusable"]
+__all__ = ["ModelSlot", "fingerprint", "is_out_of_memory", "unusable", "usable_tokenizer"]
 
 # What torch says on a CPU.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
@@ -49,9 +49,9 @@ class ModelSlot:
             # The very files that would be published.
             with TemporaryDirectory() as folder:
                 sidecars(assembly).write(Path(folder))
-                fingerprint = _fingerprint(Path(folder))
-                tokenizer = _tokenizer(assembly, Path(folder))
-            if live is None or fingerprint != self._fingerprint:
+                alike = fingerprint(Path(folder))
+                tokenizer = usable_tokenizer(assembly, Path(folder), self._chat_template)
+            if live is None or alike != self._fingerprint:
                 del live
                 self._free()
                 live = self._build(assembly, tokenizer)
@@ -64,18 +64,10 @@ class ModelSlot:
         except Exception as error:
             raise unusable(assembly.identity, error, self._batch_size) from error
         live.identity = assembly.identity
-        self._live, self._fingerprint = live, fingerprint
+        self._live, self._fingerprint = live, alike
         return live
 
     def _build(self, assembly: Assembly, tokenizer: PreTrainedTokenizerBase) -> LiveModel:
-        if self._chat_template and not tokenizer.chat_template:
-            setting = "evaluate.apply_chat_template"
-            raise ModelError(
-                f"{assembly.identity}: {assembly.donor.name} has no chat template; "
-                f"{setting}: false would work",
-                cause="settings",
-                setting=setting,
-            )
         dtype: torch.dtype = getattr(torch, self._dtype)
         model = live_model(assembly, dtype=dtype, device=self._device)
         return LiveModel(model, tokenizer, self._batch_size)
@@ -88,18 +80,18 @@ class ModelSlot:
 
 
 def unusable(
-    identity: str, error: Exception, batch_size: int, question: Question | None = None
+    identity: str, error: Exception, batch_size: int, document: DocumentId | None = None
 ) -> ModelError:
     """
     One line for whatever went wrong with one model; out of memory names what may help.
 
     Args:
-        question: What it failed at; None where it could not even be loaded.
+        document: What it failed at; None where it could not even be loaded.
     """
     where = (
         "loading it"
-        if question is None
-        else "answering document {1} of task {0!r}".format(*question)
+        if document is None
+        else "answering document {1} of task {0!r}".format(*document)
     )
     text = " ".join(f"{error}".split())
     if is_out_of_memory(error):
@@ -110,9 +102,9 @@ def unusable(
         )
     named = f"{type(error).__name__}: {text}" if text else type(error).__name__
     message = f"{identity}: the harness failed while {where}: {named:.300}"
-    if question is None:
+    if document is None:
         return ModelError(message, cause="settings", setting="evaluate")
-    return EvaluationFailed(message, setting="evaluate", question=question)
+    return EvaluationFailed(message, setting="evaluate", document=document)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -120,16 +112,32 @@ def is_out_of_memory(error: Exception) -> bool:
     return memory or any(words in f"{error}" for words in _OUT_OF_MEMORY)
 
 
-def _tokenizer(assembly: Assembly, folder: Path) -> PreTrainedTokenizerBase:
+def usable_tokenizer(
+    assembly: Assembly, folder: Path, chat_template: bool
+) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer whose files lie in `folder`.
+
+    Raises:
+        ModelError: It cannot be used, or has no chat template where one is wanted.
+    """
     try:
         tokenizer = load_tokenizer(folder, assembly.donor)
     except ModelError as error:
         raise ModelError(f"{assembly.identity}: {error}") from error
     tokenizer.name_or_path = str(assembly.donor)
+    if chat_template and not tokenizer.chat_template:
+        setting = "evaluate.apply_chat_template"
+        raise ModelError(
+            f"{assembly.identity}: {assembly.donor.name} has no chat template; "
+            f"{setting}: false would work",
+            cause="settings",
+            setting=setting,
+        )
     return tokenizer
 
 
-def _fingerprint(beside: Path) -> str:
+def fingerprint(beside: Path) -> str:
     """Hash of all that makes a model answer as it does, but the weights."""
     digest = hashlib.sha256(_without_provenance(beside / "config.json"))
     for path in sorted(beside.rglob("*")):

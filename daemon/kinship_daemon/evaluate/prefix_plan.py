@@ -184,9 +184,9 @@ def _group_costs(
         branch = tree[top + at]
         costs[at] = branch.depth - begin + _apart(branch, branch.depth, lengths)
         if branch.children:
-            apart = sum(costs[child - top] for child in branch.children)
-            together[at] = costs[at] + _ROW < apart
-            costs[at] = costs[at] + _ROW if together[at] else apart
+            separately = sum(costs[child - top] for child in branch.children)
+            together[at] = costs[at] + _ROW < separately
+            costs[at] = costs[at] + _ROW if together[at] else separately
     return costs[0] + _PASS, together
 
 

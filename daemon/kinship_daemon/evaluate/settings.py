@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,20 +18,22 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from kinship_daemon.errors import UsageError
 from kinship_storage.records import Split
 
 __all__ = [
+    "VLLM",
     "Answers",
     "Asked",
     "Cost",
+    "DocumentId",
     "Documents",
     "Evaluate",
     "Evaluation",
     "Progress",
-    "Question",
     "Section",
     "Settings",
     "Task",
@@ -39,12 +41,16 @@ __all__ = [
     "Tasks",
     "UserPath",
     "harness_versions",
+    "vllm_version",
 ]
 
+VLLM = "vllm"
+# What they are to each other is told apart task by task.
+_OUR_BACKENDS = frozenset({"auto", "lm-eval", VLLM})
 _MOST_THREADS = 8
 
 # A task and the number of one of its documents.
-Question = tuple[str, int]
+DocumentId = tuple[str, int]
 # Gets documents done and in all.
 Progress = Callable[[int, int], None]
 
@@ -135,8 +141,8 @@ PAPER_TASKS: Tasks = (
 )
 
 
-# What a worker is asked of a model: documents by task, one question, or the first of every task.
-Asked = Mapping[Task, Sequence[int]] | Question | None
+# What a worker is asked of a model: documents by task, one document, or the first of every task.
+Asked = Mapping[Task, Sequence[int]] | DocumentId | None
 
 
 class TaskDocuments(Section):
@@ -146,10 +152,12 @@ class TaskDocuments(Section):
     Attributes:
         digest: Of all that they say.
         count: Their ids are 0 to count - 1.
+        generates: Whether the answer is text that the model writes.
     """
 
     digest: str
     count: int
+    generates: bool = False
 
 
 # By split and task.
@@ -161,8 +169,10 @@ class Evaluate(Section):
     """What the policy sees. A task named in both lists is split, half its documents to each."""
     validation: Tasks = Field(PAPER_TASKS, min_length=1)
     """What the gate sees. It never shares a document with selection."""
-    backend: str = "lm-eval"
-    """Who asks the tasks' questions; part of a score's identity."""
+    backend: str = "auto"
+    """`lm-eval`: transformers. `vllm`: vLLM for tasks that generate text. `auto`: that, on CUDA."""
+    vllm_memory: float = Field(0.45, gt=0, le=0.95)
+    """The share of the device's memory that vLLM takes; other tasks' model needs room beside it."""
     limit: int | None = Field(None, ge=1)
     """At most this many documents per task and list; all by default."""
     batch_size: int = Field(16, ge=1)
@@ -170,7 +180,13 @@ class Evaluate(Section):
     chunk: int = Field(64, ge=1)
     """Documents of a task that are asked together; no answer depends on those of other chunks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models are evaluated."""
+    """What kind of device models are evaluated on."""
+    devices: Literal["auto"] | tuple[Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")], ...] = (
+        "auto"
+    )
+    """Devices of that kind, such as `[cuda:0, cuda:1]`, one worker each; all by default."""
+    workers: int = Field(1, ge=1)
+    """Workers on the CPU."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What models are evaluated in."""
     time_limit_minutes: float = Field(240.0, gt=0)
@@ -180,7 +196,7 @@ class Evaluate(Section):
     include_path: tuple[UserPath, ...] = ()
     """Folders with further lm-eval task files. Their code is run: name only whom you trust."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of the evaluation; the machine's cores, at most 8, by default."""
+    """CPU threads of a worker; by default the cores, at most 8, shared out among the workers."""
 
     @field_validator("selection", "validation")
     @classmethod
@@ -189,6 +205,19 @@ class Evaluate(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"names {twice[0]!r} twice; name each task once")
         return tasks
+
+    @model_validator(mode="after")
+    def _devices_are_of_one_kind(self) -> Self:
+        """Else the scores of two workers could not be compared."""
+        if self.devices == "auto":
+            return self
+        kinds = {name.partition(":")[0] for name in self.devices} | {self.device} - {"auto"}
+        if not self.devices or len(kinds) != 1 or len({*self.devices}) != len(self.devices):
+            raise ValueError(
+                f"devices {list(self.devices)} must be different ones of one kind, that of "
+                f"evaluate.device {self.device}; several workers on the CPU are evaluate.workers"
+            )
+        return self
 
 
 class Settings(Evaluate):
@@ -242,15 +271,42 @@ class Settings(Evaluate):
             any(each.task == task for each in tasks) for tasks in (self.selection, self.validation)
         )
 
+    def writes_with_vllm(self) -> bool:
+        """Whether vLLM answers the tasks that have text written."""
+        if self.backend != "auto":
+            return self.backend == VLLM
+        return vllm_version() is not None and self.resolved_device().startswith("cuda")
+
     def resolved_threads(self) -> int:
-        return self.threads or min(os.cpu_count() or 1, _MOST_THREADS)
+        return self.threads or max(1, min(os.cpu_count() or 1, _MOST_THREADS) // self.workers)
 
     def resolved_device(self) -> str:
         if self.device != "auto":
             return self.device
+        if self.devices != "auto":
+            return self.devices[0].partition(":")[0]
         import torch  # noqa: PLC0415  the rest of this module is read before torch is
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def worker_devices(self) -> tuple[str, ...]:
+        """
+        The device of each worker: `cpu`, `cuda:1`; `cuda` where there is but one.
+
+        Raises:
+            UsageError: One of those named is not there.
+        """
+        if self.resolved_device() == "cpu":
+            return ("cpu",) * self.workers
+        import torch  # noqa: PLC0415
+
+        there = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+        if self.devices == "auto":
+            return there if len(there) > 1 else ("cuda",)
+        if missing := [name for name in self.devices if name not in there]:
+            known = ", ".join(there) or "none"
+            raise UsageError(f"evaluate.devices names {missing[0]}; torch sees {known}")
+        return self.devices
 
     def fingerprint(self, split: Split) -> str:
         """
@@ -261,6 +317,7 @@ class Settings(Evaluate):
         limit, and not where the folders lie.
         """
         device = self.resolved_device()
+        documents = self.documents.get(split, {})
         facts = {
             "split": split,
             "tasks": sorted(
@@ -270,7 +327,7 @@ class Settings(Evaluate):
                 ]
             ),
             "documents": {
-                task: found.model_dump() for task, found in self.documents.get(split, {}).items()
+                task: found.model_dump(exclude={"generates"}) for task, found in documents.items()
             },
             "limit": self.limit,
             "seed": self.seed,
@@ -284,10 +341,21 @@ class Settings(Evaluate):
             "folders": [_folder_digest(path) for path in self.include_path],
             "harness": harness_versions(),
         }
-        if self.backend != Evaluate.model_fields["backend"].default:
+        if self.backend not in _OUR_BACKENDS:
             facts["backend"] = self.backend
+        elif self.writes_with_vllm() and any(found.generates for found in documents.values()):
+            facts["backend"] = f"vllm {vllm_version()}"
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def vllm_version() -> str | None:
+    """Of the vLLM that is installed; None where there is none."""
+    try:
+        return version(VLLM)
+    except PackageNotFoundError:
+        return None
 
 
 @cache

@@ -55,6 +55,11 @@ class LoadedTask:
     def documents(self) -> int:
         return len(self.harness.eval_docs)
 
+    @property
+    def generates(self) -> bool:
+        """Whether the answer is text that the model writes."""
+        return bool(self.harness.OUTPUT_TYPE == "generate_until")
+
     def digest(self, seed: int) -> str:
         """
         Hash of all documents in their order, and of those that examples are drawn from, if any are.

@@ -19,29 +19,32 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from kinship_daemon.child_process import ChildProcess, last_line
+from kinship_daemon.device import only_device
 from kinship_daemon.errors import (
     DocumentsChanged,
     EvaluationFailed,
     KinshipError,
     Stopped,
     Transient,
+    UsageError,
     WorkerDied,
 )
 from kinship_daemon.evaluate.child import error_of, serve
 from kinship_daemon.evaluate.settings import (
     Asked,
+    DocumentId,
     Documents,
     Evaluation,
     Progress,
-    Question,
     Settings,
     Task,
+    vllm_version,
 )
 
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["WorkerEvaluator"]
+__all__ = ["WorkerEvaluator", "vllm_evaluator"]
 
 # Importing lm-eval takes 5 to 20 seconds; the rest is for downloading the tasks' data.
 _START_SECONDS = 1800.0
@@ -56,6 +59,11 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # spinning threads make a busy machine 50 times slower
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",  # bars would bury the log's last words
+    # vLLM: no process of its own, which would outlive us; NaN is an error; it calls nobody.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
 
@@ -70,15 +78,22 @@ class WorkerEvaluator:
         settings: Pinned for all models; another setting needs another evaluator.
         log: File the harness's output is appended to; its folder is made.
         stop: Ends every wait for the worker with Stopped, and the worker.
+        device: `cuda:1` where the machine's other devices are for others.
 
     Attributes:
         settings: With what the first worker found the tasks' documents to be.
     """
 
     def __init__(
-        self, settings: Settings, *, log: Path, stop: threading.Event | None = None
+        self,
+        settings: Settings,
+        *,
+        log: Path,
+        stop: threading.Event | None = None,
+        device: str | None = None,
     ) -> None:
         self.settings = settings
+        self._device = device
         self._log = log
         self._stop = stop or threading.Event()
         self._child: ChildProcess | None = None
@@ -100,9 +115,9 @@ class WorkerEvaluator:
             self._worker()
             return self.settings.documents
 
-    def probe(self, assembly: "Assembly", question: Question | None = None) -> None:
+    def probe(self, assembly: "Assembly", document: DocumentId | None = None) -> None:
         """As `Evaluator.probe`."""
-        self._ask(assembly, question)
+        self._ask(assembly, document)
 
     def evaluate(
         self,
@@ -187,6 +202,7 @@ class WorkerEvaluator:
                 f"the evaluation log {self._log} cannot be written: {error.strerror}"
             ) from error
         environment = {name: v for name, v in _ENVIRONMENT.items() if name not in os.environ}
+        environment |= only_device(self._device)
         return ChildProcess(
             "kinship-evaluate", serve, self.settings, self._log, environment=environment
         )
@@ -231,3 +247,23 @@ class WorkerEvaluator:
         if identity is None:
             return Transient(f"the evaluation worker could not start ({how}); {last}")
         return WorkerDied(f"{identity}: the evaluation worker died ({how}); {last}")
+
+
+def vllm_evaluator(
+    settings: Settings,
+    *,
+    log: Path,
+    stop: threading.Event | None = None,
+    device: str | None = None,
+) -> WorkerEvaluator:
+    """
+    The same worker; in it vLLM answers what has text written.
+
+    Raises:
+        UsageError: vLLM is not installed.
+    """
+    if vllm_version() is None:
+        raise UsageError(
+            "evaluate.backend: vllm needs vLLM; pip install 'kinship-daemon[vllm]' would work"
+        )
+    return WorkerEvaluator(settings, log=log, stop=stop, device=device)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,28 @@ _CONFIG_BYTES = 10_000_000
 _CONFIG = Limits(nbytes=_CONFIG_BYTES)
 _SHOWN = 200  # characters of what a card declares
 _FEW_HEX = 7  # the least that abbreviates a revision, as git has it
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A README.md, what its front matter says, and what is wrong with that."""
+
+    text: str
+    said: Mapping[str, Any]
+    problem: str | None
+
+    def unrelated(self, base: str) -> str | None:
+        """Why its repo is no descendant of a base; None if it is one."""
+        if self.problem is not None:
+            # A card that cannot be read but names the base is listed: its refusal says why.
+            return None if base in self.text else self.problem
+        declared = declared_bases(self.said)
+        if base in declared:
+            return None
+        named = ", ".join(map(repr, declared))[:_SHOWN]
+        return (
+            f"its README.md declares base_model {named}" if named else "it declares no base_model"
+        )
 
 
 class FolderHub:
@@ -65,11 +88,12 @@ class FolderHub:
     def descendants(self, base: str, since: datetime | None = None) -> Iterator[Listing]:
         found = []
         for repo_id in self._ids():
-            if self._unrelated(repo_id, base) is not None:
+            card = self._card(self._root / repo_id)
+            if card.unrelated(base) is not None:
                 continue
             try:
-                repo = self.repo(repo_id)
-            except (UnknownRepo, OSError):
+                repo = self._repo(repo_id, self._root / repo_id, card)
+            except OSError:
                 continue  # removed while we looked, or not ours to read
             if since is None or max(repo.modified, _appeared(self._root / repo_id)) >= since:
                 found.append(Listing(repo_id, repo.revision, repo.modified, tags(repo.card)))
@@ -77,7 +101,7 @@ class FolderHub:
 
     def passed_over(self, base: str) -> Iterator[tuple[str, str]]:
         for repo_id in self._ids():
-            why = self._unrelated(repo_id, base)
+            why = self._card(self._root / repo_id).unrelated(base)
             if why is not None and repo_id != base:
                 yield repo_id, why
 
@@ -85,22 +109,11 @@ class FolderHub:
         folder = self._folder(repo_id)
         if folder is None:
             raise UnknownRepo(f"no repo {repo_id} in {self._root}")
-        card, problem = front_matter(self._readme(folder))
-        files, unreadable = self._files(folder, self._root)
-        found = _revision(files)
-        if revision is not None and not _names(revision, found):
-            raise UnknownRepo(
-                f"{repo_id} in {self._root} is at {found[:12]}; a folder hub keeps no {revision}"
-            )
-        return Repo(
-            id=repo_id,
-            revision=found,
-            modified=_modified(folder, files),
-            card=card,
-            files=files,
-            config=_mapping(self._read(folder / "config.json", _CONFIG_BYTES)),
-            problem=unreadable or problem,
-        )
+        repo = self._repo(repo_id, folder, self._card(folder))
+        if revision is not None and not _names(revision, repo.revision):
+            at = f"{repo_id} in {self._root} is at {repo.revision[:12]}"
+            raise UnknownRepo(f"{at}; a folder hub keeps no {revision}")
+        return repo
 
     def ranges(self, repo: Repo) -> Ranges:
         return FolderRanges(self._content(repo))
@@ -175,20 +188,21 @@ class FolderHub:
                 if self._folder(repo_id) is not None:
                     yield repo_id
 
-    def _unrelated(self, repo_id: str, base: str) -> str | None:
-        """Why a repo is no descendant of a base; None if it is one."""
-        text = self._readme(self._root / repo_id)
-        card, problem = front_matter(text)
-        if problem is not None:
-            # A card that cannot be read but names the base is listed: its refusal says why.
-            return None if base in text else problem
-        declared = declared_bases(card)
-        if base in declared:
-            return None
-        named = ", ".join(map(repr, declared))[:_SHOWN]
-        return (
-            f"its README.md declares base_model {named}" if named else "it declares no base_model"
+    def _repo(self, repo_id: str, folder: Path, card: _Card) -> Repo:
+        files, unreadable = self._files(folder, self._root)
+        return Repo(
+            id=repo_id,
+            revision=_revision(files),
+            modified=_modified(folder, files),
+            card=card.said,
+            files=files,
+            config=_mapping(self._read(folder / "config.json", _CONFIG_BYTES)),
+            problem=unreadable or card.problem,
         )
+
+    def _card(self, folder: Path) -> _Card:
+        text = self._read(folder / "README.md", _README_BYTES).decode("utf-8", errors="replace")
+        return _Card(text, *front_matter(text))
 
     def _folder(self, repo_id: str) -> Path | None:
         """A repo's folder; None if there is none, or a link leads it out of the root."""
@@ -198,9 +212,6 @@ class FolderHub:
             return None
         inside = folder.is_dir() and folder.resolve().is_relative_to(self._root)
         return folder if inside else None
-
-    def _readme(self, folder: Path) -> str:
-        return self._read(folder / "README.md", _README_BYTES).decode("utf-8", errors="replace")
 
     def _read(self, path: Path, limit: int) -> bytes:
         """A file's first bytes; none if it cannot be read, or is none of the repo's own."""

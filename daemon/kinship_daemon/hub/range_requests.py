@@ -1,4 +1,4 @@
-"""Single pieces of a hub's files by HTTP ranges, over connections that are kept."""
+"""Single ranges of a hub's files over HTTP, over connections that are kept."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_piece(
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         raise Unavailable(f"{where}: ends before byte {wanted[1]}; changed since it was listed")
     if status == HTTPStatus.OK:
-        raise RangesRefused(f"{where}: the server sends the whole file instead of a piece")
+        raise RangesRefused(f"{where}: the server sends the whole file instead of a range")
     if status != HTTPStatus.PARTIAL_CONTENT:
         raise request.refusal(status, headers, url=str(answer.url))
     check_unchanged(request, file, str(answer.url), headers)
@@ -93,7 +93,7 @@ def check_piece(
     if sent[3] not in {"*", str(file.size)}:
         raise Unavailable(f"{where}: has {sent[3]} bytes, {file.size} when it was listed")
     if headers.get("content-encoding", "identity") != "identity":
-        raise RangesRefused(f"{where}: the server compresses pieces unasked")
+        raise RangesRefused(f"{where}: the server compresses ranges unasked")
 
 
 def receive(answer: httpx.Response, wanted: ByteRange, into: list[bytes]) -> None:

@@ -31,7 +31,7 @@ class Refused(KinshipError):
 
 
 class RangesRefused(KinshipError):
-    """The server gives files only whole; pieces of them cannot be had."""
+    """The server gives files only whole; ranges of them cannot be had."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A repo's files in pieces: many small ranges at once, lost ones asked for again."""
+"""Ranges of a repo's files: many small ones at once, lost ones asked for again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Address:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _Answer:
     """What came of one request."""
 
     wanted: ByteRange
@@ -75,7 +75,7 @@ class RepoRanges:
         As `Ranges.read`.
 
         Raises:
-            RangesRefused: the server answers with something else than the pieces asked for.
+            RangesRefused: the server answers with something else than the ranges asked for.
         """
         known = self._known(file, ranges)
         wanted = joined_ranges(ranges)
@@ -130,35 +130,35 @@ class RepoRanges:
         work = partial(self._work, address, file, request, jobs)
         seconds = allowance(sum(end - start for start, end in ranges))
         crew = [work] * min(len(ranges), self.calls.at_once)
-        with closing(self.calls.stream(request.url, crew, seconds)) as pieces:
-            for piece in pieces:
-                self.bytes_read += piece.received
-                if piece.error is None:
-                    got[piece.wanted] = piece.data
+        with closing(self.calls.stream(request.url, crew, seconds)) as answers:
+            for answer in answers:
+                self.bytes_read += answer.received
+                if answer.error is None:
+                    got[answer.wanted] = answer.data
                     continue
-                fault = piece.error
-                if piece.expired:
+                fault = answer.error
+                if answer.expired:
                     self._addresses.pop(file.path, None)
         return fault
 
     def _work(
         self, address: _Address, file: RepoFile, request: Request, jobs: deque[ByteRange]
-    ) -> Iterator[_Piece]:
+    ) -> Iterator[_Answer]:
         """In a thread: range after range, until none is left or none would come."""
         while True:
             try:
                 wanted = jobs.popleft()
             except IndexError:
                 return
-            piece = self._ask(address, file, request, wanted)
-            slow = isinstance(piece.error, Transient) and piece.error.retry_seconds is not None
-            if piece.expired or slow or isinstance(piece.error, RangesRefused):
+            answer = self._ask(address, file, request, wanted)
+            slow = isinstance(answer.error, Transient) and answer.error.retry_seconds is not None
+            if answer.expired or slow or isinstance(answer.error, RangesRefused):
                 jobs.clear()
-            yield piece
+            yield answer
 
     def _ask(
         self, address: _Address, file: RepoFile, request: Request, wanted: ByteRange
-    ) -> _Piece:
+    ) -> _Answer:
         received: list[bytes] = []
         expired = False
         try:
@@ -170,10 +170,10 @@ class RepoRanges:
                 check_piece(answer, self.repo, file, request, wanted)
                 receive(answer, wanted, received)
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
-            return _Piece(wanted, sum(map(len, received)), error=request.unreachable(error))
+            return _Answer(wanted, sum(map(len, received)), error=request.unreachable(error))
         except (Transient, RangesRefused) as error:
-            return _Piece(wanted, sum(map(len, received)), error=error, expired=expired)
-        return _Piece(wanted, sum(map(len, received)), b"".join(received))
+            return _Answer(wanted, sum(map(len, received)), error=error, expired=expired)
+        return _Answer(wanted, sum(map(len, received)), b"".join(received))
 
     def _address(self, file: RepoFile, request: Request) -> _Address:
         known = self._addresses.get(file.path)

@@ -3,8 +3,9 @@ The landscape of the demo's real models, really merged and evaluated by the daem
 
 Each seed is another set of founders out of the six fine-tunes. The policy sees scores on the
 selection tasks; the true score is the one on the validation tasks, which share no document with
-them. Results are kept in the user's cache folder, so that nothing is evaluated twice. Sets overlap
-and the models are few and tiny: intervals over sets speak of these six models, not of others.
+them. With `control` (`landscapes.control`) fine-tunes that learnt nothing take their place. Results
+are kept in the user's cache folder, so that nothing is evaluated twice. Sets overlap and the models
+are few and tiny: intervals over sets speak of these six models, not of others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from kinship_daemon.durable import hash_file, whole_file
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.evaluator import Evaluator, open_evaluator
 from kinship_daemon.evaluate.scoring import score_split
+from kinship_daemon.landscapes.control import CONTROLS, write_control
 from kinship_daemon.startup import evaluation_settings
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.assembly import Assembly, assemble, leaf_assembly
@@ -64,20 +67,36 @@ def open_demo(settings: Mapping[str, Any]) -> Iterator[Demo]:
         UsageError: A setting is unknown or out of range.
         KinshipError: The cache cannot be written.
     """
-    if strange := sorted(settings.keys() - {"founders"}):
-        raise UsageError(f"the demo landscape has no setting {strange[0]!r}; known: founders")
+    if strange := sorted(settings.keys() - {"founders", "control"}):
+        raise UsageError(
+            f"the demo landscape has no setting {strange[0]!r}; known: founders, control"
+        )
     founders, most = settings.get("founders", _FOUNDERS), len(demo.SELECTION)
     if not isinstance(founders, int) or not 2 <= founders <= most:
         raise UsageError(f"landscape demo: founders is {founders!r}; it must be from 2 to {most}")
+    control = settings.get("control", "none")
+    if control not in {"none", *CONTROLS}:
+        known = ", ".join(["none", *CONTROLS])
+        raise UsageError(f"landscape demo: control is {control!r}; it must be one of {known}")
     evaluation = evaluation_settings(configuration.load(base="demo"))
     cache = cache_directory()
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KinshipError(f"the cache {cache} cannot be written: {error.strerror}") from None
-    with closing(open_evaluator(evaluation, log=cache / "evaluate.log")) as evaluator:
+    with (
+        closing(open_evaluator(evaluation, log=cache / "evaluate.log")) as evaluator,
+        TemporaryDirectory(prefix="kinship-control-") as scratch,
+    ):
         fingerprints = {s: evaluation.fingerprint(s) for s in ("selection", "validation")}
-        yield Demo(founders, _Scores(evaluator, cache, fingerprints))
+        repos = _fine_tunes()
+        if control != "none":
+            targets = [Path(scratch) / folder.name for folder in repos]
+            for folder, target in zip(repos, targets, strict=True):
+                write_control(control, demo.HUB / demo.BASE, folder, target)
+            repos = targets
+        title = "real fine-tunes" if control == "none" else f"{control} controls of fine-tunes"
+        yield Demo(founders, repos, title, _Scores(evaluator, cache, fingerprints))
 
 
 class _Scores:
@@ -115,18 +134,15 @@ class Demo:
     varies = True
     usual_seeds = 5
 
-    def __init__(self, founders: int, scores: _Scores) -> None:
+    def __init__(self, founders: int, repos: Sequence[Path], what: str, scores: _Scores) -> None:
         self.scores = scores
         self.base = demo.HUB / demo.BASE
-        there = (demo.HUB / "demo", _HELD_BACK)
-        repos = [entry for folder in there for entry in sorted(folder.iterdir())]
-        repos.remove(self.base)
         self.folders = {_identity(folder): folder for folder in repos}
         self.names = {f"demo/{folder.name}": row for row, folder in self.folders.items()}
         self.ledger = _ledger(self.base, self.folders)
         self._sets = list(combinations(sorted(self.names), founders))
         self._kinships: dict[tuple[str, str], float] = {}
-        self.title = f"demo: {founders} of {len(repos)} real fine-tunes of {demo.BASE}, by seed"
+        self.title = f"demo: {founders} of {len(repos)} {what} of {demo.BASE}, by seed"
 
     @property
     def most_seeds(self) -> int:
@@ -216,6 +232,13 @@ class _World:
         tasks = {task: _mean(values) for task, values in results.items()}
         samples = results if self._samples else {}
         return Model(name, _mean(tasks.values()), tasks, self._demo.length(made), samples)
+
+
+def _fine_tunes() -> list[Path]:
+    there = (demo.HUB / "demo", _HELD_BACK)
+    repos = [entry for folder in there for entry in sorted(folder.iterdir())]
+    repos.remove(demo.HUB / demo.BASE)
+    return repos
 
 
 def _identity(folder: Path) -> str:

@@ -1,106 +1,99 @@
-"""What a notifier is, and a reporter that tells notifiers of events."""
+"""What a notifier is, and whom the configuration names."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kinship_daemon import extensions
 from kinship_daemon.errors import UsageError
-from kinship_daemon.report import Advance, Reporter
+from kinship_daemon.foreign.shown import clean, one_line
+from kinship_daemon.notify.settings import Notify, rendered
+from kinship_storage.errors import KinshipError
+from kinship_storage.records import Event
 
-__all__ = ["GROUP", "Notifier", "notifier", "notifying"]
+__all__ = ["GROUP", "NotTold", "Notifier", "Target", "notifier", "targets"]
 
 GROUP = "kinship_daemon.notifiers"
 
-# Gets an event's kind, its message and its facts. What it raises is logged, and the event is lost.
+# Gets an event's kind, its text and its facts. What it raises is tried again later.
 Notifier = Callable[[str, str, Mapping[str, Any]], None]
 
-# Events that wait for a slow notifier; more than that are not worth waiting for.
-_MOST_WAITING = 1000
-_GOODBYE_SECONDS = 2.0
+
+class NotTold(KinshipError):
+    """An event was not taken; the message is shown, so it names no address and no secret."""
 
 
-def notifier(name: str, settings: Mapping[str, Any]) -> Notifier:
+def notifier(name: str, settings: Mapping[str, Any], kind: str | None = None) -> Notifier:
     """
-    The notifier called `name`, made with its settings.
+    The notifier of the recipient called `name`, made with its settings.
+
+    Args:
+        kind: The installed notifier, where it has another name.
 
     Raises:
         UsageError: There is none, or it does not take these settings.
     """
-    make = extensions.find(GROUP, "notifier", name)
+    make = extensions.find(GROUP, "notifier", kind or name)
     try:
         made: Notifier = make(**settings)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"notify.use.{name}: {error}") from error
+        raise UsageError(f"notify.use.{name}: {error}") from None
     return made
 
 
-@contextmanager
-def notifying(
-    report: Reporter, notifiers: Mapping[str, Notifier], kinds: Sequence[str]
-) -> Iterator[Reporter]:
+@dataclass(frozen=True)
+class Target:
     """
-    A reporter that also tells notifiers of events of these kinds, in a thread of its own.
+    One recipient.
 
-    A notifier that fails or hangs holds nobody up. At the end it has two seconds for what waits.
+    Attributes:
+        kinds: What it is told.
     """
-    if not notifiers:
-        yield report
-        return
-    telling = _Telling(report, notifiers, frozenset(kinds))
-    try:
-        yield telling
-    finally:
-        telling.close()
 
+    name: str
+    notifier: Notifier
+    kinds: frozenset[str]
+    template: str = "{kind}: {message}"
 
-class _Telling:
-    def __init__(
-        self, report: Reporter, notifiers: Mapping[str, Notifier], kinds: frozenset[str]
-    ) -> None:
-        self._report = report
-        self._notifiers = notifiers
-        self._kinds = kinds
-        self._waiting: queue.Queue[tuple[str, str, Mapping[str, Any]] | None] = queue.Queue(
-            _MOST_WAITING
-        )
-        self._thread = threading.Thread(target=self._tell, name="notify", daemon=True)
-        self._thread.start()
+    def tell(self, event: Event) -> None:
+        """
+        Deliver one event.
 
-    def event(self, kind: str, message: str, **facts: Any) -> None:
-        self._report.event(kind, message, **facts)
-        if kind in self._kinds:
-            try:
-                self._waiting.put_nowait((kind, message, facts))
-            except queue.Full:
-                self._report.event("warning", f"notifiers are too slow: not told of {message}")
-
-    def progress(self, label: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
-        return self._report.progress(label, total, unit)
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        self._report.table(title, columns, rows)
-
-    def block(self, title: str, text: str) -> None:
-        self._report.block(title, text)
-
-    def close(self) -> None:
+        Raises:
+            NotTold: It did not take it.
+        """
+        words = {
+            "id": event.id,
+            "kind": event.kind,
+            "message": one_line(event.message),
+            "model": one_line(event.model or ""),
+            "time": event.created,
+        }
+        facts = {"id": event.id, "time": event.created, "model": event.model, **event.facts}
+        shown = {name: clean(each) for name, each in facts.items() if each is not None}
         try:
-            self._waiting.put_nowait(None)
-        except queue.Full:
-            return
-        self._thread.join(_GOODBYE_SECONDS)
+            self.notifier(event.kind, rendered(self.template, **words), shown)
+        except NotTold:
+            raise
+        except Exception as error:  # a stranger's code, whose words may hold its address
+            raise NotTold(type(error).__name__) from None
 
-    def _tell(self) -> None:
-        while (event := self._waiting.get()) is not None:
-            for name, tell in self._notifiers.items():
-                try:
-                    tell(*event)
-                except Exception as error:  # a stranger's code: it costs its own event
-                    self._report.event(
-                        "warning", f"notifier {name}: {type(error).__name__}: {error}"
-                    )
+
+def targets(config: Notify) -> list[Target]:
+    """
+    Everyone whom the configuration names.
+
+    Raises:
+        UsageError: There is no such notifier, or it does not take its settings.
+    """
+    return [
+        Target(
+            name,
+            notifier(name, each.settings, each.notifier),
+            frozenset(config.events if each.events is None else each.events),
+            each.template,
+        )
+        for name, each in sorted(config.use.items())
+    ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from kinship_daemon.context import Context, Rows
 from kinship_daemon.errors import ModelError
+from kinship_daemon.execute.evaluation import Ingredients, NamedAssembly
+from kinship_daemon.execute.executor import Source
 from kinship_daemon.steps.leaves import first_leaf, is_leaf, source
 from kinship_daemon.weights.gram import Ledger
 from kinship_daemon.weights.kinship import Metric, matrix
@@ -20,6 +23,8 @@ __all__ = [
     "assembly",
     "coefficients",
     "combination",
+    "ingredients",
+    "is_here",
     "kinship_matrix",
     "leaf_models",
     "pairwise_kinship",
@@ -83,7 +88,7 @@ def assembly(context: Context, model: Model) -> Assembly:
     if is_leaf(model):
         best = source(context.lineage, model.weights)
         return leaf_assembly(context.files.use(best), model.weights, context.base_folder)
-    made_of, first = coefficients(context, model), first_leaf(context, model)
+    made_of, first = coefficients(context, model), first_leaf(context.lineage, model)
     assert first.weights is not None
     donor = source(context.lineage, first.weights)
     parts = leaf_models(context.lineage, made_of)
@@ -98,6 +103,39 @@ def assembly(context: Context, model: Model) -> Assembly:
             model.weights,
             donor=context.files.use(donor),
         )
+
+
+def ingredients(context: Context, model: Model) -> Ingredients:
+    """
+    As `assembly`, by name, for whoever is to make the model elsewhere.
+
+    Raises:
+        ModelError, LeafGone: As `assembly`.
+    """
+    made, lineage = assembly(context, model), context.lineage
+    names, sources, folders = {}, {}, {}
+    # The base last: its own files go before those of a copy.
+    for each in (*_made_of(context, model), context.base):
+        weights, folder = str(each.weights), Path(str(lineage.require(each.id).folder))
+        names[folder] = weights
+        folders[weights] = folder
+        sources[weights] = Source(tuple(lineage.files(each.id)), each.repo, each.revision)
+    return Ingredients(NamedAssembly.of(made, names), sources, folders)
+
+
+def is_here(context: Context, model: Model) -> bool:
+    """Whether all that a model is made of is on this disk."""
+    return all(map(context.files.is_whole, _made_of(context, model)))
+
+
+def _made_of(context: Context, model: Model) -> list[Model]:
+    """Whose files are read to make a model, beside the base's."""
+    assert model.weights is not None
+    if is_leaf(model):
+        return [source(context.lineage, model.weights)]
+    parts = leaf_models(context.lineage, coefficients(context, model))
+    donor = first_leaf(context.lineage, model)
+    return [*parts.values(), source(context.lineage, str(donor.weights))]
 
 
 def leaf_models(lineage: Lineage, made_of: Coefficients) -> dict[str, Model]:

@@ -1,10 +1,11 @@
-"""How a model is evaluated on one list of tasks, whichever step asks for it."""
+"""How models are evaluated on one list of tasks, whichever step asks for it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import (
@@ -13,16 +14,18 @@ from kinship_daemon.errors import (
     ModelError,
     WorkerDied,
 )
-from kinship_daemon.evaluate.scoring import score_split
-from kinship_daemon.evaluate.settings import Settings
-from kinship_daemon.report import absolute
-from kinship_daemon.steps.assemblies import assembly
+from kinship_daemon.evaluate.scoring import missing, scores
+from kinship_daemon.evaluate.settings import Settings, Task
+from kinship_daemon.execute.evaluation import Answered
+from kinship_daemon.report import Advance
+from kinship_daemon.steps.assemblies import ingredients, is_here
 from kinship_daemon.steps.leaves import source
 from kinship_daemon.steps.step import Work
+from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Score, Split
 
-__all__ = ["BUDGET", "Evaluated", "base_failure", "evaluate", "record", "work_for"]
+__all__ = ["BUDGET", "Evaluated", "base_failure", "evaluate", "record", "together", "work_for"]
 
 BUDGET = "evaluation_seconds"
 
@@ -33,7 +36,7 @@ class Evaluated:
     A model's scores.
 
     Attributes:
-        seconds: That it took, which count for the day.
+        seconds: That a device was busy over it, which count for the day.
     """
 
     scores: Sequence[Score]
@@ -50,6 +53,25 @@ def work_for(settings: Settings, model: Model, split: Split) -> Work:
     return Work(inputs, model.id)
 
 
+def together(
+    context: Context, kind: str, settings: Settings, works: Sequence[Work]
+) -> Iterator[Work]:
+    """
+    Pieces of a plan that do not depend on each other, in the order in which they are committed.
+
+    While one is waited for, the executor's workers are at the next ones.
+
+    Args:
+        kind: Of the step that they are planned for.
+    """
+    batch = _Batch(context, settings, works, kind)
+    try:
+        for number, work in enumerate(works):
+            yield replace(work, ahead=partial(batch.answer, number))
+    finally:
+        batch.close()
+
+
 def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
     """
     Scores of the weights under these settings.
@@ -59,30 +81,33 @@ def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
         ModelError, Transient: As `Evaluator.evaluate`.
     """
     _check_hours(context)
-    began = time.monotonic()
+    alone = _Batch(context, settings, [work])
+    answer = work.ahead or partial(alone.answer, 0)
     try:
         try:
-            found = _scores(context, settings, work)
+            found = answer()
         except WorkerDied as error:
             # Someone else's memory on the device, say: once may be bad luck.
             context.report.event("warning", f"{error}; once more", model=work.model)
-            found = _scores(context, settings, work)
-    except EvaluationFailed as error:
-        error.seconds = time.monotonic() - began
-        raise
-    # Under what they were asked for, whatever a worker makes of it: that is how they are found.
-    named = [replace(score, settings=work.inputs["settings"]) for score in found]
-    return Evaluated(named, context.today, time.monotonic() - began)
+            first = error.seconds
+            try:
+                found = answer()
+            except EvaluationFailed as again:
+                again.seconds += first
+                raise
+            found = replace(found, seconds=found.seconds + first)
+    finally:
+        alone.close()
+    return found
 
 
 def base_failure(context: Context, work: Work, failure: EvaluationFailed) -> ModelError | None:
     """How the base fails at what a model failed at; None where it does well."""
-    evaluator, base = context.evaluator, assembly(context, context.base)
+    asked = failure.document
+    settings = context.evaluators.known(context.settings)
+    what = missing(settings, work.inputs["split"]) if asked is None else asked
     try:
-        if failure.question is None:
-            score_split(evaluator, base, work.inputs["split"])
-        else:
-            evaluator.probe(base, failure.question)
+        context.evaluators.ask(settings, ingredients(context, context.base), what)
     except ModelError as error:
         return error
     return None
@@ -101,15 +126,133 @@ def record(lineage: Lineage, found: Evaluated) -> None:
     lineage.spend(BUDGET, found.day, found.seconds)
 
 
-def _scores(context: Context, settings: Settings, work: Work) -> Sequence[Score]:
-    split: Split = work.inputs["split"]
-    model = source(context.lineage, work.inputs["weights"])
-    # What was answered before is not asked again.
-    known = context.lineage.scores(work.inputs["weights"], split, work.inputs["settings"])
-    with context.progress(f"{split} of {work.model}", None, "documents") as advance:
-        evaluator = context.evaluators.under(settings)
-        made = assembly(context, model)
-        return score_split(evaluator, made, split, absolute(advance), known)
+@dataclass(frozen=True)
+class _Asking:
+    """What is to be asked of one model: the documents that it did not answer before."""
+
+    settings: Settings
+    known: Sequence[Score]
+    documents: Mapping[Task, Sequence[int]]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.documents.values()))
+
+
+class _Batch:
+    """Evaluations that do not depend on each other, and one line of progress for all of them."""
+
+    def __init__(
+        self, context: Context, settings: Settings, works: Sequence[Work], kind: str | None = None
+    ) -> None:
+        self._context = context
+        self._settings = settings
+        self._works = works
+        self._kind = kind
+        self._begun: dict[str, _Asking] = {}
+        self._counts: dict[str, int] = {}  # documents asked, of each that was begun
+        self._done: dict[str, int] = {}  # of these, answered
+        self._shown = ExitStack()
+        self._advance: Advance | None = None
+
+    def answer(self, number: int) -> Evaluated:
+        """
+        What one of them gives; the next ones are begun, as many as there are workers for.
+
+        Raises:
+            ModelError, Transient: As `Evaluator.evaluate`.
+        """
+        work = self._works[number]
+        key = _key(work)
+        self._show(number)
+        if key not in self._begun:
+            self._begin(work, self._asking(work))
+        for later in self._works[number + 1 : number + self._context.evaluators.ahead]:
+            self._begin_ahead(later)
+        asking = self._begun.pop(key)
+        try:
+            found = self._context.evaluators.result(key) if asking.documents else None
+        finally:
+            self._context.files.release(key)
+        return self._evaluated(work, asking, found)
+
+    def close(self) -> None:
+        for key in self._begun:
+            self._context.evaluators.leave(key)
+            self._context.files.release(key)
+        self._begun.clear()
+        self._shown.close()
+
+    def _asking(self, work: Work) -> _Asking:
+        settings = self._context.evaluators.known(self._settings)
+        split: Split = work.inputs["split"]
+        # What was answered before is not asked again.
+        weights, fingerprint = work.inputs["weights"], work.inputs["settings"]
+        known = self._context.lineage.scores(weights, split, fingerprint)
+        return _Asking(settings, known, missing(settings, split, known))
+
+    def _begin(self, work: Work, asking: _Asking) -> None:
+        context, key = self._context, _key(work)
+        if asking.documents:
+            made = ingredients(context, source(context.lineage, work.inputs["weights"]))
+            names = (source(context.lineage, weights).id for weights in made.sources)
+            context.files.hold(key, *names)
+            context.evaluators.begin(key, asking.settings, made, asking.documents)
+        self._begun[key] = asking
+        self._counts[key] = asking.count
+
+    def _begin_ahead(self, work: Work) -> None:
+        """Begin it, where its files are here and nothing says that its turn will not come."""
+        context = self._context
+        if _key(work) in self._begun:
+            return
+        job = context.lineage.job(job_key(str(self._kind), work.inputs))
+        if job is not None and job.status in {"waiting", "failed"}:
+            return
+        try:
+            asking = self._asking(work)
+            model = source(context.lineage, work.inputs["weights"])
+            if asking.documents and is_here(context, model):
+                self._begin(work, asking)
+        except Exception:
+            return  # met again when it is its turn, and then it is told, of this model
+
+    def _evaluated(self, work: Work, asking: _Asking, found: Answered | None) -> Evaluated:
+        evaluation = None if found is None else found.evaluation
+        made = scores(
+            () if evaluation is None else evaluation.answers,
+            asking.settings,
+            work.inputs["split"],
+            work.inputs["weights"],
+            asking.known,
+        )
+        # Under what they were asked for, whatever a worker makes of it: that is how they are found.
+        named = [replace(score, settings=work.inputs["settings"]) for score in made]
+        return Evaluated(named, self._context.today, 0.0 if found is None else found.seconds)
+
+    def _show(self, number: int) -> None:
+        work = self._works[number]
+        label = f"{work.inputs['split']} of {work.model}"
+        if len(self._works) > 1:
+            label = f"{label}, {number + 1} of {len(self._works)}"
+        if self._advance is None:
+            shown = self._context.progress(label, None, "documents")
+            self._advance = self._shown.enter_context(shown)
+        self._advance(0, label=label)
+        self._context.evaluators.watch(self._watch)
+
+    def _watch(self, key: str, done: int, total: int) -> None:
+        """Tell how far all are; those that are not begun yet are taken to be like this one."""
+        if self._advance is None or key not in self._counts:
+            return
+        more = done - self._done.get(key, 0)
+        self._done[key] = done
+        left = len(self._works) - len(self._counts)
+        self._advance(more, sum(self._counts.values()) + left * total)
+
+
+def _key(work: Work) -> str:
+    return job_key("evaluate", work.inputs)
 
 
 def _check_hours(context: Context) -> None:

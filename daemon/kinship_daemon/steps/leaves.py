@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kinship_daemon.context import Context
 from kinship_daemon.weights.methods.registry import is_span
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
@@ -66,8 +65,8 @@ def source(lineage: Lineage, weights: str) -> Model:
     return lineage.by_weights(weights)[0]
 
 
-def first_leaf(context: Context, model: Model) -> Model:
+def first_leaf(lineage: Lineage, model: Model) -> Model:
     """Whose tokenizer and templates a merge carries on: its first parent's, and so on up."""
     while model.recipe is not None:
-        model = context.lineage.require(model.parents[0])
+        model = lineage.require(model.parents[0])
     return model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinship_daemon.context import Context
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import ModelError, planning
 from kinship_daemon.hub.files import local_files
 from kinship_daemon.steps.assemblies import assembly
 from kinship_daemon.steps.leaves import first_leaf, is_leaf, source
@@ -47,7 +47,9 @@ def _plan(context: Context) -> Iterator[Work]:
     # Most homes have none, and who needs whom is a walk through the whole family.
     needed = _needed(context) if made else set()
     for model in made:
-        if model.id in needed and not _is_made(context, model):
+        with planning(model.id):
+            is_due = model.id in needed and not _is_made(context, model)
+        if is_due:
             yield Work({"weights": model.weights}, model.id)
 
 
@@ -164,7 +166,7 @@ def _assembly(context: Context, model: Model) -> WholeTensorAssembly:
     assert model.weights is not None
     recipe = Recipe.from_json(model.recipe)
     parents = [context.lineage.require(name) for name in recipe.parents]
-    first = first_leaf(context, model)
+    first = first_leaf(context.lineage, model)
     assert first.weights is not None
     return whole_tensor_assembly(
         recipe,

@@ -57,6 +57,8 @@ def check_again(context: Context, repo: Repo, found: Refusal) -> None:
     Raises:
         Transient: It tells something else now.
     """
+    if not context.hub.copies:
+        return  # what is on this disk does not arrive
     again = rule_objection(context, context.hub.repo(repo.id, repo.revision))
     if again != found:
         raise Transient(f"the hub describes {repo.id} differently each time: {found.reason}")

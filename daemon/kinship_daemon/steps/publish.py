@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kinship_daemon.context import Context
-from kinship_daemon.errors import KinshipError, Transient, Unavailable
+from kinship_daemon.errors import KinshipError, Transient, Unavailable, planning
 from kinship_daemon.home import Home
 from kinship_daemon.hub.card import CardFacts, model_card
 from kinship_daemon.hub.files import local_files
@@ -35,9 +35,11 @@ def _plan(context: Context) -> Iterator[Work]:
         published = context.lineage.publication(model.id) is not None
         if not verdict.passed or model.status != "admitted" or published:
             continue
-        reason = _blocked(context, model)
+        with planning(model.id):
+            reason = _blocked(context, model)
+            repo = repo_id(context, model)
         if reason is None:
-            work = Work({"weights": model.weights, "repo": repo_id(context, model)}, model.id)
+            work = Work({"weights": model.weights, "repo": repo}, model.id)
             yield work
             job = context.lineage.job(job_key(_KIND, work.inputs))
             reason = job.reason if job is not None and job.status == "waiting" else None

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kinship_daemon.context import Context, Rows
+from kinship_daemon.errors import KinshipError
+from kinship_daemon.home import Home
 from kinship_daemon.steps.assemblies import combination, leaf_models
 from kinship_daemon.steps.leaves import is_leaf
+from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.mergekit import collapsed_yaml, several_yaml, to_yaml
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.lineage import Lineage
@@ -28,6 +33,20 @@ class Recipes:
     rows: Rows
     base: Model
     dtype: str
+
+    @classmethod
+    def of_home(cls, home: Home, lineage: Lineage) -> Recipes:
+        """
+        Of a home that is only read.
+
+        Raises:
+            KinshipError: It has no ledger yet.
+        """
+        if not home.ledger.is_file():
+            raise KinshipError(f"{home.path} has no ledger; the next run computes it again")
+        (base,) = lineage.models("base")
+        dtype = Checkpoint.open(Path(str(base.folder))).main_dtype
+        return cls(lineage, Rows(Ledger.load(home.ledger)), base, dtype)
 
     @classmethod
     def of(cls, context: Context) -> Recipes:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinship_daemon.context import Context
+from kinship_daemon.errors import planning
 from kinship_daemon.steps.leaves import leaves
 from kinship_daemon.steps.step import Step, Work, say_nothing
 from kinship_storage.lineage import Lineage
@@ -16,7 +17,9 @@ __all__ = ["STEP"]
 def _plan(context: Context) -> Iterator[Work]:
     """Leaves that should be here and are not; one that made room is fetched when it is needed."""
     for weights, leaf in leaves(context.lineage).items():
-        if leaf.folder is not None and not context.files.is_whole(leaf):
+        with planning(leaf.id):
+            is_lost = leaf.folder is not None and not context.files.is_whole(leaf)
+        if is_lost:
             yield Work({"weights": weights, "repo": leaf.repo}, leaf.id)
 
 

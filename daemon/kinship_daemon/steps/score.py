@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kinship_daemon.context import Context
 from kinship_daemon.errors import BudgetReached
 from kinship_daemon.steps.assemblies import assembly
-from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, work_for
+from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, together, work_for
 from kinship_daemon.steps.scores import gain, known_means, mean_score, scores
 from kinship_daemon.steps.step import Step, Work
 from kinship_storage.lineage import Lineage
@@ -36,11 +36,12 @@ def _turn(model: Model) -> tuple[bool, float]:
 
 
 def _plan(context: Context) -> Iterator[Work]:
-    weights: set[str | None] = set()
+    # The same bytes under another name have these scores too.
+    first: dict[str | None, Model] = {}
     for model in unscored(context):
-        if model.weights not in weights:  # the same bytes under another name have these scores too
-            weights.add(model.weights)
-            yield work_for(context.settings, model, "selection")
+        first.setdefault(model.weights, model)
+    works = [work_for(context.settings, model, "selection") for model in first.values()]
+    yield from together(context, "score", context.settings, works)
 
 
 def _run(context: Context, work: Work) -> Evaluated:

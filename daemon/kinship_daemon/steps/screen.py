@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError, Transient
 from kinship_daemon.evaluate.settings import Settings
-from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, work_for
+from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, together, work_for
 from kinship_daemon.steps.scores import known_means, mean_score
 from kinship_daemon.steps.step import Step, Work
 from kinship_storage.lineage import Lineage
@@ -60,8 +60,9 @@ def _plan(context: Context) -> Iterator[Work]:
     settings = quick(context)
     if newcomers and _base_score(context, settings) is None:
         yield work_for(settings, context.base, "selection")
-    for model in newcomers if _base_score(context, settings) is not None else ():
-        yield work_for(settings, model, "selection")
+    if _base_score(context, settings) is not None:
+        works = [work_for(settings, model, "selection") for model in newcomers]
+        yield from together(context, "screen", settings, works)
 
 
 def _base_score(context: Context, settings: Settings) -> float | None:

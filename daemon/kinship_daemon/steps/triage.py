@@ -224,6 +224,8 @@ def _sample(context: Context, repo: Repo) -> _Sample:
     try:
         return _sampled(context, repo)
     except ModelError as error:
+        if not context.hub.copies:
+            raise  # what is on this disk does not arrive
         found = str(error)
     try:
         return _sampled(context, repo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kinship_daemon.context import Context
-from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, work_for
+from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, together, work_for
 from kinship_daemon.steps.leaves import source
 from kinship_daemon.steps.publish import kept_back
 from kinship_daemon.steps.score import unscored
@@ -91,8 +91,8 @@ def _plan(context: Context) -> Iterator[Work]:
         sources = [source(context.lineage, weights) for weights in sorted(missing)]
         if any(model.status != "admitted" for model in sources):
             continue  # one of them cannot be evaluated: there is no fair comparison
-        for model in sources:
-            yield work_for(context.settings, model, "validation")
+        works = [work_for(context.settings, model, "validation") for model in sources]
+        yield from together(context, "validate", context.settings, works)
         return
 
 

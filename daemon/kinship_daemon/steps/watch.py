@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from kinship_daemon.config import Config
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.exclusion import excluded, kept_patterns, newly_excluded
 from kinship_daemon.hub.records import Listing, UnknownRepo
 from kinship_daemon.hub.triage import Refusal, Rules, listed_refusal
 from kinship_daemon.retry import reopen
@@ -17,7 +19,7 @@ from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate, Model
 from kinship_storage.rows import stamp
 
-__all__ = ["GONE", "STEP", "rules"]
+__all__ = ["GONE", "STEP", "rules", "rules_of"]
 
 # Why one that waited is refused when the hub has it no more; it waits again when it is back.
 GONE = Refusal("gone from the hub", "world")
@@ -27,8 +29,12 @@ _FEW = 20  # repos that are named one by one
 
 
 def rules(context: Context) -> Rules:
-    others = {"allow_other_calculation", "only_publishable", "sample"}
-    chosen = context.config.triage.model_dump(exclude=others)
+    return rules_of(context.config)
+
+
+def rules_of(config: Config) -> Rules:
+    others = {"allow_other_calculation", "exclude", "only_publishable", "sample"}
+    chosen = config.triage.model_dump(exclude=others)
     return Rules(**chosen)
 
 
@@ -42,6 +48,7 @@ class Seen:
         superseded: Older revisions that still wait, and the newer one's id.
         back: Who was gone and is there again.
         gone: Who is there no more.
+        excluded: Who waited or was in the population, and a pattern excludes by now.
         cursor: Where the next look begins.
         unrelated: Repos that are no descendants of the base, and why, where the hub can tell.
     """
@@ -50,6 +57,7 @@ class Seen:
     superseded: Mapping[str, str]
     back: tuple[Model, ...]
     gone: tuple[Model, ...]
+    excluded: tuple[tuple[Model, Refusal], ...]
     cursor: Mapping[str, str]
     unrelated: tuple[tuple[str, str], ...]
 
@@ -75,6 +83,7 @@ def _run(context: Context, _work: Work) -> Seen:
         superseded=_superseded(context, [model for model, _, _ in new]),
         back=tuple(_back(context, listed)),
         gone=tuple(_gone(context, {line.id for line in listings})) if since is None else (),
+        excluded=tuple(newly_excluded(context.lineage, context.config.triage.exclude)),
         cursor=_moved(context, cursor, listings, since),
         unrelated=tuple(_unrelated(context)) if since is None else (),
     )
@@ -95,6 +104,11 @@ def _commit(lineage: Lineage, _work: Work, seen: Seen) -> None:
         lineage.update_candidate(model.id, gone=True)
         if model.status == "seen":
             lineage.move_model(model.id, "refuse", cause=GONE.cause, reason=GONE.reason)
+    for model, why in seen.excluded:
+        if lineage.require(model.id).status in {"seen", "admitted"}:  # not gone meanwhile
+            lineage.move_model(
+                model.id, "refuse", reason=why.reason, cause=why.cause, setting=why.setting
+            )
     lineage.put(_CURSOR, dict(seen.cursor))
 
 
@@ -110,6 +124,8 @@ def _tell(context: Context, _work: Work, seen: Seen) -> None:
                 say("notice", f"{model.id} descends from {context.base.id}", model=model.id)
             else:
                 say("refused", f"{model.id}: {refusal.reason}", model=model.id)
+    for model, refusal in seen.excluded:
+        say("refused", f"{model.id}: {refusal.reason}", model=model.id)
     for name, why in seen.unrelated[:_FEW]:
         say("unrelated", f"{name} is passed over: {why}; the base is {context.base.id}")
     if len(seen.unrelated) > _FEW:
@@ -161,11 +177,14 @@ def _new(
 ) -> Iterator[tuple[Model, Candidate, Refusal | None]]:
     known, ours = set(context.lineage.known_revisions()), targets(context)
     taken: set[str] = set()
+    patterns = kept_patterns(context.lineage)
     for line in listings:
         if line.id in ours or (line.id, line.revision) in known:
             continue
         known.add((line.id, line.revision))
-        refusal = listed_refusal(line, context.base.id, rules(context))
+        refusal = excluded(line.id, context.config.triage.exclude, patterns) or listed_refusal(
+            line, context.base.id, rules(context)
+        )
         name = _name(context, line, taken)
         taken.add(name)
         model = Model(

@@ -9,36 +9,33 @@ from contextlib import closing, contextmanager, suppress
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from kinship_daemon.errors import UsageError
 from kinship_daemon.home import Home
 from kinship_daemon.web.app import application
 from kinship_daemon.web.connections import Bounded
+from kinship_daemon.web.webhook import Webhook
 
-__all__ = ["Served", "serve", "served"]
+__all__ = ["Served", "Server", "hooked", "serve", "served"]
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-class Served:
+class Server:
     """
-    A server on its way.
+    An app on its way to visitors.
 
     Attributes:
-        url: Where it is found; the port is of its own choice if 0 was asked for.
-        is_open: Others than this machine may look, and nobody asks them for a password.
+        port: Where it listens; of its own choice if 0 was asked for.
     """
 
-    def __init__(self, home: Home, host: str, port: int, token: str | None) -> None:
-        """
-        Raises:
-            UsageError: The address cannot be listened at.
-        """
-        self._stop = threading.Event()
-        self._socket = _listening(host, port)
-        local = host in _LOOPBACK
-        self.is_open = not local and token is None
-        app = application(home, token=token, local=local, stop=self._stop)
+    def __init__(
+        self, app: ASGIApp, found: socket.socket, stop: threading.Event | None = None
+    ) -> None:
+        self._stop = stop or threading.Event()
+        self._socket = found
+        self.port: int = found.getsockname()[1]
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -54,8 +51,6 @@ class Served:
             ),
             self._stop,
         )
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._socket.getsockname()[1]}/"
 
     def run(self) -> None:
         """Until `stop`, or in the main thread until a signal."""
@@ -65,6 +60,28 @@ class Served:
     def stop(self) -> None:
         self._stop.set()
         self._server.should_exit = True
+
+
+class Served(Server):
+    """
+    The dashboard.
+
+    Attributes:
+        url: Where it is found.
+        is_open: Others than this machine may look, and nobody asks them for a password.
+    """
+
+    def __init__(self, home: Home, host: str, port: int, token: str | None) -> None:
+        """
+        Raises:
+            UsageError: The address cannot be listened at.
+        """
+        found = _listening(host, port, "dashboard", "choose another port or address")
+        stop, local = threading.Event(), host in _LOOPBACK
+        self.is_open = not local and token is None
+        super().__init__(application(home, token=token, local=local, stop=stop), found, stop)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self.port}/"
 
 
 class _Server(uvicorn.Server):
@@ -93,16 +110,39 @@ def serve(
 def served(home: Home, host: str, port: int, token: str | None) -> Iterator[Served]:
     """In a thread, for as long as the block lasts."""
     server = Served(home, host, port, token)
-    thread = threading.Thread(target=server.run, name="web", daemon=True)
+    with _in_a_thread(server, "web"):
+        yield server
+
+
+@contextmanager
+def hooked(webhook: Webhook, host: str, port: int) -> Iterator[Server]:
+    """
+    The webhook alone, at an address of its own: what the world may reach holds no dashboard.
+
+    Raises:
+        UsageError: The address cannot be listened at.
+    """
+    advice = "set another watch.webhook_port or watch.webhook_host"
+    server = Server(webhook.app, _listening(host, port, "webhook", advice))
+    with _in_a_thread(server, "webhook"):
+        try:
+            yield server
+        finally:
+            webhook.close()
+
+
+@contextmanager
+def _in_a_thread(server: Server, name: str) -> Iterator[None]:
+    thread = threading.Thread(target=server.run, name=name, daemon=True)
     thread.start()
     try:
-        yield server
+        yield
     finally:
         server.stop()
         thread.join(5)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int, what: str, advice: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -112,8 +152,5 @@ def _listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         found.close()
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"the dashboard cannot listen at {host}:{port}: {reason}; "
-            "choose another port or address"
-        ) from None
+        raise UsageError(f"the {what} cannot listen at {host}:{port}: {reason}; {advice}") from None
     return found

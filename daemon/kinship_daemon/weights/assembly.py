@@ -208,16 +208,16 @@ class Sources:
         columns = shape[-1] if len(shape) > 1 else 1
         rows = self._info(name).elements // max(columns, 1)
         alone = terms[0] if len(terms) == 1 and terms[0].is_itself else None
-        step, piece = _steps(columns, device)
-        total = torch.empty(min(piece, rows), columns, dtype=torch.float32, device=device)
+        step, rows_at_once = _steps(columns, device)
+        total = torch.empty(min(rows_at_once, rows), columns, dtype=torch.float32, device=device)
         for begin in range(0, rows, step):
             end = min(begin + step, rows)
             if alone:
                 yield alone.rows(begin, end, device).to(dtype).flatten()
                 continue
             block = torch.empty(end - begin, columns, dtype=dtype, device=device)
-            for first in range(begin, end, piece):
-                last = min(first + piece, end)
+            for first in range(begin, end, rows_at_once):
+                last = min(first + rows_at_once, end)
                 part = total[: last - first].zero_()
                 for term in terms:
                     term.add_to(part, first, last)

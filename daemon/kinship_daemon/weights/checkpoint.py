@@ -1,6 +1,7 @@
 """A model's named tensors, memory mapped from one safetensors file or from shards with an index."""
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -39,8 +40,10 @@ __all__ = [
     "first_three",
     "follows_from_config",
     "gathered",
+    "is_own_file",
     "parse_json",
     "read_json",
+    "refuse_link_out",
     "refuse_other_head",
     "shards",
     "weight_map",
@@ -240,9 +243,13 @@ def read_json(path: Path) -> dict[str, Any]:
     A model's JSON file as an object.
 
     Raises:
-        ModelError: It is missing, larger than any such file, or no JSON object.
+        ModelError: It is missing, a link that leads elsewhere, larger than any such file, or no
+            JSON object.
     """
+    refuse_link_out(path.parent, path.name)
     try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path}: is no file")  # of a pipe nothing would ever come
         if path.stat().st_size > (most := most_bytes(path.name)):
             raise ModelError(f"{path}: over {most} bytes, which no such file needs")
         return parse_json(path, path.read_bytes())
@@ -266,6 +273,29 @@ def parse_json(path: PurePath, content: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path}: is not a JSON object")
     return value
+
+
+def is_own_file(folder: Path, name: str) -> bool:
+    """
+    Whether a file of a model is there, and no link that leads elsewhere.
+
+    It may be a link into the blobs of a cache that is laid out as the Hub's
+    (models--org--name/snapshots/commit), or to the file of the same name of another model of the
+    same hub (hub/org/name): whoever keeps a hub in a folder shares files so.
+    """
+    return (folder / name).is_file() and not _leads_out(folder, name)
+
+
+def refuse_link_out(folder: Path, name: str) -> None:
+    """
+    See that a file of a model, if it is there, is its own (`is_own_file`).
+
+    Raises:
+        ModelError: It is a link that leads elsewhere.
+    """
+    if _leads_out(folder, name):
+        path = folder / name
+        raise ModelError(f"{path}: is a link out of the model's folder, which is not followed")
 
 
 def weight_map(path: PurePath, index: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -306,3 +336,16 @@ def _index(path: Path) -> Mapping[str, Any]:
 def _is_computed(info: TensorInfo) -> bool:
     is_float = info.dtype in FLOATS
     return follows_from_config(info.name, is_float=is_float, dimensions=len(info.shape))
+
+
+def _leads_out(folder: Path, name: str) -> bool:
+    # Path.resolve raises where a link leads to itself.
+    whole, real = (Path(os.path.realpath(each)) for each in (folder, folder / name))
+    if real.is_relative_to(whole):
+        return False
+    hub = whole.parent.parent
+    if not real.is_relative_to(hub):
+        return True
+    inside = real.relative_to(hub)
+    is_blob = whole.parent.name == "snapshots" and inside.parts[0] == "blobs"
+    return not is_blob and Path(*inside.parts[2:]) != Path(name)

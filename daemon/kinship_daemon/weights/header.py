@@ -96,6 +96,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         ModelError: The file is missing, truncated or corrupt, or its header is absurd.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path}: is no file")  # of a pipe nothing would ever come
         with path.open("rb") as file:
             size = path.stat().st_size
             text = file.read(header_length(path, file.read(8), size))
@@ -194,14 +196,14 @@ def _check_layout(
     path: PurePath, entries: dict[str, Any], begin: int, data_bytes: int
 ) -> dict[str, TensorInfo]:
     """Offsets must cover the data exactly: no gap, no overlap, nothing outside the file."""
-    spans: list[tuple[int, int, str]] = []
+    ranges: list[tuple[int, int, str]] = []
     tensors: dict[str, TensorInfo] = {}
     for name in sorted(entries):
         info, start, end = _entry(path, name, entries[name], begin)
         tensors[name] = info
-        spans.append((start, end, name))
+        ranges.append((start, end, name))
     position = 0
-    for start, end, name in sorted(spans):
+    for start, end, name in sorted(ranges):
         if start != position:
             what = "overlaps another tensor" if start < position else "leaves a gap before it"
             raise ModelError(f"{path}: corrupt header: tensor {name} {what}")

@@ -7,6 +7,7 @@ computed in tiles of one fixed shape, so that the bits of an inner product depen
 alone: not on which other rows there are, on their order, or on the number of threads.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,8 @@ _RUN = 512
 # Elements per block: one row is 0.5 MB, so that a dozen stay in the cache.
 # A GPU has no such cache and wants long launches.
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
-# Blocks that a thread works through before it takes up the next piece.
-_PIECE = 16
+# Blocks that a thread works through before it takes up the next run.
+_RUN = 16
 # Leaves per side of a tile: one kernel shape for every inner product.
 _TILE = 4
 # The rows above a tile's leaves: ones and b.
@@ -38,7 +39,7 @@ class Kernel:
     """
     Streams tensors of all models through buffers that stay in the cache, one for every core.
 
-    Each core works alone on its own pieces: threads that share one operation wait for each other,
+    Each core works alone on its own runs: threads that share one operation wait for each other,
     which on a busy machine costs tens of times more than the work itself.
     """
 
@@ -74,19 +75,19 @@ class Kernel:
             frame: Whether those of ones and b with each other are wanted, too.
         """
         length = tensors[0].numel()
-        step = self._block * _PIECE if self._device.type == "cpu" else max(length, 1)
-        pieces = [
-            self._pool.submit(self._piece, tensors, known, frame, begin, min(begin + step, length))
+        step = self._block * _RUN if self._device.type == "cpu" else max(length, 1)
+        runs = [
+            self._pool.submit(self._run, tensors, known, frame, begin, min(begin + step, length))
             for begin in range(0, length, step)
         ]
-        return Pending(tensors, pieces)
+        return Pending(tensors, runs)
 
-    def _piece(
+    def _run(
         self, tensors: Sequence[Tensor], known: int, frame: bool, begin: int, end: int
     ) -> Tensor:
         """The sums over elements begin..end, (rows, rows) float64, lower triangle of tiles."""
         count = len(tensors) - 1
-        desk = self._desk(-(-count // _TILE))
+        desk = self._desk(max(1, -(-count // _TILE)), end - begin)
         desk.clear(count)
         sums = _Sums(desk.tiles, known // _TILE if count else desk.tiles, frame, self._device)
         for blocks in self._blocks(tensors, begin, end):
@@ -94,14 +95,16 @@ class Kernel:
         self._progress(sum((end - begin) * tensor.element_size() for tensor in tensors))
         return sums.gathered()[: _FRAME + count, : _FRAME + count].cpu()
 
-    def _desk(self, tiles: int) -> "_Desk":
-        """The calling thread's own."""
-        desks: dict[int, _Desk] = self._own.__dict__.setdefault("desks", {})
-        tiles = max(1, tiles)
-        if tiles not in desks:
-            desks.clear()  # one at a time: memory stays flat
-            desks[tiles] = _Desk(tiles, self._block, self._device)
-        return desks[tiles]
+    def _desk(self, tiles: int, length: int) -> "_Desk":
+        """The calling thread's own, no longer than blocks of so many elements need."""
+        block = min(self._block, -(-length // _RUN) * _RUN)
+        own: dict[str, _Desk] = self._own.__dict__
+        desk = own.pop("desk", None)
+        if desk is None or (desk.tiles, desk.block) != (tiles, block):
+            # In the same memory, so that it stays flat.
+            desk = _Desk(tiles, block, self._device, None if desk is None else desk.memory)
+        own["desk"] = desk
+        return desk
 
     def _blocks(self, tensors: Sequence[Tensor], begin: int, end: int) -> Iterator[list[Tensor]]:
         starts = range(begin, end, self._block)
@@ -115,16 +118,16 @@ class Kernel:
 class Pending:
     """One tensor's inner products on their way."""
 
-    def __init__(self, tensors: Sequence[Tensor], pieces: Sequence[Future[Tensor]]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], runs: Sequence[Future[Tensor]]) -> None:
         self.tensors = tensors
-        self._pieces = pieces
+        self._runs = runs
 
     def result(self) -> Tensor:
         """(rows, rows) float64, symmetric; 0 where it was known."""
         rows = len(self.tensors) + 1
         sums = torch.zeros(rows, rows, dtype=torch.float64)
-        for piece in self._pieces:  # in the order of the elements, whichever was ready first
-            sums += piece.result()
+        for run in self._runs:  # in the order of the elements, whichever was ready first
+            sums += run.result()
         sums = sums.tril() + sums.tril(-1).T
         sums[0, 0] = self.tensors[0].numel()
         return sums
@@ -153,12 +156,14 @@ class _Runs:
 class _Desk:
     """One core's buffer: for each tile of leaves the rows ones, b and theirs, in float32."""
 
-    def __init__(self, tiles: int, block: int, device: torch.device) -> None:
-        self.tiles = tiles
+    def __init__(self, tiles: int, block: int, device: torch.device, memory: Tensor | None) -> None:
+        """`memory` is used again where it is large enough."""
         shape = (tiles, _FRAME + _TILE, block + _GAP)
-        self._buffer = torch.zeros(shape, dtype=torch.float32, device=device)[:, :, :block]
+        if memory is None or memory.numel() < math.prod(shape):
+            memory = torch.empty(math.prod(shape), dtype=torch.float32, device=device)
+        self.tiles, self.block, self.memory = tiles, block, memory
+        self._buffer = memory[: math.prod(shape)].view(shape)[:, :, :block]
         self._buffer[:, 0] = 1
-        self._block = block
         self._whole = _Runs(self._buffer, block)
 
     def clear(self, count: int) -> None:
@@ -168,7 +173,7 @@ class _Desk:
     def fill(self, blocks: Sequence[Tensor]) -> _Runs:
         """Lay out b and the deltas of one block."""
         length = blocks[0].numel()
-        runs = self._whole if length == self._block else _Runs(self._buffer, length)
+        runs = self._whole if length == self.block else _Runs(self._buffer, length)
         base = runs.bases[0].copy_(blocks[0])
         for other in runs.bases[1:]:
             other.copy_(base)
@@ -180,7 +185,7 @@ class _Desk:
 
 
 class _Sums:
-    """Inner products of one piece, tile by tile; those of tiles before `first` are left out."""
+    """Inner products of one run, tile by tile; those of tiles before `first` are left out."""
 
     def __init__(self, tiles: int, first: int, frame: bool, device: torch.device) -> None:
         def zeros(rows: int, columns: int) -> Tensor:

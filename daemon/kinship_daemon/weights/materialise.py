@@ -87,8 +87,8 @@ def _content(
 
 
 def _check_space(out: Path, nbytes: int) -> None:
-    room = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(room).free
+    existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < nbytes:
         raise KinshipError(
             f"{out}: needs {nbytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; "

@@ -38,15 +38,15 @@ _FIRST_BYTES = 16_384
 _ENTRY_BYTES = 90
 # Of all files together, 100,000 tensors' worth: more would be read for nothing.
 _MOST_HEADER_BYTES = 20_000_000
-# Of a head that is said to be tied: how many pieces are compared, and their bytes.
-_PIECES = 8
-_PIECE = 4096
+# Of a head that is said to be tied: how many blocks are compared, and their bytes.
+_BLOCKS = 8
+_BLOCK = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Remote:
     """
-    A model's headers, and where to read pieces of its tensors.
+    A model's headers, and where to read ranges of its tensors.
 
     Attributes:
         name: For messages.
@@ -141,19 +141,19 @@ def _refuse_other_head(remote: Remote) -> None:
     both = remote.tensors[embeddings], remote.tensors[HEAD]
     if len({(info.dtype, info.shape) for info in both}) > 1:
         raise other_head(remote.path, embeddings)
-    step = max(_PIECE, both[0].nbytes // _PIECES)
+    step = max(_BLOCK, both[0].nbytes // _BLOCKS)
     starts = range(0, both[0].nbytes, step)
-    pieces = [
+    blocks = [
         remote.ranges.read(
             info.file,
             [
-                (info.offset + start, info.offset + min(start + _PIECE, info.nbytes))
+                (info.offset + start, info.offset + min(start + _BLOCK, info.nbytes))
                 for start in starts
             ],
         )
         for info in both
     ]
-    if pieces[0] != pieces[1]:
+    if blocks[0] != blocks[1]:
         raise other_head(remote.path, embeddings)
 
 

@@ -19,13 +19,12 @@ from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import GENERATION
 from kinship_daemon.weights.adapter import is_adapter
 from kinship_daemon.weights.assembly import Makeable, Opened
-from kinship_daemon.weights.checkpoint import read_json
+from kinship_daemon.weights.checkpoint import is_own_file, read_json
 from kinship_daemon.weights.model_config import built_from, generation_settings
 from kinship_daemon.weights.tokenizer import (
     carry,
     has_tokenizer,
     load_tokenizer,
-    refuse_link_out,
     tokenizer_files,
 )
 from kinship_daemon.weights.vocabulary import Union
@@ -107,8 +106,7 @@ def sidecars(
         settings = donor if (donor / "config.json").is_file() else base
     names = () if without_tokenizer and not has_tokenizer(tokenizer) else tokenizer_files(tokenizer)
     files = {name: tokenizer / name for name in names}
-    if (settings / GENERATION).is_file():
-        refuse_link_out(settings, GENERATION)
+    if is_own_file(settings, GENERATION):
         files[GENERATION] = settings / GENERATION
     config = built_from(
         read_json(assembly.config_base / "config.json"),

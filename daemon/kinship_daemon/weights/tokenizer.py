@@ -21,7 +21,7 @@ from kinship_daemon.foreign.json_text import parse_as
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import CONFIG, TEMPLATES, TOKENIZERS, is_tokenizer_file, most_bytes
-from kinship_daemon.weights.checkpoint import read_json
+from kinship_daemon.weights.checkpoint import is_own_file, read_json, refuse_link_out
 from kinship_daemon.weights.model_config import chooses, plain_settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ __all__ = [
     "declared_tokens",
     "has_tokenizer",
     "load_tokenizer",
-    "refuse_link_out",
     "tokenizer_files",
     "tokens_of",
 ]
@@ -90,25 +89,29 @@ class _Settings(msgspec.Struct):
 def has_tokenizer(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    return model_files.has_tokenizer(path.name for path in folder.iterdir() if path.is_file())
+    return model_files.has_tokenizer(
+        path.name for path in folder.iterdir() if is_own_file(folder, path.name)
+    )
 
 
 def tokenizer_files(folder: Path) -> tuple[str, ...]:
     """
     The files of a folder that make its tokenizer, templates among them.
 
+    Links that lead elsewhere are left out: for a hub in a folder they do not exist either.
+
     Raises:
-        ModelError: There is no tokenizer among them, or one is a link that leads elsewhere.
+        ModelError: There is no tokenizer among them.
     """
     if not has_tokenizer(folder):
+        for name in TOKENIZERS:
+            refuse_link_out(folder, name)
         raise ModelError(f"{folder}: has no tokenizer ({', '.join(TOKENIZERS)})")
     found = (path.relative_to(folder) for path in (*folder.glob("*"), *folder.glob("*/*.jinja")))
     names = sorted(name for name in map(Path.as_posix, found) if is_tokenizer_file(name))
-    kept = tuple(name for name in names if (folder / name).is_file())
+    kept = tuple(name for name in names if is_own_file(folder, name))
     if sum(name.startswith(TEMPLATES) for name in kept) > _MOST_TEMPLATES:
         raise ModelError(f"{folder}: has over {_MOST_TEMPLATES} chat templates")
-    for name in kept:
-        refuse_link_out(folder, name)
     return kept
 
 
@@ -122,7 +125,7 @@ def tokens_of(folder: Path) -> dict[str, int] | None:
     found = _tokens(folder)
     if found is None:
         return None
-    if (folder / ADDED).is_file():
+    if is_own_file(folder, ADDED):
         for token, row in _typed(folder, ADDED, dict[str, int], _MOST_ADDED).items():
             found.setdefault(token, row)
     for token, row in declared_tokens(folder).items():
@@ -132,7 +135,7 @@ def tokens_of(folder: Path) -> dict[str, int] | None:
 
 def declared_tokens(folder: Path) -> dict[str, int]:
     """Tokens that only tokenizer_config.json tells of, as slow tokenizers keep them."""
-    if not (folder / SETTINGS).is_file():
+    if not is_own_file(folder, SETTINGS):
         return {}
     decoder = _typed(folder, SETTINGS, _Settings).added_tokens_decoder or {}
     _check_added(folder / SETTINGS, len(decoder))
@@ -152,8 +155,8 @@ def load_tokenizer(folder: Path, source: Path | None = None) -> "PreTrainedToken
     # Takes seconds to import, and most merges only copy their tokenizer.
     from transformers import AutoTokenizer  # noqa: PLC0415
 
-    with TemporaryDirectory() as apart:
-        place = Path(apart)
+    with TemporaryDirectory() as copy:
+        place = Path(copy)
         try:
             for name in _checked(folder):
                 carry(folder / name, place / name)
@@ -171,7 +174,7 @@ def load_tokenizer(folder: Path, source: Path | None = None) -> "PreTrainedToken
             # And the library below it, in Rust, one that is no Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            text = " ".join(f"{error}".split()).replace(apart, str(source or folder))
+            text = " ".join(f"{error}".split()).replace(copy, str(source or folder))
             raise ModelError(
                 f"the tokenizer in {source or folder} cannot be loaded: {shown(text)}"
             ) from error
@@ -218,12 +221,11 @@ def _checked(folder: Path) -> Iterator[str]:
 
 
 def _tokens(folder: Path) -> dict[str, int] | None:
-    if (folder / _FAST).is_file():
+    if is_own_file(folder, _FAST):
         return _fast(folder)
-    if (folder / _IDS).is_file():
+    if is_own_file(folder, _IDS):
         return _typed(folder, _IDS, dict[str, int])
-    if (folder / "vocab.txt").is_file():
-        refuse_link_out(folder, "vocab.txt")
+    if is_own_file(folder, "vocab.txt"):
         _check_size(folder / "vocab.txt")
         lines = _text(folder / "vocab.txt").splitlines()
         return {token: row for row, token in enumerate(lines)}
@@ -239,17 +241,16 @@ def _fast(folder: Path) -> dict[str, int]:
     _check_added(folder / _FAST, len(said.added_tokens or ()))
     vocab = said.model.vocab
     if isinstance(vocab, list):
-        pieces, vocab = vocab, {}
-        for row, piece in enumerate(pieces):
-            vocab[piece.token] = row
-            pieces[row] = _GONE  # a million of them need not be kept beside the rest
+        listed, vocab = vocab, {}
+        for row, entry in enumerate(listed):
+            vocab[entry.token] = row
+            listed[row] = _GONE  # a million of them need not be kept beside the rest
     vocab.update((token.content, token.id) for token in said.added_tokens or ())
     return vocab
 
 
 def _typed(folder: Path, name: str, kind: type[_Kind], most: int = _MOST_TOKENS) -> _Kind:
     path = folder / name
-    refuse_link_out(folder, name)
     _check_size(path)
     try:
         return parse_as(path.read_bytes(), kind, Limits(nbytes=most_bytes(name), items=most))
@@ -276,26 +277,3 @@ def _check_added(path: Path, number: int) -> None:
 def _check_size(path: Path) -> None:
     if path.stat().st_size > (most := most_bytes(path.name)):
         raise ModelError(f"{path}: over {most} bytes, which no such file needs")
-
-
-def refuse_link_out(folder: Path, name: str) -> None:
-    """
-    See that a file of a model is its own.
-
-    It may be a link into the blobs of a cache that is laid out as the Hub's
-    (models--org--name/snapshots/commit), or to the file of the same name of another model of the
-    same hub (hub/org/name): whoever keeps a hub in a folder shares files so.
-
-    Raises:
-        ModelError: It is a link that leads elsewhere.
-    """
-    whole, real = folder.resolve(), (folder / name).resolve()
-    if real.is_relative_to(whole):
-        return
-    hub = whole.parent.parent
-    if real.is_relative_to(hub):
-        inside = real.relative_to(hub)
-        blobs = whole.parent.name == "snapshots" and inside.parts[0] == "blobs"
-        if blobs or Path(*inside.parts[2:]) == Path(name):
-            return
-    raise ModelError(f"{folder / name}: is a link out of the model's folder, which is not followed")

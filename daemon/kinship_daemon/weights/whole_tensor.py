@@ -244,7 +244,7 @@ class _Source(Sources):
 def _pieces(
     sources: Sequence[_Source], info: TensorInfo, device: torch.device
 ) -> Iterator[Sequence[Tensor]]:
-    """One tensor of each, flat, piece after piece: the files' own memory, or else float32."""
+    """One tensor of each, flat, block after block: the files' own memory, or else float32."""
     whole = [source.as_it_lies(info) for source in sources]
     mapped = [tensor for tensor in whole if tensor is not None]
     if len(mapped) == len(whole):

@@ -209,7 +209,13 @@ def _sentence(a: str, b: str, measures: Mapping[str, Difference], cases: int, bu
 def _best(a: str, b: str, best: Difference, budget: int) -> str:
     numbers = f"{_sized(best)} after {budget} evaluations, {_chance(best)}"
     if not best.shown:
-        return f"no difference shown between {a} and {b} in the best model: {numbers}"
+        why = ""
+        if best.low is not None and best.high is not None and best.low * best.high > 0:
+            why = (
+                "; the interval is of this pair alone and leaves 0 out, but p is corrected for all "
+                "pairs compared"
+            )
+        return f"no difference shown between {a} and {b} in the best model: {numbers}{why}"
     better, worse = (a, b) if best.difference > 0 else (b, a)
     turned = best if best.difference > 0 else _turned(best)
     return (

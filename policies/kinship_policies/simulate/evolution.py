@@ -302,17 +302,15 @@ def _check(decision: object, population: Population) -> None:
     Decision.read(json.dumps(decision.to_json(), allow_nan=False))  # it can be recorded
     names = {member.name for member in population.members}
     for proposal in decision.merges:
-        if strangers := [name for name in proposal.parents if name not in names]:
+        if unknown := [name for name in proposal.parents if name not in names]:
             raise ValueError(
-                f"the policy proposed to merge {', '.join(map(str, strangers))}, "
+                f"the policy proposed to merge {', '.join(map(str, unknown))}, "
                 "which the population does not have"
             )
         if len(set(proposal.parents)) != len(proposal.parents) or len(proposal.parents) < 2:
             raise ValueError(f"the policy proposed to merge {', '.join(proposal.parents)} alone")
-    if strangers := [name for name in decision.top if name not in names]:
-        raise ValueError(
-            f"the policy's top names {', '.join(map(str, strangers))}, who is not there"
-        )
+    if unknown := [name for name in decision.top if name not in names]:
+        raise ValueError(f"the policy's top names {', '.join(map(str, unknown))}, who is not there")
 
 
 def _matrix(values: Array) -> Matrix:

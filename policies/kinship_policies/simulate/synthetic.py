@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,9 @@ class Parameters(BaseModel):
         base_length: Of the base, where a usual delta's length is 1.
         slope: Of the logit of a task's score, in the squared distance to the task's optimum.
         rugged: Height of the bumps in the logit of each task's score; 0 for none.
+        control: What the founders' deltas are instead, to ask what a gain is worth: `random`, drawn
+            with the same lengths, or `rotated`, all by one rotation, so that lengths and kinships
+            stay. Neither knows of the tasks: what merges of them gain is averaging.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +68,7 @@ class Parameters(BaseModel):
     base_length: float = Field(default=30.0, gt=0)
     slope: float = Field(default=0.8, gt=0, le=10)
     rugged: float = Field(default=0.0, ge=0, le=10)
+    control: Literal["none", "random", "rotated"] = "none"
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -92,8 +97,8 @@ class Synthetic:
         p = self._parameters
         usual = Parameters()
         changed = "".join(
-            f", {name} {getattr(p, name):g}"
-            for name in ("slope", "rugged")
+            f", {name} {getattr(p, name)}"
+            for name in ("slope", "rugged", "control")
             if getattr(p, name) != getattr(usual, name)
         )
         return (
@@ -136,7 +141,8 @@ class _Drawn:
 def _draw(p: Parameters, seed: int) -> _Drawn:
     rng = np.random.default_rng([seed, 0x5EED])
     optima = _optima(rng, p)
-    deltas = _founders(rng, p, optima)
+    # With chance of its own, so that everything else of the world stays as it is.
+    deltas = _controls(np.random.default_rng([seed, 0xC0]), p, _founders(rng, p, optima))
     curvature = np.exp(rng.standard_normal((p.tasks, p.dims)))
     curvature /= curvature.mean(1, keepdims=True)
     blocks = len(p.blocks)
@@ -172,6 +178,17 @@ def _founders(rng: np.random.Generator, p: Parameters, optima: Array) -> Array:
     lengths = np.exp(rng.normal(-0.1, 0.3, (p.founders, 1)))
     deltas = skill * aims + np.sqrt(1 - skill**2) * _units(rng, p.founders, p.dims)
     return np.asarray(lengths * deltas / np.linalg.norm(deltas, axis=1, keepdims=True))
+
+
+def _controls(rng: np.random.Generator, p: Parameters, deltas: Array) -> Array:
+    """Founders as they are, or those of a control arm of the same lengths, (founders, dims)."""
+    if p.control == "random":
+        lengths = np.linalg.norm(deltas, axis=1, keepdims=True)
+        return np.asarray(lengths * _units(rng, p.founders, p.dims))
+    if p.control == "rotated":
+        rotation, _ = np.linalg.qr(rng.standard_normal((p.dims, p.dims)))
+        return np.asarray(deltas @ rotation)
+    return deltas
 
 
 def _units(rng: np.random.Generator, count: int, dims: int) -> Array:

@@ -152,5 +152,5 @@ def _check_names(path: Path, table: _Table, merges: dict[str, _Merge], known: Ki
     there = {*founders, *merges}
     named = [name for merge in merges.values() for name in merge.parents]
     named += [name for both in known for name in both]
-    if strangers := [name for name in named if name not in there]:
-        raise UsageError(f"table {path}: {strangers[0]} is named but is neither founder nor merge")
+    if unknown := [name for name in named if name not in there]:
+        raise UsageError(f"table {path}: {unknown[0]} is named but is neither founder nor merge")

@@ -92,11 +92,11 @@ def breaks_ties_by_name(policy: Policy) -> None:
     draw as well: they draw places, and with the same seed the same ones.
     """
     for samples in ((), (1.0, 0.0, 1.0)):
-        here, there = _flat("abcdef", samples=samples), _flat("mnopqr", samples=samples)
-        decision = policy.propose(here)
-        hold(list(decision.top) == sorted(decision.top), f"its top is {decision.top}", here)
-        same = _placed(here, decision) == _placed(there, policy.propose(there))
-        hold(same, "decides otherwise when the names are others in the same order", here)
+        first, second = _flat("abcdef", samples=samples), _flat("mnopqr", samples=samples)
+        decision = policy.propose(first)
+        hold(list(decision.top) == sorted(decision.top), f"its top is {decision.top}", first)
+        same = _placed(first, decision) == _placed(second, policy.propose(second))
+        hold(same, "decides otherwise when the names are others in the same order", first)
 
 
 def survives_the_smallest(policy: Policy) -> None:

@@ -66,23 +66,23 @@ def run(
     """
     with whole_folder(out) as folder:
         # Inside, so that it is on the same disk and goes when the process is killed.
-        room = folder / ".sources"
+        sources = folder / ".sources"
         names = {name: f"model-{index}" for index, name in enumerate(folders)}
         for name, source in folders.items():
-            _show(source.resolve(), room / names[name])
+            _show(source.resolve(), sources / names[name])
         options = {
             "device": device,
             "out_shard_size": shard_bytes,
-            "lora_merge_cache": str((room / "merged").absolute()),
+            "lora_merge_cache": str((sources / "merged").absolute()),
             "quiet": not sys.stderr.isatty(),
         }
         document = renamed(parse(text), names)
         said = _call(
-            {"document": document, "out": str(folder.absolute()), "options": options}, room
+            {"document": document, "out": str(folder.absolute()), "options": options}, sources
         )
         if said is not None:
             raise KinshipError(f"mergekit: {_with_names(said, names)}")
-        shutil.rmtree(room)
+        shutil.rmtree(sources)
         _check(folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}

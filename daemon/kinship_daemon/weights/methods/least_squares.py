@@ -119,29 +119,29 @@ def _over_rows(
     left = mean.new_empty(rows, count * rows)
     places = [slice(i * rows, (i + 1) * rows) for i in range(count)]
     roots = [scale**0.5 for scale in scales]
-    for i, here in enumerate(places):
-        system[here, here] = _gram(sources[i].T)
+    for i, own in enumerate(places):
+        system[own, own] = _gram(sources[i].T)
         for source, there in zip(sources[:i], places, strict=False):
-            system[here, there] = sources[i] @ source.T
-            system[there, here] = system[here, there].T
-    for i, here in enumerate(places):
-        block = left[:, here].copy_(system[here, here])
+            system[own, there] = sources[i] @ source.T
+            system[there, own] = system[own, there].T
+    for i, own in enumerate(places):
+        block = left[:, own].copy_(system[own, own])
         for other in places:
-            block.sub_(system[other, here], alpha=1 / count)
+            block.sub_(system[other, own], alpha=1 / count)
         if sources[i] is not deltas[i]:
             # d_i is s_i plus the mean of its rows; theirs has no part in S S^T.
             off = deltas[i][0] - sources[i][0] - (mean - _mean(sources))[0]
             block.add_(off @ sources[i].T)
-    for root, here in zip(roots, places, strict=True):
-        left[:, here] *= root
-        system[here] *= root
-        system[:, here] *= root
+    for root, own in zip(roots, places, strict=True):
+        left[:, own] *= root
+        system[own] *= root
+        system[:, own] *= root
     system.diagonal().add_(count * shift)
     factors = _solved(system, left.T)
     if factors is None:
         return None
-    for root, source, here in zip(roots, sources, places, strict=True):
-        mean.addmm_(factors[here].T, source, alpha=root)
+    for root, source, own in zip(roots, sources, places, strict=True):
+        mean.addmm_(factors[own].T, source, alpha=root)
     return mean
 
 

@@ -134,10 +134,10 @@ def _beside(flat: Tensor, bits: int) -> tuple[list[int], list[int]]:
         buffers = buffers_of(flat, 2)
         found = []
         for block in blocks:
-            here, spare = buffers[:, : block.stop - block.start]
-            torch.abs(flat[block], out=here)
-            larger = int(torch.gt(here, magnitude, out=spare).sum())
-            found.append((block.start, larger, int(torch.eq(here, magnitude, out=spare).sum())))
+            values, spare = buffers[:, : block.stop - block.start]
+            torch.abs(flat[block], out=values)
+            larger = int(torch.gt(values, magnitude, out=spare).sum())
+            found.append((block.start, larger, int(torch.eq(values, magnitude, out=spare).sum())))
         return found
 
     counted = sorted(chain.from_iterable(in_blocks(work, flat)))
@@ -214,9 +214,9 @@ def _end_of_equals(
 def _shrink(part: Tensor, start: int, cut: _Cut) -> None:
     """Zero what is not above the cut, in a part of the tensor that begins at `start`."""
     bits, end = cut
-    here = min(max(end - start, 0), len(part))
+    inside = min(max(end - start, 0), len(part))
     # hardshrink keeps what exceeds a magnitude: the one just below the cut's, or the cut's.
-    for half, limit in ((part[:here], bits - 1), (part[here:], bits)):
+    for half, limit in ((part[:inside], bits - 1), (part[inside:], bits)):
         torch.ops.aten.hardshrink.out(half, _float(limit), out=half)
 
 

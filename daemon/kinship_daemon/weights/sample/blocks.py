@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +28,7 @@ _LONGEST_RUN_BYTES = 1 << 22
 _TOGETHER = 128
 
 
-@dataclass(frozen=True)
-class _Block:
+class _Block(NamedTuple):  # there are tens of thousands of them
     """Bytes start..end of a file, and where in the tensor's blocks they go."""
 
     start: int
@@ -43,7 +43,7 @@ class _Run:
 
     start: int
     end: int
-    blocks: list[_Block] = field(default_factory=list)
+    blocks: list[_Block]
 
 
 def read_blocks(
@@ -72,7 +72,7 @@ def read_blocks(
             at += last - first
         content[name] = np.empty(at, dtype=np.uint8)
     for file in sorted(files):
-        runs = list(_runs(sorted(files[file], key=lambda block: (block.start, block.end))))
+        runs = list(_runs(sorted(files[file])))
         for begin in range(0, len(runs), _TOGETHER):
             _read_runs(source, file, runs[begin : begin + _TOGETHER], content, progress)
     return {
@@ -85,21 +85,17 @@ def _runs(blocks: Sequence[_Block]) -> Iterator[_Run]:
     """Blocks in ascending order, near ones together."""
     run: _Run | None = None
     for block in blocks:
-        if run is None or not _near(run, block):
-            if run is not None:
-                yield run
-            run = _Run(block.start, block.end)
-        run.end = max(run.end, block.end)
-        run.blocks.append(block)
+        if run is not None and block.start - run.end <= _GAP_BYTES:
+            end = max(run.end, block.end)
+            if end - run.start <= _LONGEST_RUN_BYTES:
+                run.end = end
+                run.blocks.append(block)
+                continue
+        if run is not None:
+            yield run
+        run = _Run(block.start, block.end, [block])
     if run is not None:
         yield run
-
-
-def _near(run: _Run, block: _Block) -> bool:
-    return (
-        block.start - run.end <= _GAP_BYTES
-        and max(run.end, block.end) - run.start <= _LONGEST_RUN_BYTES
-    )
 
 
 def _read_runs(
@@ -109,11 +105,10 @@ def _read_runs(
     content: Mapping[str, NDArray[np.uint8]],
     progress: Progress | None,
 ) -> None:
-    pieces = source.ranges.read(file, [(run.start, run.end) for run in runs])
-    for run, piece in zip(runs, pieces, strict=True):
-        data = np.frombuffer(piece, dtype=np.uint8)
-        for block in run.blocks:
-            part = data[block.start - run.start : block.end - run.start]
-            content[block.tensor][block.at : block.at + len(part)] = part
+    found = source.ranges.read(file, [(run.start, run.end) for run in runs])
+    for run, bytes_read in zip(runs, found, strict=True):
+        data = np.frombuffer(bytes_read, dtype=np.uint8)
+        for start, end, tensor, at in run.blocks:
+            content[tensor][at : at + end - start] = data[start - run.start : end - run.start]
     if progress is not None:
-        progress(sum(map(len, pieces)))
+        progress(sum(map(len, found)))

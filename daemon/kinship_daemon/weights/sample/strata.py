@@ -64,8 +64,8 @@ def drawn(info: TensorInfo, share: float, length: float, seed: str) -> Iterator[
     in_rows = is_vocabulary(info.name) and bool(info.shape)
     rows = info.shape[0] if in_rows else 1
     row = info.elements // rows
-    pieces = max(1, min(row, -int(-row // length)))
-    total = rows * pieces
+    per_row = max(1, min(row, -int(-row // length)))
+    total = rows * per_row
     many = min(total, max(1, int(share * total / info.elements)))
     if total > 1:
         many = max(many, min(total, 2))  # of one alone no spread can be told
@@ -75,11 +75,11 @@ def drawn(info: TensorInfo, share: float, length: float, seed: str) -> Iterator[
         first, last = (total * at // strata for at in (number, number + 1))
         count = many * (number + 1) // strata - many * number // strata
         order = np.argsort(chance.mixed(stream, first, last), kind="stable")[:count]
-        blocks = tuple(_block(int(at) + first, row, pieces) for at in np.sort(order))
+        blocks = tuple(_block(int(at) + first, row, per_row) for at in np.sort(order))
         yield Stratum(info.name, last - first, blocks)
 
 
-def _block(block: int, row: int, pieces: int) -> tuple[int, int]:
-    """Where a block lies: row by row, each cut into as many pieces."""
-    number, piece = divmod(block, pieces)
-    return number * row + row * piece // pieces, number * row + row * (piece + 1) // pieces
+def _block(block: int, row: int, per_row: int) -> tuple[int, int]:
+    """Where a block lies: row by row, each cut into as many blocks."""
+    number, at = divmod(block, per_row)
+    return number * row + row * at // per_row, number * row + row * (at + 1) // per_row

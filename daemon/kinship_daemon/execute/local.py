@@ -1,0 +1,222 @@
+"""
+The workers of this machine, the default: one for each device, and processes for what needs none.
+
+A device's worker is a thread that holds a warm evaluator, whose own process owns the device and may
+die alone. What needs no device is done in a process that is started for it, and killed where it is
+not wanted any more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from kinship_daemon.child_process import ChildProcess, settle
+from kinship_daemon.errors import Transient, WorkerDied
+from kinship_daemon.evaluate.evaluator import Evaluator
+from kinship_daemon.evaluate.settings import Settings
+from kinship_daemon.execute.executor import Failed, Job, Report, Tell
+from kinship_daemon.execute.executor import Progress as Far
+from kinship_daemon.execute.site import LocalSite, Workshop, outcome
+
+__all__ = ["Local"]
+
+_Do = Callable[[Job, Mapping[str, Path], Tell], None]
+_Out = tuple[Job, Mapping[str, Path], Tell]
+# So often a wait for a process looks whether it is still wanted.
+_TICK_SECONDS = 0.2
+# So long a worker's thread may take to end once its evaluator's process was killed.
+_END_SECONDS = 30.0
+
+
+class Local:
+    """
+    As many jobs at a time as there are devices, and one more that needs none.
+
+    Args:
+        workshop: Its devices are taken from there.
+    """
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._devices = workshop.devices
+        self._closing = threading.Event()
+        sites = [LocalSite(workshop, n, self._closing) for n in range(len(workshop.devices))]
+        self._on_devices = _Line([_on_site(site) for site in sites], "device")
+        self._sites = sites
+        self._processes = _Processes(workshop, self._closing)
+        self._beside = _Line([self._processes.do], "process")
+
+    @property
+    def slots(self) -> int:
+        return len(self._devices)
+
+    def submit(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
+        """As `Executor.submit`."""
+        line = self._on_devices if job.needs.device else self._beside
+        line.put((job, folders, tell))
+
+    def cancel(self, key: str, attempt: int) -> None:
+        """As `Executor.cancel`."""
+        for line in (self._on_devices, self._beside):
+            if line.drop(key, attempt):
+                return
+        for site in self._sites:
+            site.cancel(key, attempt)
+        self._processes.cancel(key, attempt)
+
+    def describe(self) -> list[str]:
+        return [
+            *(f"{device}: evaluation, one model at a time" for device in self._devices),
+            "beside them: one process at a time for work that needs no device",
+        ]
+
+    def close(self) -> None:
+        """As `Executor.close`."""
+        self._closing.set()
+        for line in (self._on_devices, self._beside):
+            line.close()
+        for site in self._sites:
+            site.close()
+
+
+class _Line:
+    """Jobs in the order in which they came, and a thread for each of those who do them."""
+
+    def __init__(self, workers: Sequence[_Do], name: str) -> None:
+        self._workers = workers
+        self._name = name
+        self._waiting: deque[_Out] = deque()
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []  # begun when there is work for them
+        self._idle = 0
+        self._closed = False
+
+    def put(self, out: _Out) -> None:
+        with self._changed:
+            self._waiting.append(out)
+            if len(self._waiting) > self._idle and len(self._threads) < len(self._workers):
+                number = len(self._threads)
+                name = f"{self._name}-{number}"
+                thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._changed.notify()
+
+    def drop(self, key: str, attempt: int) -> bool:
+        """Whether it waited; now it does no more."""
+        with self._changed:
+            for out in self._waiting:
+                if (out[0].key, out[0].attempt) == (key, attempt):
+                    self._waiting.remove(out)
+                    return True
+        return False
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(_END_SECONDS)
+
+    def _work(self, number: int) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._idle -= 1
+                if self._closed:
+                    return
+                job, folders, tell = self._waiting.popleft()
+            self._workers[number](job, folders, self._unless_closed(tell))
+
+    def _unless_closed(self, tell: Tell) -> Tell:
+        def told(report: Report) -> None:
+            if not self._closed:
+                tell(report)
+
+        return told
+
+
+def _on_site(site: LocalSite) -> _Do:
+    def do(job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
+        with site.at(job, folders, tell):
+            report = outcome(job, site)
+        if report is not None:
+            tell(report)
+
+    return do
+
+
+class _Processes:
+    """Does one job at a time, each in a new process."""
+
+    def __init__(self, workshop: Workshop, closing: threading.Event) -> None:
+        self._ends = (workshop.stop, closing)
+        self._lock = threading.Lock()
+        self._at: tuple[str, int] | None = None
+        self._cancelled = False
+
+    def do(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
+        with self._lock:
+            self._at, self._cancelled = (job.key, job.attempt), False
+        try:
+            report = self._done(job, folders, tell)
+        except Exception as error:
+            report = Failed(job.key, job.attempt, error)
+        finally:
+            with self._lock:
+                self._at = None
+        if report is not None:
+            tell(report)
+
+    def cancel(self, key: str, attempt: int) -> None:
+        with self._lock:
+            self._cancelled |= self._at == (key, attempt)
+
+    def _done(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> Report | None:
+        child = ChildProcess("kinship-job", _serve)
+        try:
+            child.pipe.send((job, dict(folders)))
+            while not (self._cancelled or any(end.is_set() for end in self._ends)):
+                if not child.pipe.poll(_TICK_SECONDS):
+                    continue
+                report: Report = child.pipe.recv()
+                if not isinstance(report, Far):
+                    return report
+                tell(report)
+            return None
+        except (EOFError, ConnectionError):
+            raise WorkerDied(f"{job.key}: its process died ({child.ending()})") from None
+        finally:
+            child.close()
+
+
+def _serve(pipe: Connection) -> None:
+    """The child's life: one job."""
+    settle()
+    job, folders = pipe.recv()
+    report = outcome(job, _ProcessSite(pipe, job, folders))
+    if report is not None:
+        pipe.send(report)
+
+
+class _ProcessSite:
+    def __init__(self, pipe: Connection, job: Job, folders: Mapping[str, Path]) -> None:
+        self._pipe = pipe
+        self._job = job
+        self._folders = folders
+
+    def folder(self, weights: str) -> Path:
+        if weights not in self._folders:
+            raise Transient(f"no folder holds {weights} on this machine")
+        return self._folders[weights]
+
+    def evaluator(self, settings: Settings) -> Evaluator:  # noqa: ARG002 - it is the protocol's
+        raise RuntimeError("a job that evaluates needs a device")
+
+    def progress(self, done: int, total: int) -> None:
+        self._pipe.send(Far(self._job.key, self._job.attempt, done, total))

@@ -1,0 +1,60 @@
+"""`estimate` times the base and says what lies ahead; nothing is started."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import command
+from documented import leaves, tables
+from kinship_daemon import config
+from kinship_daemon.cli import estimate as estimate_command
+from kinship_daemon.estimate import Estimate, Probe, estimate_lines
+
+PAGE = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+
+
+@pytest.fixture
+def call(shelf, warm_worker, monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(estimate_command, "open_evaluator", shelf.lend)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return lambda *given: command.call(["estimate", *given], monkeypatch, capfd)
+
+
+def test_the_demo_is_timed_and_no_home_is_made(call, tmp_path):
+    asked = ["--base", "demo", "--set", "evaluate.limit=8", "--set", "triage.exclude=[demo/max]"]
+    result = call(*asked, "--format", "json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert (found["founders"], found["merges"]) == (4, 6)  # every pair of four founders
+    assert found["probe"]["documents"] == {"selection": 48, "validation": 48}
+    assert found["probe"]["asked"] == 96
+    assert all(0 < seconds < 600 for seconds in found["probe"]["seconds"].values())
+    assert not list((tmp_path / "state").glob("*/*/lineage.db"))
+    section = PAGE.partition("## kinship-daemon estimate ")[2].partition("\n## ")[0]
+    known = set(tables(section)["field"])
+    assert leaves(found, known) == known
+
+
+def test_a_base_that_is_not_here_is_not_fetched_to_be_timed(call, tiny_hub, monkeypatch):
+    monkeypatch.setattr(estimate_command, "base_here", lambda _: None)
+    result = call("--base", "org/base", "--hub", tiny_hub)
+    assert result.code == 0, result.err
+    assert "--fetch" in result.out
+    assert "a model" not in result.out
+
+
+def test_limits_of_a_day_make_days():
+    given = config.load(overrides=["limits.eval_hours_per_day=1", "limits.download_gb_per_day=20"])
+    probe = Probe(
+        {"selection": 100, "validation": 200}, {"selection": 1800.0, "validation": 3600.0}, 64
+    )
+    found = Estimate(6, 10 * 10**9, 60 * 10**9, 70 * 10**9, 3, probe)
+    said = dict(estimate_lines(given, found))
+    assert said["download"] == (
+        "at most 60.0 GB: 10.0 GB each, 20.0 GB a day: 3.0 days at the day's limit"
+    )
+    assert said["founders"] == "about 3.0 hours to evaluate all: 3.0 days at the day's limit"
+    assert said["merges"] == (
+        "3 in the first generation: about 90.0 minutes, and 4.5 hours if all are judged"
+    )
