@@ -1,19 +1,17 @@
-"""Where a node has leaves from: a folder that all machines see, or the hub."""
+"""Where a node has leaves from: a folder that all machines see."""
 
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from kinship_daemon.durable import sync
 from kinship_daemon.errors import KinshipError, Unavailable
 from kinship_daemon.execute.node_cache import Leaf, Source
-from kinship_daemon.hub.open import open_hub
 from kinship_storage.records import File
 
-__all__ = ["from_hub", "from_shared_folder", "share"]
+__all__ = ["from_shared_folder", "share"]
 
 
 def from_shared_folder(shared: Path) -> Source:
@@ -28,34 +26,6 @@ def from_shared_folder(shared: Path) -> Source:
             raise Unavailable(f"executor.shared_folder {shared} has no {leaf.key}")
         for file in files:
             _copy(shared / leaf.key / file.path, into / file.path)
-
-    return bring
-
-
-def from_hub(where: str, stop: threading.Event | None = None) -> Source:
-    """Fetches leaves from a hub by their revision, as anybody may: a node has no token of ours."""
-
-    def bring(leaf: Leaf, files: Sequence[File], into: Path) -> None:
-        if leaf.repo is None:
-            raise Unavailable(
-                "it is a merge that only the daemon's machine has; set executor.shared_folder"
-            )
-        try:
-            hub = open_hub(where, stop=stop)
-            # Hidden, and beside the folder that is filled: both go when the leaf goes.
-            stage = into / ".hub"
-            folder = hub.fetch(hub.repo(leaf.repo, leaf.revision), stage)
-        except Unavailable as error:
-            raise Unavailable(
-                f"{error}; set executor.shared_folder, which the daemon fills"
-            ) from None
-        for file in files:
-            if hub.copies:
-                (into / file.path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / file.path).replace(into / file.path)
-            else:
-                _copy(folder / file.path, into / file.path)
-        shutil.rmtree(stage, ignore_errors=True)
 
     return bring
 
