@@ -21,7 +21,7 @@ from pathlib import Path
 
 from kinship_daemon.errors import Transient
 
-__all__ = ["ChildProcess", "last_line", "settle"]
+__all__ = ["SECRETS", "ChildProcess", "last_line", "settle"]
 
 # Anew: a fork would have our threads' locks, and no CUDA.
 _CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
@@ -32,7 +32,7 @@ _KILL_SECONDS = 30.0
 # The parent alone decides when a child ends; Ctrl-C and systemd signal the whole group.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Publishing is the parent's alone, and so is what it takes.
-_SECRETS = (
+SECRETS = (
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_TOKEN_PATH"),
     "KINSHIP_WEBHOOK_SECRET",
 )
@@ -141,7 +141,7 @@ def _for_the_child(environment: Mapping[str, str]) -> Iterator[None]:
     """
     # Started now, because starting it later would unblock the signals again.
     resource_tracker.ensure_running()
-    before = {name: os.environ.pop(name, None) for name in (*_SECRETS, *environment)}
+    before = {name: os.environ.pop(name, None) for name in (*SECRETS, *environment)}
     os.environ.update(environment)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
