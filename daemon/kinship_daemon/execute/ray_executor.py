@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, Lost, Stopped, Transient, UsageError
 from kinship_daemon.execute.executor import Failed, Job, Progress, Source, Tell
 from kinship_daemon.execute.leaf_sources import share
@@ -24,12 +25,15 @@ from kinship_daemon.execute.line import Line
 from kinship_daemon.execute.node_cache import Leaf, machine
 from kinship_daemon.execute.ray_worker import Place, RayWorker, versions
 from kinship_daemon.execute.site import Workshop
+from kinship_storage.records import File
 
 __all__ = ["RayExecutor"]
 
 _TICK_SECONDS = 0.2
 # So long a cluster's address may take to answer.
 _REACH_SECONDS = 10.0
+# What a model needs beside its weights.
+_BESIDE = {".json", ".model", ".txt", ".jinja"}
 # Nothing large goes through Ray.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 
@@ -184,7 +188,9 @@ class _Worker:
         wanted = dict(self._wanted)
         cpus, gpus = wanted.pop("CPU"), wanted.pop("GPU", 0.0)
         shared = None if options.shared_folder is None else str(options.shared_folder)
-        made = self._ray.remote(RayWorker).options(num_cpus=cpus, num_gpus=gpus, resources=wanted)
+        made = self._ray.remote(RayWorker).options(
+            num_cpus=cpus, num_gpus=gpus, resources=wanted, scheduling_strategy="SPREAD"
+        )
         self._actor = made.remote(self._device, options.node_cache, options.node_disk_gb, shared)
         place: Place = self._get(self._actor.place.remote())
         ours = versions()
@@ -229,9 +235,14 @@ class _Worker:
 
 
 def _leaf(weights: str, source: Source, folder: Path) -> Leaf:
-    files = tuple(sorted(source.files, key=lambda file: file.path))
+    # The weights are known by their hashes; the tokenizer and config beside them are small.
+    files = {file.path: file for file in source.files}
+    for path in sorted(folder.iterdir()):
+        if path.name not in files and path.is_file() and path.suffix in _BESIDE:
+            files[path.name] = File(path.name, path.stat().st_size, hash_file(path))
+    listed = tuple(files[name] for name in sorted(files))
     name = source.repo or weights
-    return Leaf(name, files, folder, machine(), source.repo, source.revision)
+    return Leaf(name, listed, folder, machine(), source.repo, source.revision)
 
 
 def _imported() -> Any:

@@ -1,4 +1,4 @@
-"""The far side of the Ray executor: what runs on a node. It needs no Ray to be imported."""
+"""The far side of the Ray executor: what runs on a node."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ class Place:
     Attributes:
         machine: As `node_cache.machine`.
         node: The host's name, for messages.
+        node_id: Ray's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, node_id: str) -> None:
         self.machine = machine()
+        self.node_id = node_id
         self.node = socket.gethostname()
         self.versions = versions()
 
@@ -70,7 +72,9 @@ class RayWorker:
         self._news: queue.SimpleQueue[Report] = queue.SimpleQueue()
 
     def place(self) -> Place:
-        return Place()
+        import ray  # noqa: PLC0415 - an extra
+
+        return Place(ray.get_runtime_context().get_node_id())
 
     def begin(self, job: Job, leaves: Mapping[str, Leaf]) -> None:
         """
