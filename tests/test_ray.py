@@ -5,6 +5,7 @@ import os
 import sys
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_what_a_cluster_cannot_give_is_one_line(cluster, opened, tmp_path, monke
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"shared_folder": "/nowhere"}, "executor.shared_folder /nowhere"),
+        ({"shared_folder": Path("/dev/null/x")}, "executor.shared_folder /dev/null/x: Not a"),
         ({"node_disk_gb": 1e-9}, "has no room for sha256:w .*executor.node_disk_gb is 1e-09"),
     ],
 )
