@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from kinship_daemon.evaluate.e_value import e_value
 from kinship_daemon.evaluate.evidence import evidence, flip_chance, z_value
 from kinship_daemon.evaluate.looks import chance_of_crossing, is_futile
 from kinship_daemon.evaluate.scoring import Look
-from kinship_daemon.evaluate.verdict import looked_words, verdict_words
+from kinship_daemon.evaluate.verdict import verdict_words
 from kinship_storage.records import Score, Split
 
 __all__ = ["Verdict", "judge", "judge_at_looks"]
@@ -40,6 +40,7 @@ class Verdict:
         p: Chance of such a gain over that one by luck, or 1 / e where the gate is strict.
         alpha: The level that p must not exceed.
         reason: The answer in words, with its numbers.
+        share: Of all documents, those that were compared.
     """
 
     passed: bool
@@ -51,6 +52,7 @@ class Verdict:
     p: float
     alpha: float
     reason: str
+    share: float = 1.0
 
 
 def judge(
@@ -140,9 +142,8 @@ def judge_at_looks(
         elif futility and is_futile(z[against], look.share):
             p, given_up = 1.0, True
         if p <= alpha or is_last or given_up:
-            share = None if is_last else look.share
-            found = _verdict(against, known[against], p, alpha, min_gain, resamples, seed)
-            return replace(found, reason=looked_words(found.reason, share, given_up=given_up))
+            rules = (alpha, min_gain, resamples, seed)
+            return _verdict(against, known[against], p, *rules, share=look.share)
     return None
 
 
@@ -154,15 +155,25 @@ def _verdict(
     min_gain: float,
     resamples: int,
     seed: int,
+    *,
+    share: float = 1.0,
 ) -> Verdict:
     gain = _mean_gain(differences)
     low, high = _interval(differences, resamples, seed)
     n = sum(len(values) for values in differences)
     passed = p <= alpha
     words = verdict_words(
-        passed, gain, (low, high), n, against=against, p=p, alpha=alpha, min_gain=min_gain
+        passed,
+        gain,
+        (low, high),
+        n,
+        against=against,
+        p=p,
+        alpha=alpha,
+        min_gain=min_gain,
+        share=share,
     )
-    return Verdict(passed, gain, low, high, n, against, p, alpha, words)
+    return Verdict(passed, gain, low, high, n, against, p, alpha, words, share)
 
 
 def _mean_gain(differences: Sequence[Floats]) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 from kinship_storage.records import Gate, Score
 
-__all__ = ["FEW_DOCUMENTS", "few_documents", "life_words", "looked_words", "verdict_words"]
+__all__ = ["FEW_DOCUMENTS", "few_documents", "life_words", "verdict_words"]
 
 # Under this many documents in a task, a loss that is rare and large may be in none of them.
 FEW_DOCUMENTS = 200
@@ -21,6 +21,7 @@ def verdict_words(
     p: float,
     alpha: float,
     min_gain: float,
+    share: float = 1.0,
 ) -> str:
     """
     A verdict as everyone is told it.
@@ -29,29 +30,20 @@ def verdict_words(
         interval: The gain's 95 % interval.
         against: What to call the other model there.
         p: Chance of such a gain by luck; `alpha` is what is allowed.
+        share: Of all documents, those that were asked when it was given.
     """
     beyond = f" above {min_gain:g}" if min_gain else ""
+    part = f", {share:.0%} of all" if share < 1 else ""
+    seen = (
+        f"{'passed' if passed else 'refused'}: {gain:+.4f} against {against} on {n:,} documents"
+        f"{part} (95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}); "
+    )
+    if share < 1 and not passed:
+        return f"{seen}given up, for it could hardly pass any more"
     return (
-        f"{'passed' if passed else 'refused'}: {gain:+.4f} against {against} on {n:,} documents "
-        f"(95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}); "
-        f"luck alone gives such a gain{beyond} with chance {_chance(p)}, "
+        f"{seen}luck alone gives such a gain{beyond} with chance {_chance(p)}, "
         f"allowed is {_chance(alpha)}"
     )
-
-
-def looked_words(words: str, share: float | None, *, given_up: bool) -> str:
-    """
-    A verdict, and whether it was given before all documents were asked.
-
-    Args:
-        share: Of the documents; None where all were.
-    """
-    if share is None:
-        return words
-    if not given_up:
-        return f"{words}; decided on {share:.0%} of the documents"
-    before, _, _ = words.partition("; luck alone")
-    return f"{before}; given up on {share:.0%} of the documents, for it could hardly pass any more"
 
 
 def life_words(verdict: Gate) -> str | None:

@@ -45,8 +45,10 @@ def _run(context: Context, work: Work) -> Gate:
     others = [own.get(w) or lineage.by_weights(w)[0] for w in work.inputs["others"]]
     verdict = judgement(context, child, others, rules)
     assert verdict is not None, "only what is decided is planned"
+    told = asdict(verdict)
+    settings = {**rules, "share": told.pop("share")}
     test = len(judged(lineage)) + 1
-    return Gate(child.id, evaluation=evaluation, settings=rules, test=test, **asdict(verdict))
+    return Gate(child.id, evaluation=evaluation, settings=settings, test=test, **told)
 
 
 def _commit(lineage: Lineage, _work: Work, verdict: Gate) -> None:
