@@ -7,14 +7,19 @@ import pytest
 from kinship_daemon import config
 from kinship_daemon.errors import PlanFailed
 from kinship_daemon.evaluate.discovery import Judged, saffron
+from kinship_daemon.evaluate.settings import Evaluate, Settings, TaskDocuments
 from kinship_daemon.explain import explain
 from kinship_daemon.retry import try_again
-from kinship_daemon.steps import gate, validate
+from kinship_daemon.steps import gate, judgement, validate
 from kinship_storage.records import Gate, Model, Publication
 from small_lineage import finetune, merge, open_lineage, score
 
 FOUNDERS = {"a": 0.50, "b": 0.55, "c": 0.40}
 PAIR = ("demo/a", "demo/b")
+DOCUMENTS = 4
+TASKS = Settings.of(Evaluate(selection=["add"], validation=["add"], chunk=2), 0).but(
+    documents={"validation": {"add": TaskDocuments(digest="d", count=2 * DOCUMENTS)}}
+)
 
 
 @pytest.fixture
@@ -32,6 +37,7 @@ def home(tmp_path):
             base=base,
             config=config.load(base="demo"),
             settings=SimpleNamespace(fingerprint=lambda split: split),
+            evaluators=SimpleNamespace(known=lambda _settings: TASKS),
             population_models=lambda *statuses: [
                 m for m in lineage.models(status=statuses) if m.kind != "base"
             ],
@@ -39,7 +45,7 @@ def home(tmp_path):
 
 
 def scored(lineage, weights, value, split="selection"):
-    lineage.add_scores([score(weights, value, split=split, settings=split)])
+    lineage.add_scores([score(weights, *[value] * 2 * DOCUMENTS, split=split, settings=split)])
 
 
 def born(home, name, value, generation=1, parents=PAIR, **changes):
@@ -172,12 +178,12 @@ def test_the_gate_before_leaves_discoveries_and_judgements_that_gave_nothing(hom
     for name, passed in (("m1", True), ("m2", False)):
         born(home, name, 0.7)
         judged(home, name, passed=passed, p=None)
-    assert gate.judged(home.lineage) == [Judged(0.0, True), Judged(1.0, False)]
-    assert saffron(gate.judged(home.lineage), 0.1) > 0
+    assert judgement.judged(home.lineage) == [Judged(0.0, True), Judged(1.0, False)]
+    assert saffron(judgement.judged(home.lineage), 0.1) > 0
 
 
 def test_a_merge_that_passes_twice_is_one_discovery(home):
     born(home, "m1", 0.7)
     for evaluation in ("of last year", "validation"):
         judged(home, "m1", evaluation=evaluation)
-    assert gate.judged(home.lineage) == [Judged(0.001, True), Judged(0.001, False)]
+    assert judgement.judged(home.lineage) == [Judged(0.001, True), Judged(0.001, False)]

@@ -5,7 +5,7 @@ from typing import Any
 
 from kinship_storage.records import Gate, Score
 
-__all__ = ["FEW_DOCUMENTS", "few_documents", "life_words", "verdict_words"]
+__all__ = ["FEW_DOCUMENTS", "few_documents", "life_words", "looked_words", "verdict_words"]
 
 # Under this many documents in a task, a loss that is rare and large may be in none of them.
 FEW_DOCUMENTS = 200
@@ -37,6 +37,21 @@ def verdict_words(
         f"luck alone gives such a gain{beyond} with chance {_chance(p)}, "
         f"allowed is {_chance(alpha)}"
     )
+
+
+def looked_words(words: str, share: float | None, *, given_up: bool) -> str:
+    """
+    A verdict, and whether it was given before all documents were asked.
+
+    Args:
+        share: Of the documents; None where all were.
+    """
+    if share is None:
+        return words
+    if not given_up:
+        return f"{words}; decided on {share:.0%} of the documents"
+    before, _, _ = words.partition("; luck alone")
+    return f"{before}; given up on {share:.0%} of the documents, for it could hardly pass any more"
 
 
 def life_words(verdict: Gate) -> str | None:

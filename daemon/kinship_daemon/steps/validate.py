@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kinship_daemon.context import Context
 from kinship_daemon.errors import planning
 from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, together, work_for
+from kinship_daemon.steps.judgement import judgement, rules_of, unanswered
 from kinship_daemon.steps.leaves import source
 from kinship_daemon.steps.publish import kept_back
 from kinship_daemon.steps.score import unscored
@@ -96,15 +97,22 @@ def _fingerprint(context: Context) -> str:
 
 
 def _plan(context: Context) -> Iterator[Work]:
-    """The next family alone: if its merge passes, later ones may not deserve to be judged."""
-    known = known_means(context, "validation")
+    """
+    The next family alone: if its merge passes, later ones may not deserve to be judged.
+
+    It answers up to the next look, unless what it has answered decides.
+    """
+    rules = rules_of(context)
     for child, others in families(context):
         with planning(child.id):
-            missing = {m.weights or "" for m in (child, *others)} - known.keys()
-            sources = [source(context.lineage, weights) for weights in sorted(missing)]
-        if any(model.status != "admitted" for model in sources):
+            if judgement(context, child, others, rules) is not None:
+                return
+            look, lacking = unanswered(context, (child, *others), rules)
+            weights = sorted({model.weights or "" for model in lacking})
+            sources = [source(context.lineage, each) for each in weights]
+        if look is None or any(model.status != "admitted" for model in sources):
             continue  # one of them cannot be evaluated: there is no fair comparison
-        works = [work_for(context.settings, model, "validation") for model in sources]
+        works = [work_for(context.settings, model, "validation", look) for model in sources]
         yield from together(context, "validate", context.settings, works)
         return
 

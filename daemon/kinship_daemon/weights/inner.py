@@ -39,8 +39,8 @@ class Kernel:
     """
     Streams tensors of all models through buffers that stay in the cache, one for every core.
 
-    Each core works alone on its own stretches: threads that share one operation wait for each other,
-    which on a busy machine costs tens of times more than the work itself.
+    Each core works alone on its own stretches: threads that share one operation wait for each
+    other, which on a busy machine costs tens of times more than the work itself.
     """
 
     def __init__(self, device: str, progress: Callable[[int], None]) -> None:
