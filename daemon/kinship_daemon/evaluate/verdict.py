@@ -48,10 +48,11 @@ def looked_words(words: str, share: float | None, *, given_up: bool) -> str:
     """
     if share is None:
         return words
+    part = f"{100 * share:.0f} % of the documents"
     if not given_up:
-        return f"{words}; decided on {share:.0%} of the documents"
+        return f"{words}; decided on {part}"
     before, _, _ = words.partition("; luck alone")
-    return f"{before}; given up on {share:.0%} of the documents, for it could hardly pass any more"
+    return f"{before}; given up on {part}, for it could hardly pass any more"
 
 
 def life_words(verdict: Gate) -> str | None:
