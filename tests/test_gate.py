@@ -252,7 +252,7 @@ def test_a_merge_far_ahead_passes_early_and_what_comes_later_has_no_say():
     verdict = judge_at_looks([score("add", child)], {"p": [score("add", parent)]}, looks, **LOOKED)
     assert verdict.passed
     assert verdict.n < 200
-    assert f"documents, {verdict.share:.0%} of all (" in verdict.reason
+    assert f"documents, {100 * verdict.share:.0f} % of all (" in verdict.reason
     # Until there nothing is decided, and after it nothing changes.
     for asked in range(40, 401, 40):
         known = [[score("add", values[:asked])] for values in (child, parent)]

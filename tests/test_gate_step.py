@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from kinship_daemon import config
+from kinship_daemon.errors import PlanFailed
 from kinship_daemon.evaluate.discovery import Judged, saffron
 from kinship_daemon.evaluate.settings import Evaluate, Settings, TaskDocuments
 from kinship_daemon.explain import explain
@@ -104,6 +105,19 @@ def test_what_may_never_be_published_need_not_be_beaten(home):
     born(home, "m2", 0.8)
     judged(home, "m1")
     assert families(home) == {"m2": list(PAIR)}
+
+
+def test_what_goes_wrong_over_one_familys_past_is_about_its_merge_alone(home, monkeypatch):
+    """The runner sets that merge aside, and the others are judged."""
+    born(home, "m1", 0.7)
+    judged(home, "m1")
+    born(home, "m2", 0.8)
+    monkeypatch.setattr(validate, "kept_back", lambda *_: {}["licence"])
+    with pytest.raises(PlanFailed) as caught:
+        families(home)
+    assert caught.value.model == "m2"
+    home.lineage.move_model("m2", "quarantine", reason="a bug", cause="world")
+    assert families(home) == {}
 
 
 def test_nobodys_turn_comes_before_an_earlier_merge_is_scored(home):

@@ -33,7 +33,7 @@ def verdict_words(
         share: Of all documents, those that were asked when it was given.
     """
     beyond = f" above {min_gain:g}" if min_gain else ""
-    part = f", {share:.0%} of all" if share < 1 else ""
+    part = f", {100 * share:.0f} % of all" if share < 1 else ""
     seen = (
         f"{'passed' if passed else 'refused'}: {gain:+.4f} against {against} on {n:,} documents"
         f"{part} (95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}); "
