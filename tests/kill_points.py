@@ -29,7 +29,7 @@ def arm(kind, moment):
     """Make this process die at the first such moment."""
     start, finish = Jobs.start, Jobs.finish
 
-    def mortal_start(self, key):
+    def start_or_die(self, key):
         job = start(self, key)
         if job.kind == kind:
             if moment == "before":
@@ -39,7 +39,7 @@ def arm(kind, moment):
         return job
 
     @contextmanager
-    def mortal_finish(self, key):
+    def finish_or_die(self, key):
         if self.job(key).kind != kind or moment in {"before", "during"}:
             with finish(self, key):
                 yield
@@ -50,7 +50,7 @@ def arm(kind, moment):
             yield
         die()
 
-    Jobs.start, Jobs.finish = mortal_start, mortal_finish
+    Jobs.start, Jobs.finish = start_or_die, finish_or_die
 
 
 def fork(arguments, point=None):

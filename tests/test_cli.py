@@ -4,6 +4,7 @@ import csv
 import gc
 import io
 import json
+import sqlite3
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 import command
 import tiny
 from kinship_daemon import config
+from kinship_storage import schema, store
 
 
 @pytest.fixture
@@ -170,6 +172,20 @@ def test_a_first_run_that_fails_leaves_no_home(call, tmp_path):
     refused = call("run", "--base", "org/x", "--hub", tmp_path, "--home", home, "--once")
     assert "no repo org/x" in refused.err
     assert not home.exists()
+
+
+def test_a_first_run_whose_lineage_cannot_be_made_says_why(call, tmp_path, monkeypatch):
+    def half(db, name):
+        schema.migrate(db, name, schema.MIGRATIONS[:2])
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(store, "migrate", half)
+    result = call("run", "--base", "demo", "--home", tmp_path / "home", "--once")
+    assert result.code == 3
+    assert "disk is full" in result.err
+    assert result.err.count("\n") == 1
 
 
 def test_every_command_is_listed_and_has_help(call):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.evaluate.gate import judge
+from kinship_daemon.evaluate.gate import judge, judge_at_looks
+from kinship_daemon.evaluate.scoring import Look
 from kinship_daemon.evaluate.verdict import few_documents, life_words, verdict_words
 from kinship_storage.records import Gate, Score
 
@@ -232,3 +233,75 @@ def test_answers_to_other_questions_are_not_compared(parent, words):
 def test_a_child_without_parents_cannot_be_judged():
     with pytest.raises(KinshipError, match="without parents"):
         judge([score("add", right(0.5, 40))], {}, **RULES)
+
+
+def at(count, every, task="add"):
+    """Looks at the first answers to one task."""
+    ends = range(every, count + 1, every)
+    return [Look(n + 1, {task: frozenset(range(end))}, end / count) for n, end in enumerate(ends)]
+
+
+LOOKED = RULES | {"futility": True}
+
+
+def test_a_merge_far_ahead_passes_early_and_what_comes_later_has_no_say():
+    rng = np.random.default_rng(1)
+    parent = drawn(rng, 0.5, 400)
+    child = np.where(rng.random(400) < 0.6, True, parent)
+    looks = at(400, 40)
+    verdict = judge_at_looks([score("add", child)], {"p": [score("add", parent)]}, looks, **LOOKED)
+    assert verdict.passed
+    assert verdict.n < 200
+    assert f"documents, {100 * verdict.share:.0f} % of all (" in verdict.reason
+    # Until there nothing is decided, and after it nothing changes.
+    for asked in range(40, 401, 40):
+        known = [[score("add", values[:asked])] for values in (child, parent)]
+        found = judge_at_looks(known[0], {"p": known[1]}, looks, **LOOKED)
+        assert found == (None if asked < verdict.n else verdict)
+
+
+def test_a_merge_that_could_hardly_pass_is_given_up_only_where_that_is_wanted():
+    rng = np.random.default_rng(2)
+    parent = drawn(rng, 0.7, 400)
+    child = np.where(rng.random(400) < 0.2, False, parent)
+    given = [score("add", child)], {"p": [score("add", parent)]}, at(400, 40)
+    verdict = judge_at_looks(*given, **LOOKED)
+    assert (verdict.passed, verdict.p) == (False, 1.0)
+    assert verdict.n < 200
+    assert "given up, for it could hardly pass" in verdict.reason
+    to_the_end = judge_at_looks(*given, **(LOOKED | {"futility": False}))
+    assert (to_the_end.passed, to_the_end.n) == (False, 400)
+    assert to_the_end.p > 0.5
+
+
+def test_few_documents_in_its_favour_do_not_pass_early():
+    """Three of the first 40 and none against it: far from enough for so early a look."""
+    parent = ~right(0.5, 400)
+    child = parent.copy()
+    child[[1, 2, 3]] = True
+    looks = at(400, 40)
+    verdict = judge_at_looks([score("add", child)], {"p": [score("add", parent)]}, looks, **LOOKED)
+    assert (verdict.passed, verdict.n) == (False, 400)
+    assert verdict.p == pytest.approx(0.125)  # of its signs
+
+
+def test_with_one_look_at_all_it_is_the_test_without_looks():
+    rng = np.random.default_rng(3)
+    for gain in (0.0, 0.05, 0.1):
+        child = [score("add", drawn(rng, 0.5 + gain, 300))]
+        parents = {name: [score("add", drawn(rng, 0.5, 300))] for name in "pq"}
+        looked = judge_at_looks(child, parents, at(300, 300), **LOOKED)
+        assert looked.p == pytest.approx(judge(child, parents, **RULES).p, rel=1e-3)
+
+
+def test_looks_keep_what_the_level_promises():
+    """A child as good as its parent passes no more often than at one look."""
+    rng = np.random.default_rng(4)
+    passed = 0
+    for _ in range(400):
+        parent = drawn(rng, 0.6, 200)
+        child = np.where(rng.random(200) < 0.3, drawn(rng, 0.6, 200), parent)
+        rules = LOOKED | {"alpha": 0.05, "resamples": 100}
+        given = [score("add", child)], {"p": [score("add", parent)]}, at(200, 20)
+        passed += judge_at_looks(*given, **rules).passed
+    assert passed / 400 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)

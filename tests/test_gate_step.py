@@ -5,15 +5,21 @@ from types import SimpleNamespace
 import pytest
 
 from kinship_daemon import config
+from kinship_daemon.errors import PlanFailed
 from kinship_daemon.evaluate.discovery import Judged, saffron
+from kinship_daemon.evaluate.settings import Evaluate, Settings, TaskDocuments
 from kinship_daemon.explain import explain
 from kinship_daemon.retry import try_again
-from kinship_daemon.steps import gate, validate
+from kinship_daemon.steps import gate, judgement, validate
 from kinship_storage.records import Gate, Model, Publication
 from small_lineage import finetune, merge, open_lineage, score
 
 FOUNDERS = {"a": 0.50, "b": 0.55, "c": 0.40}
 PAIR = ("demo/a", "demo/b")
+DOCUMENTS = 4
+TASKS = Settings.of(Evaluate(selection=["add"], validation=["add"], chunk=2), 0).but(
+    documents={"validation": {"add": TaskDocuments(digest="d", count=2 * DOCUMENTS)}}
+)
 
 
 @pytest.fixture
@@ -31,6 +37,7 @@ def home(tmp_path):
             base=base,
             config=config.load(base="demo"),
             settings=SimpleNamespace(fingerprint=lambda split: split),
+            evaluators=SimpleNamespace(known=lambda _settings: TASKS),
             population_models=lambda *statuses: [
                 m for m in lineage.models(status=statuses) if m.kind != "base"
             ],
@@ -38,7 +45,7 @@ def home(tmp_path):
 
 
 def scored(lineage, weights, value, split="selection"):
-    lineage.add_scores([score(weights, value, split=split, settings=split)])
+    lineage.add_scores([score(weights, *[value] * 2 * DOCUMENTS, split=split, settings=split)])
 
 
 def born(home, name, value, generation=1, parents=PAIR, **changes):
@@ -100,6 +107,19 @@ def test_what_may_never_be_published_need_not_be_beaten(home):
     assert families(home) == {"m2": list(PAIR)}
 
 
+def test_what_goes_wrong_over_one_familys_past_is_about_its_merge_alone(home, monkeypatch):
+    """The runner sets that merge aside, and the others are judged."""
+    born(home, "m1", 0.7)
+    judged(home, "m1")
+    born(home, "m2", 0.8)
+    monkeypatch.setattr(validate, "kept_back", lambda *_: {}["licence"])
+    with pytest.raises(PlanFailed) as caught:
+        families(home)
+    assert caught.value.model == "m2"
+    home.lineage.move_model("m2", "quarantine", reason="a bug", cause="world")
+    assert families(home) == {}
+
+
 def test_nobodys_turn_comes_before_an_earlier_merge_is_scored(home):
     """Whoever is evaluated first: the order of judgements is that of the names."""
     born(home, "m1", None)
@@ -158,12 +178,12 @@ def test_the_gate_before_leaves_discoveries_and_judgements_that_gave_nothing(hom
     for name, passed in (("m1", True), ("m2", False)):
         born(home, name, 0.7)
         judged(home, name, passed=passed, p=None)
-    assert gate.judged(home.lineage) == [Judged(0.0, True), Judged(1.0, False)]
-    assert saffron(gate.judged(home.lineage), 0.1) > 0
+    assert judgement.judged(home.lineage) == [Judged(0.0, True), Judged(1.0, False)]
+    assert saffron(judgement.judged(home.lineage), 0.1) > 0
 
 
 def test_a_merge_that_passes_twice_is_one_discovery(home):
     born(home, "m1", 0.7)
     for evaluation in ("of last year", "validation"):
         judged(home, "m1", evaluation=evaluation)
-    assert gate.judged(home.lineage) == [Judged(0.001, True), Judged(0.001, False)]
+    assert judgement.judged(home.lineage) == [Judged(0.001, True), Judged(0.001, False)]

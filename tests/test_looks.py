@@ -28,7 +28,17 @@ def test_boundaries_are_those_of_the_books(alpha, c):
 
 def test_one_look_is_the_test_without_looks():
     for alpha in (0.025, 0.01):
-        assert boundary(alpha, looks=1) == pytest.approx(stats.norm.isf(alpha), abs=1e-6)
+        assert boundary(alpha, shares=(1.0,)) == pytest.approx(stats.norm.isf(alpha), abs=1e-6)
+
+
+def test_looks_need_not_be_equal():
+    """As where documents come in whole chunks: 64 of 400, and so on."""
+    shares = (0.16, 0.48, 0.64, 1.0)
+    rng = np.random.default_rng(4)
+    steps = rng.normal(0, np.sqrt(np.diff((0, *shares))), (200_000, len(shares)))
+    crossed = (steps.cumsum(1) >= 2.0).any(1).mean()
+    assert chance_of_crossing(2.0, shares) == pytest.approx(crossed, abs=0.0015)
+    assert chance_of_crossing(boundary(0.01, shares), shares) == pytest.approx(0.01, abs=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.025, 0.0109])

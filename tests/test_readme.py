@@ -213,7 +213,7 @@ def test_the_merge_method_in_python_does_what_it_says(tmp_path):
 
 def test_the_comparison_shown_has_the_columns_that_simulate_prints():
     shown = next(block for block in blocks("") if block.startswith("policy  "))
-    (command,) = re.findall(r"^kinship-daemon (simulate .*)$", section("Try policies out"), re.M)
+    command, *_ = re.findall(r"^kinship-daemon (simulate .*)$", section("Try policies out"), re.M)
     printed = run(*command.replace("--seeds 50", "--seeds 2").split()).splitlines()
     assert shown.splitlines()[0] in printed
     for line in shown.splitlines()[1:3]:

@@ -46,6 +46,16 @@ def test_a_terminal_shows_tables_and_names_with_brackets_as_they_are():
         assert text in out.getvalue()
 
 
+def test_a_long_step_may_be_within_another_on_a_terminal():
+    """As a file is fetched while a model is admitted; rich before 14.1 knows one at a time."""
+    out = io.StringIO()
+    rich = report.RichReporter(Console(file=out, width=80, force_terminal=True))
+    with rich.progress("outer", 2, "models") as outer, rich.progress("inner", 10, "bytes") as inner:
+        inner(10)
+        outer(1)
+    assert {"outer", "inner"} <= set(out.getvalue().split())
+
+
 def test_where_output_goes_chooses_the_reporter():
     assert isinstance(report.reporter(log_json=False, stream=io.StringIO()), report.LineReporter)
     assert isinstance(report.reporter(log_json=True, stream=io.StringIO()), report.JsonReporter)

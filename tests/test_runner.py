@@ -480,6 +480,8 @@ def test_a_stop_leaves_a_job_that_is_taken_again(context):
     [
         (KinshipError("the disk is full"), True),
         (OSError(errno.ENOSPC, "no space"), True),
+        (OSError(errno.EMFILE, "too many open files"), True),
+        (OSError(errno.EFBIG, "file too large"), True),
         (ZeroDivisionError("a bug over no model's bytes"), False),
     ],
 )

@@ -134,6 +134,8 @@ class Gate(Section):
     """Of all that the home ever publishes, at most this share is expected to be luck."""
     strict: bool = False
     """Judge by e-values: that share is then proven, not simulated, and fewer merges pass."""
+    futility: bool = True
+    """Ask no more about a merge that could hardly pass: a third of the documents is left."""
     min_gain: float = Field(0.0, ge=-1, le=1)
     """The gain over every parent must be surely above this."""
     resamples: int = Field(9999, ge=999)

@@ -25,16 +25,19 @@ __all__ = [
     "Unavailable",
     "UsageError",
     "WorkerDied",
-    "disk_words",
+    "machine_words",
     "planning",
 ]
 
-_DISK = {
+_MACHINE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
     errno.EROFS: "make it writable, or use another --home",
     errno.EACCES: "make it readable and writable, or use another --home",
     errno.EIO: "look at the disk",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "raise the system's limit of open files",
 }
 
 
@@ -175,9 +178,9 @@ class Stopped(Exception):
     """The daemon was asked to stop; raised where everything done is saved."""
 
 
-def disk_words(error: OSError) -> str | None:
-    """One line for what a disk can do to us; None for what only a bug can cause."""
-    hint = _DISK.get(error.errno or 0)
+def machine_words(error: OSError) -> str | None:
+    """One line for what a disk or a limit can do to us; None for what only a bug can cause."""
+    hint = _MACHINE.get(error.errno or 0)
     if hint is None:
         return None
-    return f"{error.filename or 'the disk'}: {error.strerror}; {hint}, then start again"
+    return f"{error.filename or 'this machine'}: {error.strerror}; {hint}, then start again"

@@ -24,7 +24,7 @@ from kinship_daemon.errors import (
     Stopped,
     Transient,
     Unavailable,
-    disk_words,
+    machine_words,
 )
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.records import UnknownRepo
@@ -158,7 +158,7 @@ class Faults:
             return None
         if isinstance(error, KinshipError | Stopped):
             return None
-        if isinstance(error, OSError) and disk_words(error) is not None:
+        if isinstance(error, OSError) and machine_words(error) is not None:
             return None
         if type(error).__module__ == "sqlite3":
             return None

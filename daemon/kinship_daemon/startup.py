@@ -39,6 +39,7 @@ from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
 from kinship_policies.registry import make
+from kinship_storage.errors import LineageError
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import File, Model, Split
 from kinship_storage.rows import stamp
@@ -178,10 +179,14 @@ def _nothing_left(home: Home) -> Iterator[None]:
 
 
 def _has_base(home: Home) -> bool:
+    """Whether its lineage is to be kept; so is one that cannot be read now."""
     if not home.lineage.is_file():
         return False
-    with Lineage.open(home.lineage, now=_utc, readonly=True) as lineage:
-        return _known_base(lineage) is not None
+    try:
+        with Lineage.open(home.lineage, now=_utc, readonly=True) as lineage:
+            return _known_base(lineage) is not None
+    except LineageError:
+        return True
 
 
 def check_token(config: Config) -> None:

@@ -200,7 +200,7 @@ class Gate:
         n: Number of paired documents.
         evaluation: Fingerprint of the settings of the validation scores; a model has one gate
             under each.
-        settings: The gate's rules, and the seed.
+        settings: The gate's rules, the seed, and the share of all documents that it was given on.
         p: Chance of such a gain by luck; None under the gate before schema 4, which had none.
         alpha: The level that p was held against; None likewise.
         test: How many judgements there were in this home up to this one; None is filled in.

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import click
 
-from kinship_daemon.errors import KinshipError, disk_words
+from kinship_daemon.errors import KinshipError, machine_words
 from kinship_daemon.foreign.shown import one_line
 from kinship_daemon.imports import uncollected
 
@@ -114,7 +114,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        words = disk_words(error)
+        words = machine_words(error)
         if words is None:
             raise
         _fail(words, 3)

@@ -6,6 +6,7 @@ zero. The sign-flip test asks how often random signs of the same differences giv
 it holds where few documents differ, when a standard error means little.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from scipy import stats
 
 from kinship_daemon.errors import KinshipError
 
-__all__ = ["Evidence", "evidence", "sign_flip"]
+__all__ = ["Evidence", "evidence", "flip_chance", "sign_flip", "z_value"]
 
 Floats = NDArray[np.float64]
 
@@ -73,6 +74,27 @@ def evidence(
     flat = np.concatenate(shares)
     p = max(_normal(gain - min_gain, stderr), sign_flip(flat, seed))
     return Evidence(gain, stderr, min(1.0, p))
+
+
+def z_value(differences: Sequence[Floats], *, min_gain: float = 0.0) -> float:
+    """
+    By how many standard errors the gain is above `min_gain`; infinite where nothing varies.
+
+    Args:
+        differences: As of `evidence`.
+    """
+    shares = [_shares(values - min_gain, None, len(differences)) for values in differences]
+    excess = float(sum(x.sum() for x in shares))
+    stderr = float(np.sqrt(sum(len(x) * x.var(ddof=1) for x in shares)))
+    if stderr == 0:
+        return math.inf if excess > 0 else 0.0 if excess == 0 else -math.inf
+    return excess / stderr
+
+
+def flip_chance(differences: Sequence[Floats], *, min_gain: float = 0.0, seed: int = 0) -> float:
+    """The sign-flip test of `evidence` alone."""
+    shares = [_shares(values - min_gain, None, len(differences)) for values in differences]
+    return sign_flip(np.concatenate(shares), seed)
 
 
 def _shares(excess: Floats, clusters: NDArray[np.int64] | None, tasks: int) -> Floats:

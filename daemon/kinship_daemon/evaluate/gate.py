@@ -1,5 +1,6 @@
 """Whether a merge is better than its parents: the evidence, and the level that it must reach."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,15 +10,19 @@ from scipy import stats
 
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.evaluate.e_value import e_value
-from kinship_daemon.evaluate.evidence import evidence
+from kinship_daemon.evaluate.evidence import evidence, flip_chance, z_value
+from kinship_daemon.evaluate.looks import chance_of_crossing, is_futile
+from kinship_daemon.evaluate.scoring import Look
 from kinship_daemon.evaluate.verdict import verdict_words
 from kinship_storage.records import Score, Split
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Verdict", "judge", "judge_at_looks"]
 
 _CONFIDENCE = 0.95
 # Elements that one batch of resamples may hold: about 16 MB of float64.
 _BATCH_ELEMENTS = 2_000_000
+# Nobody is surer: the chance of it has no digits left.
+_SURELY = 12.0
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +40,7 @@ class Verdict:
         p: Chance of such a gain over that one by luck, or 1 / e where the gate is strict.
         alpha: The level that p must not exceed.
         reason: The answer in words, with its numbers.
+        share: Of all documents, those that were compared.
     """
 
     passed: bool
@@ -46,6 +52,7 @@ class Verdict:
     p: float
     alpha: float
     reason: str
+    share: float = 1.0
 
 
 def judge(
@@ -84,16 +91,93 @@ def judge(
     else:
         chances = {n: evidence(d, min_gain=min_gain, seed=seed).p for n, d in known.items()}
     # Of equal ones the least gain, then the first name.
-    gains = {name: _gain(*values, axis=0).item() for name, values in known.items()}
-    against = max(known, key=lambda name: (chances[name], -gains[name]))
-    gain, p, differences = gains[against], chances[against], known[against]
+    against = max(known, key=lambda name: (chances[name], -_mean_gain(known[name])))
+    return _verdict(against, known[against], chances[against], alpha, min_gain, resamples, seed)
+
+
+def judge_at_looks(
+    child: Sequence[Score],
+    others: Mapping[str, Sequence[Score]],
+    looks: Sequence[Look],
+    *,
+    alpha: float,
+    min_gain: float,
+    resamples: int,
+    seed: int,
+    futility: bool,
+) -> Verdict | None:
+    """
+    As `judge`, but at the first look that decides; None while more answers are needed.
+
+    Accepted early is what is far enough ahead for a look so early, and given up what could hardly
+    pass at the end any more: its p is 1. What is answered beyond the look that decides has no say.
+
+    Args:
+        futility: Whether merges are given up.
+
+    Raises:
+        KinshipError: As `judge`.
+    """
+    if not others:
+        raise KinshipError("a merge without parents cannot be judged; name at least one parent")
+    shares, most = tuple(look.share for look in looks), -math.inf
+    for look in looks:
+        if not all(map(look.is_answered, (child, *others.values()))):
+            return None
+        mine = look.of(child)
+        known = {n: _paired(mine, look.of(other), n) for n, other in sorted(others.items())}
+        z = {name: z_value(values, min_gain=min_gain) for name, values in known.items()}
+        against = min(known, key=lambda name: (z[name], _mean_gain(known[name])))
+        # As simulated: the least sure comparison of every look, and of these the best look.
+        most = min(max(most, z[against] * math.sqrt(look.share)), _SURELY)
+        p, given_up, is_last = chance_of_crossing(most, shares), False, look is looks[-1]
+        if p <= alpha or is_last:
+            flips = {
+                name: flip_chance(values, min_gain=min_gain, seed=seed)
+                for name, values in known.items()
+            }
+            if max(flips.values()) > p:
+                against = max(flips, key=lambda name: flips[name])
+                p = flips[against]
+        elif futility and is_futile(z[against], look.share):
+            p, given_up = 1.0, True
+        if p <= alpha or is_last or given_up:
+            rules = (alpha, min_gain, resamples, seed)
+            return _verdict(against, known[against], p, *rules, share=look.share)
+    return None
+
+
+def _verdict(
+    against: str,
+    differences: Sequence[Floats],
+    p: float,
+    alpha: float,
+    min_gain: float,
+    resamples: int,
+    seed: int,
+    *,
+    share: float = 1.0,
+) -> Verdict:
+    gain = _mean_gain(differences)
     low, high = _interval(differences, resamples, seed)
     n = sum(len(values) for values in differences)
     passed = p <= alpha
     words = verdict_words(
-        passed, gain, (low, high), n, against=against, p=p, alpha=alpha, min_gain=min_gain
+        passed,
+        gain,
+        (low, high),
+        n,
+        against=against,
+        p=p,
+        alpha=alpha,
+        min_gain=min_gain,
+        share=share,
     )
-    return Verdict(passed, gain, low, high, n, against, p, alpha, words)
+    return Verdict(passed, gain, low, high, n, against, p, alpha, words, share)
+
+
+def _mean_gain(differences: Sequence[Floats]) -> float:
+    return _gain(*differences, axis=0).item()
 
 
 def _paired(

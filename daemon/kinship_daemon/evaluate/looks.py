@@ -7,15 +7,28 @@ Fleming, Biometrics 1979): early looks ask for much more than the last.
 """
 
 from functools import lru_cache
+from itertools import pairwise
 from math import pi, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-__all__ = ["LOOKS", "boundary", "chance_of_crossing", "is_futile", "predictive_chance"]
+__all__ = [
+    "EQUAL",
+    "LOOKS",
+    "Shares",
+    "boundary",
+    "chance_of_crossing",
+    "is_futile",
+    "predictive_chance",
+]
+
+# Of the documents, answered at each look: ascending, the last is 1.
+Shares = tuple[float, ...]
 
 LOOKS = 10
+EQUAL: Shares = tuple(look / LOOKS for look in range(1, LOOKS + 1))
 # What a test without looks asks for at 2.5 %.
 _GOAL = 1.959963984540054
 # Of merges that did better on selection, 35 to 39 % of the documents are then asked, and 5 to 7
@@ -27,38 +40,36 @@ _POINTS = 401
 
 
 @lru_cache(maxsize=256)
-def boundary(alpha: float, looks: int = LOOKS) -> float:
+def boundary(alpha: float, shares: Shares = EQUAL) -> float:
     """
-    The constant c: accept at the first of the equal looks where `z * sqrt(tau)` is c or more.
+    The constant c: accept at the first look where `z * sqrt(tau)` is c or more.
 
     Args:
         alpha: Chance of ever accepting a merge that gains nothing, in (0, 0.5).
     """
-    high = float(stats.norm.isf(alpha / looks)) + 1  # a union of the looks needs no more
-    found = optimize.brentq(lambda c: chance_of_crossing(c, looks) - alpha, 0.0, high, xtol=1e-9)
+    high = float(stats.norm.isf(alpha / len(shares))) + 1  # a union of the looks needs no more
+    found = optimize.brentq(lambda c: chance_of_crossing(c, shares) - alpha, 0.0, high, xtol=1e-9)
     return float(found)
 
 
-def chance_of_crossing(c: float, looks: int = LOOKS) -> float:
+def chance_of_crossing(c: float, shares: Shares = EQUAL) -> float:
     """
-    Chance that `z * sqrt(tau)` is c or more at any of the equal looks, if nothing is gained.
+    Chance that `z * sqrt(tau)` is c or more at any of the looks, if nothing is gained.
 
     The exact recursion of Armitage, McPherson and Rowe (1969), on a grid (Simpson's rule). Of the
     largest value that was seen it is the p-value of a test with looks.
     """
     if c <= _FLOOR:
         return 1.0
-    step = sqrt(1 / looks)
+    first, *steps = (sqrt(b - a) for a, b in pairwise((0.0, *shares)))
     grid = np.linspace(_FLOOR, c, _POINTS)
     weights = _simpson(grid)
-    moves = _density(grid[:, None] - grid[None, :], step)
-    density = _density(grid, step)  # of who is below c after the first look
-    crossed = float(stats.norm.sf(c / step))
-    leave = stats.norm.sf((c - grid) / step)
-    for _ in range(looks - 1):
+    density = _density(grid, first)  # of who is below c after the first look
+    crossed = float(stats.norm.sf(c / first))
+    for step in steps:
         held = weights * density
-        crossed += float(held @ leave)
-        density = moves @ held
+        crossed += float(held @ stats.norm.sf((c - grid) / step))
+        density = _density(grid[:, None] - grid[None, :], step) @ held
     return min(1.0, crossed)
 
 

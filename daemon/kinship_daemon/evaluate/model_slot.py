@@ -35,6 +35,7 @@ class ModelSlot:
         self._dtype = dtype
         self._chat_template = chat_template
         self._live: LiveModel | None = None
+        self._held: Assembly | None = None  # whose weights are in it
         self._fingerprint = ""
 
     def load(self, assembly: Assembly) -> LiveModel:
@@ -44,6 +45,8 @@ class ModelSlot:
         Raises:
             ModelError: It has no usable tokenizer or weights, or does not fit into memory.
         """
+        if self._live is not None and assembly == self._held:
+            return self._live
         live, self._live = self._live, None  # half-loaded weights are not left behind
         try:
             # The very files that would be published.
@@ -64,7 +67,7 @@ class ModelSlot:
         except Exception as error:
             raise unusable(assembly.identity, error, self._batch_size) from error
         live.identity = assembly.identity
-        self._live, self._fingerprint = live, alike
+        self._live, self._fingerprint, self._held = live, alike, assembly
         return live
 
     def _build(self, assembly: Assembly, tokenizer: PreTrainedTokenizerBase) -> LiveModel:

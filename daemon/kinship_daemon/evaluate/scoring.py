@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kinship_daemon.evaluate.evaluator import Evaluator
+from kinship_daemon.evaluate.looks import LOOKS
 from kinship_daemon.evaluate.settings import (
     Answers,
     Progress,
@@ -21,34 +23,91 @@ from kinship_storage.records import Score, Split
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["missing", "score_split", "scores"]
+__all__ = ["Look", "looks", "missing", "score_split", "scores"]
 
 
 def missing(
-    settings: Settings, split: Split, known: Iterable[Score] = ()
+    settings: Settings, split: Split, known: Iterable[Score] = (), look: int | None = None
 ) -> Mapping[Task, Sequence[int]]:
     """
     The documents of a split that are not in `known` yet, in chunks, by task.
 
     Args:
         settings: Told what the documents are.
+        look: Only those up to this one of the looks; all by default.
     """
     there = {score.task: {document for document, _ in score.samples} for score in known}
     found = {}
     for task in settings.tasks(split):
-        order = documents(
-            task.task,
-            settings.documents[split][task.task].count,
-            split,
-            shared=settings.shared(task.task),
-            limit=settings.limit,
-            seed=settings.seed,
-        )
+        order = _order(settings, split, task)
+        if look is not None:
+            order = _upto(order, look, settings.chunk)
         answered = there.get(task.task, set())
         new = [chunk for chunk in chunks(order, settings.chunk) if not answered.issuperset(chunk)]
         if new:
             found[task] = tuple(document for chunk in new for document in chunk)
     return found
+
+
+@dataclass(frozen=True)
+class Look:
+    """
+    Attributes:
+        number: From 1 to LOOKS.
+        documents: All that are answered then, by task.
+        share: Of what all documents tell, in (0, 1].
+    """
+
+    number: int
+    documents: Mapping[str, frozenset[int]]
+    share: float
+
+    def is_answered(self, scores: Sequence[Score]) -> bool:
+        """Whether a model has answered all of them."""
+        there = {score.task: {document for document, _ in score.samples} for score in scores}
+        return all(there.get(task, set()) >= ids for task, ids in self.documents.items())
+
+    def of(self, scores: Sequence[Score]) -> list[Score]:
+        """The scores with the answers of this look alone; their means are those of all."""
+        return [
+            replace(score, samples=tuple(s for s in score.samples if s[0] in ids))
+            for score in scores
+            if (ids := self.documents.get(score.task)) is not None
+        ]
+
+
+def looks(settings: Settings, split: Split) -> tuple[Look, ...]:
+    """
+    When to look at the answers to a split; the last time all are there.
+
+    Ten equal looks, of whole chunks: where a task has few chunks, some fall together.
+    """
+    orders = {task.task: _order(settings, split, task) for task in settings.tasks(split)}
+    least = sum(1 / len(order) for order in orders.values())
+    found: dict[float, Look] = {}
+    for number in range(1, LOOKS + 1):
+        there = {name: _upto(order, number, settings.chunk) for name, order in orders.items()}
+        share = least / sum(1 / len(some) for some in there.values())
+        sets = {name: frozenset(some) for name, some in there.items()}
+        found.setdefault(share, Look(number, sets, share))
+    return tuple(found.values())
+
+
+def _order(settings: Settings, split: Split, task: Task) -> tuple[int, ...]:
+    return documents(
+        task.task,
+        settings.documents[split][task.task].count,
+        split,
+        shared=settings.shared(task.task),
+        limit=settings.limit,
+        seed=settings.seed,
+    )
+
+
+def _upto(order: tuple[int, ...], look: int, chunk: int) -> tuple[int, ...]:
+    """The first of equal shares, rounded up to whole chunks, of two documents at least."""
+    wanted = max(2, len(order) * look / LOOKS)
+    return order[: chunk * math.ceil(wanted / chunk)]
 
 
 def scores(

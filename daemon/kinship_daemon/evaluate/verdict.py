@@ -21,6 +21,7 @@ def verdict_words(
     p: float,
     alpha: float,
     min_gain: float,
+    share: float = 1.0,
 ) -> str:
     """
     A verdict as everyone is told it.
@@ -29,12 +30,18 @@ def verdict_words(
         interval: The gain's 95 % interval.
         against: What to call the other model there.
         p: Chance of such a gain by luck; `alpha` is what is allowed.
+        share: Of all documents, those that were asked when it was given.
     """
     beyond = f" above {min_gain:g}" if min_gain else ""
+    part = f", {100 * share:.0f} % of all" if share < 1 else ""
+    seen = (
+        f"{'passed' if passed else 'refused'}: {gain:+.4f} against {against} on {n:,} documents"
+        f"{part} (95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}); "
+    )
+    if share < 1 and not passed:
+        return f"{seen}given up, for it could hardly pass any more"
     return (
-        f"{'passed' if passed else 'refused'}: {gain:+.4f} against {against} on {n:,} documents "
-        f"(95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}); "
-        f"luck alone gives such a gain{beyond} with chance {_chance(p)}, "
+        f"{seen}luck alone gives such a gain{beyond} with chance {_chance(p)}, "
         f"allowed is {_chance(alpha)}"
     )
 

@@ -116,6 +116,7 @@ class VllmSlot:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._live: VllmModel | None = None
+        self._held: Assembly | None = None  # whose weights are in it
         self._fingerprint = ""
         self._folder: TemporaryDirectory[str] | None = None
 
@@ -126,6 +127,8 @@ class VllmSlot:
         Raises:
             ModelError: It has no usable tokenizer or weights, or does not fit into memory.
         """
+        if self._live is not None and assembly == self._held:
+            return self._live
         live, self._live = self._live, None  # half-loaded weights are not left behind
         folder: TemporaryDirectory[str] = TemporaryDirectory()
         try:
@@ -145,7 +148,7 @@ class VllmSlot:
             raise KinshipError(f"{assembly.identity} could not be read: {error}") from error
         except Exception as error:
             raise unusable(assembly.identity, error, self._settings.batch_size) from error
-        self._live = live
+        self._live, self._held = live, assembly
         return live
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinship_daemon.child_process import without_secrets
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, Lost, Stopped, Transient, UsageError
 from kinship_daemon.execute.executor import Failed, Job, Progress, Source, Tell
@@ -262,7 +263,8 @@ def _connect(ray: Any, address: str) -> bool:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         _reach(address)
-        ray.init(address, **options)
+        with without_secrets():  # a cluster that is started here has our environment
+            ray.init(address, **options)
     except (OSError, RuntimeError, ValueError) as error:
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "ersion mismatch" in str(error):

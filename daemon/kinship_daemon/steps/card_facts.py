@@ -80,6 +80,7 @@ def _verdict(context: Context, model: Model) -> str | None:
         p=gate.p,
         alpha=gate.alpha,
         min_gain=gate.settings["min_gain"],
+        share=gate.settings.get("share", 1.0),
     )
     few = few_documents(scores(context, model, "validation", samples=False))
     return ". ".join(part for part in (words, life_words(gate), few) if part)

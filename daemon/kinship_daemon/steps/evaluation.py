@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import (
@@ -14,7 +15,7 @@ from kinship_daemon.errors import (
     ModelError,
     WorkerDied,
 )
-from kinship_daemon.evaluate.scoring import missing, scores
+from kinship_daemon.evaluate.scoring import Look, missing, scores
 from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.execute.evaluation import Answered
 from kinship_daemon.report import Advance
@@ -44,12 +45,18 @@ class Evaluated:
     seconds: float
 
 
-def work_for(settings: Settings, model: Model, split: Split) -> Work:
-    inputs = {
+def work_for(settings: Settings, model: Model, split: Split, look: Look | None = None) -> Work:
+    """
+    Args:
+        look: Up to which the documents are asked; all by default.
+    """
+    inputs: dict[str, Any] = {
         "weights": model.weights,
         "split": split,
         "settings": settings.fingerprint(split),
     }
+    if look is not None and look.share < 1:
+        inputs["look"] = look.number
     return Work(inputs, model.id)
 
 
@@ -189,7 +196,7 @@ class _Batch:
         # What was answered before is not asked again.
         weights, fingerprint = work.inputs["weights"], work.inputs["settings"]
         known = self._context.lineage.scores(weights, split, fingerprint)
-        return _Asking(settings, known, missing(settings, split, known))
+        return _Asking(settings, known, missing(settings, split, known, work.inputs.get("look")))
 
     def _begin(self, work: Work, asking: _Asking) -> None:
         context, key = self._context, _key(work)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kinship_daemon.context import Context
+from kinship_daemon.errors import planning
 from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, together, work_for
+from kinship_daemon.steps.judgement import judgement, rules_of, unanswered
 from kinship_daemon.steps.leaves import source
 from kinship_daemon.steps.publish import kept_back
 from kinship_daemon.steps.score import unscored
@@ -37,14 +39,25 @@ def families(context: Context) -> Iterator[tuple[Model, list[Model]]]:
             return
         if child.id in judged or child.weights is None:
             continue
-        parents, score = parents_of(context, child), known[child.weights]
-        if not is_promising(score, [known.get(each.weights or "") for each in parents]):
-            continue
-        best = _best_before(context, child, known)
-        if best is None or best.id in child.parents:
-            yield child, parents
-        elif is_promising(score, [known.get(best.weights or "")]):
-            yield child, [*parents, best]
+        with planning(child.id):
+            others = _beaten(context, child, known)
+        if others:
+            yield child, others
+
+
+def _beaten(context: Context, child: Model, known: Mapping[str, float]) -> list[Model]:
+    """
+    Its parents, and the best merge before, where it did better than all of these; else nobody.
+
+    Args:
+        known: Mean selection scores by weights.
+    """
+    others = parents_of(context, child)
+    best = _best_before(context, child, known)
+    if best is not None and best.id not in child.parents:
+        others.append(best)
+    theirs = [known.get(each.weights or "") for each in others]
+    return others if is_promising(known[child.weights or ""], theirs) else []
 
 
 def is_promising(score: float, others: Sequence[float | None]) -> bool:
@@ -84,14 +97,22 @@ def _fingerprint(context: Context) -> str:
 
 
 def _plan(context: Context) -> Iterator[Work]:
-    """The next family alone: if its merge passes, later ones may not deserve to be judged."""
-    known = known_means(context, "validation")
+    """
+    The next family alone: if its merge passes, later ones may not deserve to be judged.
+
+    It answers up to the next look, unless what it has answered decides.
+    """
+    rules = rules_of(context)
     for child, others in families(context):
-        missing = {m.weights or "" for m in (child, *others)} - known.keys()
-        sources = [source(context.lineage, weights) for weights in sorted(missing)]
-        if any(model.status != "admitted" for model in sources):
+        with planning(child.id):
+            if judgement(context, child, others, rules) is not None:
+                return
+            look, lacking = unanswered(context, (child, *others), rules)
+            weights = sorted({model.weights or "" for model in lacking})
+            sources = [source(context.lineage, each) for each in weights]
+        if look is None or any(model.status != "admitted" for model in sources):
             continue  # one of them cannot be evaluated: there is no fair comparison
-        works = [work_for(context.settings, model, "validation") for model in sources]
+        works = [work_for(context.settings, model, "validation", look) for model in sources]
         yield from together(context, "validate", context.settings, works)
         return
 

@@ -23,8 +23,8 @@ _RUN = 512
 # Elements per block: one row is 0.5 MB, so that a dozen stay in the cache.
 # A GPU has no such cache and wants long launches.
 _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
-# Blocks that a thread works through before it takes up the next run.
-_RUN = 16
+# Blocks that a thread works through before it takes up the next stretch.
+_STRETCH = 16
 # Leaves per side of a tile: one kernel shape for every inner product.
 _TILE = 4
 # The rows above a tile's leaves: ones and b.
@@ -39,8 +39,8 @@ class Kernel:
     """
     Streams tensors of all models through buffers that stay in the cache, one for every core.
 
-    Each core works alone on its own runs: threads that share one operation wait for each other,
-    which on a busy machine costs tens of times more than the work itself.
+    Each core works alone on its own stretches: threads that share one operation wait for each
+    other, which on a busy machine costs tens of times more than the work itself.
     """
 
     def __init__(self, device: str, progress: Callable[[int], None]) -> None:
@@ -75,14 +75,16 @@ class Kernel:
             frame: Whether those of ones and b with each other are wanted, too.
         """
         length = tensors[0].numel()
-        step = self._block * _RUN if self._device.type == "cpu" else max(length, 1)
-        runs = [
-            self._pool.submit(self._run, tensors, known, frame, begin, min(begin + step, length))
+        step = self._block * _STRETCH if self._device.type == "cpu" else max(length, 1)
+        parts = [
+            self._pool.submit(
+                self._stretch, tensors, known, frame, begin, min(begin + step, length)
+            )
             for begin in range(0, length, step)
         ]
-        return Pending(tensors, runs)
+        return Pending(tensors, parts)
 
-    def _run(
+    def _stretch(
         self, tensors: Sequence[Tensor], known: int, frame: bool, begin: int, end: int
     ) -> Tensor:
         """The sums over elements begin..end, (rows, rows) float64, lower triangle of tiles."""
@@ -118,16 +120,16 @@ class Kernel:
 class Pending:
     """One tensor's inner products on their way."""
 
-    def __init__(self, tensors: Sequence[Tensor], runs: Sequence[Future[Tensor]]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], parts: Sequence[Future[Tensor]]) -> None:
         self.tensors = tensors
-        self._runs = runs
+        self._parts = parts
 
     def result(self) -> Tensor:
         """(rows, rows) float64, symmetric; 0 where it was known."""
         rows = len(self.tensors) + 1
         sums = torch.zeros(rows, rows, dtype=torch.float64)
-        for run in self._runs:  # in the order of the elements, whichever was ready first
-            sums += run.result()
+        for part in self._parts:  # in the order of the elements, whichever was ready first
+            sums += part.result()
         sums = sums.tril() + sums.tril(-1).T
         sums[0, 0] = self.tensors[0].numel()
         return sums
@@ -185,7 +187,7 @@ class _Desk:
 
 
 class _Sums:
-    """Inner products of one run, tile by tile; those of tiles before `first` are left out."""
+    """Inner products of one stretch, tile by tile; those of tiles before `first` are left out."""
 
     def __init__(self, tiles: int, first: int, frame: bool, device: torch.device) -> None:
         def zeros(rows: int, columns: int) -> Tensor:

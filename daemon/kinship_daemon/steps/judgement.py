@@ -1,0 +1,82 @@
+"""What a merge's validation answers say so far: a verdict, or that it is open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kinship_daemon.context import Context
+from kinship_daemon.evaluate.discovery import Judged, e_lond, saffron
+from kinship_daemon.evaluate.gate import Verdict, judge, judge_at_looks
+from kinship_daemon.evaluate.scoring import Look, looks
+from kinship_daemon.steps.scores import scores
+from kinship_storage.lineage import Lineage
+from kinship_storage.records import Model, Split
+
+__all__ = ["can_be_asked", "judged", "judgement", "rules_of", "unanswered"]
+
+
+def rules_of(context: Context) -> dict[str, Any]:
+    """The rules by which merges are judged from now on."""
+    rules = {**context.config.gate.model_dump(), "require": context.config.publish.require}
+    return {**rules, "seed": context.config.seed}
+
+
+def judged(lineage: Lineage) -> list[Judged]:
+    """
+    All judgements of the home's life as the rule of discoveries sees them, in their order.
+
+    The gate before schema 4 had no p: what passed it is a past discovery, what it refused a test
+    that gave nothing. A merge is one discovery, however often it is judged.
+    """
+    found, discovered = [], set[str]()
+    for each in lineage.judgements():
+        p = each.p if each.p is not None else float(not each.passed)
+        found.append(Judged(p, each.passed and each.model not in discovered))
+        if each.passed:
+            discovered.add(each.model)
+    return found
+
+
+def _looks(context: Context, rules: Mapping[str, Any]) -> tuple[Look, ...]:
+    """When the answers are looked at; the strict gate looks once."""
+    found = looks(context.evaluators.known(context.settings), "validation")
+    return found[-1:] if rules["strict"] else found
+
+
+def unanswered(
+    context: Context, models: Sequence[Model], rules: Mapping[str, Any]
+) -> tuple[Look | None, list[Model]]:
+    """The first look for which not all of them have answered, and who has not."""
+    answers = [(model, scores(context, model, "validation")) for model in models]
+    for look in _looks(context, rules):
+        if lacking := [model for model, known in answers if not look.is_answered(known)]:
+            return look, lacking
+    return None, []
+
+
+def can_be_asked(context: Context, models: Sequence[Model], rules: Mapping[str, Any]) -> bool:
+    """Whether all who have still to answer are in use."""
+    _, lacking = unanswered(context, models, rules)
+    return all(model.status == "admitted" for model in lacking)
+
+
+def judgement(
+    context: Context, child: Model, others: Sequence[Model], rules: Mapping[str, Any]
+) -> Verdict | None:
+    """The verdict on a merge; None while more answers are needed."""
+    past = judged(context.lineage)
+    both: tuple[Split, ...] = ("validation", "selection") if rules["strict"] else ("validation",)
+    answers = {
+        model.id: [row for split in both for row in scores(context, model, split)]
+        for model in (child, *others)
+    }
+    own = answers.pop(child.id)
+    given = {key: rules[key] for key in ("min_gain", "resamples", "seed")}
+    at = _looks(context, rules)
+    if not rules["strict"]:
+        alpha = saffron(past, rules["fdr"])
+        return judge_at_looks(own, answers, at, alpha=alpha, futility=rules["futility"], **given)
+    if not all(map(at[-1].is_answered, (own, *answers.values()))):
+        return None
+    return judge(own, answers, alpha=e_lond(past, rules["fdr"]), strict=True, **given)
