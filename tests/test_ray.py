@@ -141,6 +141,7 @@ def test_what_a_cluster_cannot_give_is_one_line(cluster, opened, tmp_path):
 
 
 def test_without_a_cluster_or_without_ray_one_line_says_what_would_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     workshop = Workshop(tmp_path / "log", options={"address": "127.0.0.1:1"})
     with pytest.raises(Transient, match=r"address 127\.0\.0\.1:1: no Ray cluster answers there"):
         RayExecutor(workshop)
