@@ -114,9 +114,16 @@ class World:
             if len(admitted) != 1 or others:
                 wrong.append(f"of {group}, {admitted} admitted; {[found[n] for n in others]}")
         known = {*self.fates, *(name for group in self.groups for name in group)}
-        # A wrong bit in a listing may name a repo that never was: it is found to be gone.
+        # A wrong bit in a listing may name a repo that never was: it is found to be gone. Or a
+        # revision that never was, of a repo that is refused at a glance: it is refused likewise.
         gone = Fate("refused", "^gone from the hub$")
-        strange = [n for n in found if n not in known and not _is(found[n], gone)]
+        strange = [
+            name
+            for name, fate in found.items()
+            if name not in known
+            and not _is(fate, gone)
+            and not (name.partition("@")[0] in known and fate.status == "refused")
+        ]
         return wrong + [f"{name}: nobody knows it" for name in strange]
 
 
