@@ -49,22 +49,20 @@ def mixed(weights):
 
 
 def test_merges_are_taken_apart_again(known):
-    """200 random merges of 2 to 4 of 12 models, saved in bfloat16."""
+    """200 random merges of 2 to 4 of 12 models, saved in bfloat16; whoever is not named has 0."""
     chance = random.Random(5)
-    far, missed = [], []
     for _ in range(200):
         parents = chance.sample(NAMES, chance.randint(2, 4))
-        raw = [chance.uniform(0.5, 1.5) for _ in parents]
+        raw = [chance.random() for _ in parents]
         total = sum(raw) / chance.choice([1.0, 1.0, 1.5])
         truth = {name: weight / total for name, weight in zip(parents, raw, strict=True)}
         found = composition(vector(saved(mixed(truth))), known)
         told = {part.model: part.coefficient for part in found.parts}
-        if told.keys() != truth.keys() or not found.is_merge():
-            missed.append((truth, found))
-            continue
-        far += [abs(told[name] - weight) for name, weight in truth.items()]
-    assert missed == []
-    assert max(far) < 0.02
+        assert told.keys() <= truth.keys()
+        for name, weight in truth.items():
+            assert abs(told.get(name, 0.0) - weight) < 0.02
+        if sorted(truth.values())[-2] > 0.02:
+            assert found.is_merge()
 
 
 def test_errors_are_as_large_as_what_is_off(known):
