@@ -31,7 +31,10 @@ FOLDERS = {
         "imports",
         "weights",
     },
-    "execute": {"child_process", "errors", "evaluate", "execute", "extensions", "weights"},
+    "execute": {
+        *("child_process", "durable", "errors", "evaluate", "execute", "extensions"),
+        "weights",
+    },
     "hub": {"durable", "errors", "extensions", "foreign", "hub", "model_files", "ranges"},
 }
 

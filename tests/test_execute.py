@@ -174,5 +174,5 @@ def test_workers_share_the_threads_out_unless_their_number_is_set(settings):
 
 
 def test_an_unknown_executor_is_refused_with_those_there_are(tmp_path):
-    with pytest.raises(UsageError, match=r"no executor 'locall'; installed: inline, local; did"):
+    with pytest.raises(UsageError, match=r"no executor 'locall'; installed: inline, local, ray; did"):
         open_executor("locall", Workshop(tmp_path / "log"))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from kinship_daemon.errors import Transient
 
-__all__ = ["ChildProcess", "last_line", "settle"]
+__all__ = ["SECRETS", "ChildProcess", "last_line", "settle", "without_secrets"]
 
 # Anew: a fork would have our threads' locks, and no CUDA.
 _CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
@@ -32,7 +32,7 @@ _KILL_SECONDS = 30.0
 # The parent alone decides when a child ends; Ctrl-C and systemd signal the whole group.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Publishing is the parent's alone, and so is what it takes.
-_SECRETS = (
+SECRETS = (
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HF_TOKEN_PATH"),
     "KINSHIP_WEBHOOK_SECRET",
 )
@@ -132,6 +132,16 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
+def without_secrets() -> Iterator[None]:
+    """For what starts processes of others, which have our environment as it is now."""
+    before = {name: os.environ.pop(name, None) for name in SECRETS}
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+@contextmanager
 def _for_the_child(environment: Mapping[str, str]) -> Iterator[None]:
     """
     What a child inherits at its birth: our environment without secrets, and blocked signals.
@@ -141,7 +151,7 @@ def _for_the_child(environment: Mapping[str, str]) -> Iterator[None]:
     """
     # Started now, because starting it later would unblock the signals again.
     resource_tracker.ensure_running()
-    before = {name: os.environ.pop(name, None) for name in (*_SECRETS, *environment)}
+    before = {name: os.environ.pop(name, None) for name in (*SECRETS, *environment)}
     os.environ.update(environment)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:

@@ -115,6 +115,18 @@ class Merge(Section):
 class Executor(Section):
     use: str = "local"
     """An executor of `kinship_daemon.executors`: who does the work that takes a device."""
+    address: str = "auto"
+    """For `ray`: `auto` (the cluster of this machine), HOST:PORT, ray://HOST:PORT, or `local`."""
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """GPUs that a Ray worker takes, also fractions; by default 1 on CUDA and 0 on the CPU."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Further Ray resources that a worker takes, by name."""
+    shared_folder: UserPath | None = None
+    """A folder that the daemon may write and all nodes see: other machines read models there."""
+    node_cache: str = "~/.cache/kinship-daemon"
+    """Where a node keeps its copies of models, and its workers' logs."""
+    node_disk_gb: float = Field(100.0, gt=0)
+    """What a node's copies may take, in gigabytes; what is not in use makes room."""
 
 
 class Gate(Section):

@@ -9,8 +9,7 @@ not wanted any more.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,16 +19,13 @@ from kinship_daemon.evaluate.evaluator import Evaluator
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.execute.executor import Failed, Job, Report, Tell
 from kinship_daemon.execute.executor import Progress as Far
+from kinship_daemon.execute.line import Do, Line
 from kinship_daemon.execute.site import LocalSite, Workshop, outcome
 
 __all__ = ["Local"]
 
-_Do = Callable[[Job, Mapping[str, Path], Tell], None]
-_Out = tuple[Job, Mapping[str, Path], Tell]
 # So often a wait for a process looks whether it is still wanted.
 _TICK_SECONDS = 0.2
-# So long a worker's thread may take to end once its evaluator's process was killed.
-_END_SECONDS = 30.0
 
 
 class Local:
@@ -44,10 +40,10 @@ class Local:
         self._devices = workshop.devices
         self._closing = threading.Event()
         sites = [LocalSite(workshop, n, self._closing) for n in range(len(workshop.devices))]
-        self._on_devices = _Line([_on_site(site) for site in sites], "device")
+        self._on_devices = Line([_on_site(site) for site in sites], "device")
         self._sites = sites
         self._processes = _Processes(workshop, self._closing)
-        self._beside = _Line([self._processes.do], "process")
+        self._beside = Line([self._processes.do], "process")
 
     @property
     def slots(self) -> int:
@@ -82,66 +78,7 @@ class Local:
             site.close()
 
 
-class _Line:
-    """Jobs in the order in which they came, and a thread for each of those who do them."""
-
-    def __init__(self, workers: Sequence[_Do], name: str) -> None:
-        self._workers = workers
-        self._name = name
-        self._waiting: deque[_Out] = deque()
-        self._changed = threading.Condition()
-        self._threads: list[threading.Thread] = []  # begun when there is work for them
-        self._idle = 0
-        self._closed = False
-
-    def put(self, out: _Out) -> None:
-        with self._changed:
-            self._waiting.append(out)
-            if len(self._waiting) > self._idle and len(self._threads) < len(self._workers):
-                number = len(self._threads)
-                name = f"{self._name}-{number}"
-                thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            self._changed.notify()
-
-    def drop(self, key: str, attempt: int) -> bool:
-        """Whether it waited; now it does no more."""
-        with self._changed:
-            for out in self._waiting:
-                if (out[0].key, out[0].attempt) == (key, attempt):
-                    self._waiting.remove(out)
-                    return True
-        return False
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._waiting.clear()
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(_END_SECONDS)
-
-    def _work(self, number: int) -> None:
-        while True:
-            with self._changed:
-                self._idle += 1
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                self._idle -= 1
-                if self._closed:
-                    return
-                job, folders, tell = self._waiting.popleft()
-            self._workers[number](job, folders, self._unless_closed(tell))
-
-    def _unless_closed(self, tell: Tell) -> Tell:
-        def told(report: Report) -> None:
-            if not self._closed:
-                tell(report)
-
-        return told
-
-
-def _on_site(site: LocalSite) -> _Do:
+def _on_site(site: LocalSite) -> Do:
     def do(job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
         with site.at(job, folders, tell):
             report = outcome(job, site)

@@ -1,0 +1,137 @@
+"""A node's leaves: whole or not there, held or able to go, and what is said where they lack."""
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from kinship_daemon.durable import hash_file
+from kinship_daemon.errors import Transient
+from kinship_daemon.execute.leaf_sources import from_shared_folder, share
+from kinship_daemon.execute.node_cache import Leaf, NodeCache
+from kinship_storage.records import File
+
+SIZE = 1000
+
+
+def leaf(folder, name, size=SIZE, machine="another"):
+    """A leaf of random bytes; on another machine, unless it is said to be on this one."""
+    place = folder / "daemon" / name
+    place.mkdir(parents=True)
+    weights = place / "model.safetensors"
+    weights.write_bytes(os.urandom(size))
+    files = (File(weights.name, size, hash_file(weights)),)
+    return Leaf(name, files, place, machine)
+
+
+@pytest.fixture
+def shared(tmp_path):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    return folder
+
+
+def cache(root, shared, disk_bytes=1e9):
+    return NodeCache(root, disk_bytes=disk_bytes, sources=[from_shared_folder(shared)])
+
+
+def content(held, leaf):
+    return (held[leaf.key] / "model.safetensors").read_bytes()
+
+
+def test_a_leaf_is_brought_once_and_is_whole(tmp_path, shared):
+    a = leaf(tmp_path, "a")
+    share(a, shared)
+    node = cache(tmp_path / "node", shared)
+    assert not node.has(a)
+    with node.holding([a, a]) as held:
+        assert content(held, a) == (a.folder / "model.safetensors").read_bytes()
+    (shared / a.key / "model.safetensors").unlink()
+    with cache(tmp_path / "node", shared).holding([a]) as held:
+        assert held == {a.key: tmp_path / "node" / a.key}
+
+
+def test_a_damaged_file_is_brought_again(tmp_path, shared):
+    a = leaf(tmp_path, "a")
+    share(a, shared)
+    with cache(tmp_path / "node", shared).holding([a]) as held:
+        (held[a.key] / "model.safetensors").write_bytes(bytes(SIZE))
+    with cache(tmp_path / "node", shared).holding([a]) as held:
+        assert content(held, a) == (a.folder / "model.safetensors").read_bytes()
+
+
+def test_other_content_than_was_admitted_is_never_given(tmp_path, shared):
+    a = leaf(tmp_path, "a")
+    share(a, shared)
+    (shared / a.key / "model.safetensors").write_bytes(bytes(SIZE))
+    with (
+        pytest.raises(Transient, match=r"cannot have a: model\.safetensors arrives with other"),
+        cache(tmp_path / "node", shared).holding([a]),
+    ):
+        pass
+    assert not (tmp_path / "node" / a.key).exists()
+
+
+def test_a_folder_that_the_node_does_not_see_is_named(tmp_path):
+    a = leaf(tmp_path, "a")
+    with (
+        pytest.raises(Transient, match=r"shared_folder .*nowhere is not seen there"),
+        cache(tmp_path / "node", tmp_path / "nowhere").holding([a]),
+    ):
+        pass
+
+
+def test_who_was_not_used_for_longest_makes_room_and_who_is_held_never(tmp_path, shared):
+    a, b, c = (leaf(tmp_path, name) for name in "abc")
+    for each in (a, b, c):
+        share(each, shared)
+    node = cache(tmp_path / "node", shared, disk_bytes=2 * SIZE)
+    for each in (a, b, a):
+        with node.holding([each]):
+            pass
+    with node.holding([c]):
+        assert [node.has(each) for each in (a, b, c)] == [True, False, True]
+        with node.holding([a]), pytest.raises(Transient, match="no room for b"), node.holding([b]):
+            pass
+        assert node.has(a)
+
+
+def test_a_full_disk_is_one_line_and_no_half_leaf(tmp_path, shared):
+    a = leaf(tmp_path, "a", size=3_000_000)
+    share(a, shared)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    try:
+        with pytest.raises(Transient, match="no room for a"), cache(disk, shared).holding([a]):
+            pass
+        assert not (disk / a.key).exists()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_two_who_want_the_same_leaf_bring_it_once(tmp_path, shared):
+    a = leaf(tmp_path, "a")
+    share(a, shared)
+    brought, inside = [], threading.Barrier(2)
+
+    def source(leaf: Leaf, files, into: Path) -> None:
+        brought.append(leaf.name)
+        from_shared_folder(shared)(leaf, files, into)
+
+    def use() -> None:
+        node = NodeCache(tmp_path / "node", disk_bytes=1e9, sources=[source])
+        with node.holding([a]):
+            inside.wait(60)
+
+    users = [threading.Thread(target=use) for _ in range(2)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(60)
+    assert brought == ["a"]
+    assert not inside.broken
