@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import command
 from documented import leaves, tables
-from kinship_daemon import config
+from kinship_daemon import config, demo
 from kinship_daemon.cli import app
 from small_candidates import notice, waiting
 from small_lineage import fill, finetune, merge, open_lineage
@@ -133,7 +133,11 @@ def test_kinship():
         own = [name for name in parts if name.startswith(f"{by}s[]")]
         compare("", printed(*asked, "--by", by), [*plain, *own])
     sampled = listed["field with --sample"]
-    compare("", printed(*asked, "--sample", "0.2"), [*plain, *sampled])
+    told = [name for name in sampled if not name.startswith("ancestry")]
+    compare("", printed(*asked, "--sample", "0.2"), [*plain, *told])
+    # Its double: someone has to have a part in someone.
+    copies = ["kinship", "demo/add", str(demo.HUB / "demo" / "add"), *asked[3:], "--sample", "0.2"]
+    compare("", printed(*copies, "--ancestry"), [*plain, *sampled])
 
 
 def test_evaluate_scores_a_homes_merge_as_the_daemon_did(demo_home, tmp_path):

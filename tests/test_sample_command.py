@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import command
 import tiny
@@ -292,3 +293,45 @@ def test_nothing_slow_is_imported(tmp_path):
     loaded = ran.stderr.splitlines()[-1]
     slow = "transformers lm_eval scipy matplotlib pydantic huggingface_hub apscheduler tokenizers"
     assert [name for name in slow.split() if f"'{name}'" in loaded] == []
+
+
+@pytest.fixture(scope="module")
+def origins(tmp_path_factory):
+    """Three of the demo's models, the mean of two of them, and one that was never the base."""
+    folder = tmp_path_factory.mktemp("origins")
+    names = ("add", "sort", "max")
+    for name in (*names, "mix", "alien"):
+        shutil.copytree(demo.HUB / "demo" / (name if name in names else "add"), folder / name)
+    add, sort = (load_file(folder / name / "model.safetensors") for name in ("add", "sort"))
+    mix = {n: ((add[n].float() + sort[n].float()) / 2).to(add[n].dtype) for n in add}
+    chance = torch.Generator().manual_seed(0)
+    alien = {
+        n: x if x.ndim < 2 else (torch.randn(x.shape, generator=chance) * x.float().std()).to(x)
+        for n, x in add.items()
+    }
+    for name, tensors in {"mix": mix, "alien": alien}.items():
+        save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
+    return [folder / name for name in (*names, "mix", "alien")]
+
+
+def test_ancestry_says_who_is_a_merge_of_whom_and_who_is_no_descendant(origins, call, answer):
+    asked = (*origins, "--base", demo.HUB / demo.BASE, "--sample", "0.1", "--ancestry")
+    found = {each["model"].rpartition("/")[2]: each for each in answer(*asked)["ancestry"]}
+    assert [name for name, each in found.items() if each["stranger"]] == ["alien"]
+    assert [name for name, each in found.items() if each["merge"]] == ["mix"]
+    parts = {p["model"].rpartition("/")[2]: p["coefficient"] for p in found["mix"]["parts"]}
+    assert parts == pytest.approx({"add": 0.5, "sort": 0.5}, abs=0.005)
+    lines = call(*asked).out.splitlines()
+    (mix,) = (line for line in lines if line.startswith("mix: "))
+    assert "a merge: 0.500 ± " in mix
+    (alien,) = (line for line in lines if line.startswith("alien: "))
+    assert "no descendant" in alien
+    assert "not made of the others" in alien
+    assert not any("ancestry" in key for key in answer(*asked[:-1]))
+
+
+@pytest.mark.parametrize("given", [(), ("--sample", "0.1", "--format", "csv")])
+def test_ancestry_is_told_from_a_sample_and_not_as_csv(given, call):
+    result = call("demo/add", "demo/max", "--base", "demo", "--ancestry", *given)
+    assert result.code == 2
+    assert "--sample 0.002" in result.err

@@ -66,6 +66,11 @@ _OUTSIDE = "outside"  # the layers
     metavar="FRACTION",
     help="Estimate from this part of the weights, such as 0.002; nothing is fetched.",
 )
+@click.option(
+    "--ancestry",
+    is_flag=True,
+    help="With --sample: who is no descendant, and which of the models is a merge of others.",
+)
 @calculation_option
 @device_option
 @click.option(
@@ -84,6 +89,7 @@ def kinship_command(
     by: str,
     plot: Path | None,
     fraction: float | None,
+    ancestry: bool,
     otherwise: bool,
     device: str,
     form: str,
@@ -94,6 +100,8 @@ def kinship_command(
         raise UsageError("kinship takes two models or more")
     if fraction is not None and by != "model":
         raise UsageError(f"--by {by} reads whole models; leave out --sample, or --by")
+    if ancestry and (fraction is None or form == "csv"):
+        raise UsageError("--ancestry is told from a sample, as a table or json: add --sample 0.002")
     if (base is None) == (home is None):
         raise UsageError("say what the models descend from: --base, or --home for a home's models")
     if home is not None and fraction is not None:
@@ -107,7 +115,9 @@ def kinship_command(
     elif base is not None and fraction is not None:
         from kinship_daemon.cli import sample  # noqa: PLC0415 - only where it is asked for
 
-        result = sample.sampled_kinship(models, base, metric, fraction, hub, otherwise=otherwise)
+        result = sample.sampled_kinship(
+            models, base, metric, fraction, hub, otherwise=otherwise, ancestry=ancestry
+        )
         show = {"table": sample.table, "json": _json, "csv": sample.csv_lines}
     if plot and picture:
         whole_file(plot, _picture(result, picture))

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from kinship_daemon import demo, sampling
+from kinship_daemon.cli.ancestry import origin_lines, origins
 from kinship_daemon.cli.figures import cell, matrix_and_mean, plain, short
 from kinship_daemon.cli.ledger import check_adapter
 from kinship_daemon.errors import KinshipError, UsageError
@@ -97,9 +98,13 @@ def sampled_kinship(
     hub: str | None,
     *,
     otherwise: bool,
+    ancestry: bool = False,
 ) -> dict[str, Any]:
     """
     What --format json prints.
+
+    Args:
+        ancestry: Also tell where each model comes from.
 
     Raises:
         KinshipError: A model is named twice, is not there, or cannot be a sibling of the others.
@@ -128,7 +133,10 @@ def sampled_kinship(
         for name, each in zip(models, taken, strict=True)
         if each.without_vocabulary is not None
     }
-    facts = _values([each.sample for each in taken], metric)
+    samples = [each.sample for each in taken]
+    facts = _values(samples, metric)
+    if ancestry:
+        facts["ancestry"] = origins(dict(zip(models, samples, strict=True)), own)
     return {
         "base": base,
         "metric": metric,
@@ -153,6 +161,8 @@ def table(result: Mapping[str, Any]) -> None:
         click.echo(f"{f'{a} & {b}':<{width}}  {cell(value)}{ends}")
     if len(result["models"]) > 2:
         click.echo(f"mean over pairs {cell(result['mean'])}")
+    for line in origin_lines(result.get("ancestry", ())):
+        click.echo(line)
     for reason in result["without_vocabulary"].values():
         click.echo(f"without embeddings and head: {reason}")
     share = result["bytes_read"] / result["bytes_of_models"]

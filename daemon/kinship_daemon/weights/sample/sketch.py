@@ -28,7 +28,7 @@ from kinship_daemon.weights.sample.plan import Plan
 from kinship_daemon.weights.sample.take import Sample
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
-__all__ = ["compare", "sketch"]
+__all__ = ["compare", "folded", "sketch"]
 
 # The last groups are the vocabulary's own: models whose tokens are unknown do without them.
 _GROUPS, _OWN, _CELLS = 64, 8, 128
@@ -93,6 +93,22 @@ def compare(newcomer: bytes, population: Sequence[bytes], metric: Metric) -> Est
     return jackknife(whole, _units(), parameters, metric, skew=metric == "euclidean")
 
 
+def folded(vectors: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+    """
+    The sums of the groups without the vocabulary's, which every vector of a plan has.
+
+    Returns:
+        (vectors, groups, cells) float32; (vectors,) float64, by which they are to be multiplied.
+
+    Raises:
+        KinshipError: A vector is damaged, or of another plan than the first.
+    """
+    records = _unpacked(vectors)
+    _refuse_other_plans(records[:1], records)
+    cells, scales = _cells(records)
+    return cells[:, : _GROUPS - _OWN], scales
+
+
 def _packed(plan: Plan, ones: Tensor, cells: Tensor) -> bytes:
     scale = float(cells.abs().max()) / _LARGEST or 1.0
     record = np.zeros((), dtype=_RECORD)
@@ -115,8 +131,7 @@ def _unpacked(vectors: Sequence[bytes]) -> NDArray[np.void]:
 
 def _moments(own: NDArray[np.void], others: NDArray[np.void]) -> tuple[list[Tensor], Tensor]:
     """As Moments of groups, (groups, others) float64 each, and the parameters they speak of."""
-    if (others["plan"] != own["plan"]).any():
-        raise KinshipError("compact vectors of different plans cannot be compared")
+    _refuse_other_plans(own, others)
     (ours, s), (theirs, t) = _cells(own), _cells(others)
     both = own["vocabulary"] * others["vocabulary"]
     known = torch.ones(_GROUPS, len(others), dtype=torch.float64)
@@ -131,6 +146,11 @@ def _moments(own: NDArray[np.void], others: NDArray[np.void]) -> tuple[list[Tens
     ]
     parameters = np.where(both > 0, others["parameters"][:, 1], others["parameters"][:, 0])
     return [each * known for each in sums], torch.from_numpy(parameters.astype(np.float64))
+
+
+def _refuse_other_plans(own: NDArray[np.void], others: NDArray[np.void]) -> None:
+    if (others["plan"] != own["plan"]).any():
+        raise KinshipError("compact vectors of different plans cannot be compared")
 
 
 def _cells(records: NDArray[np.void]) -> tuple[Tensor, Tensor]:
