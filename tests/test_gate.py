@@ -5,6 +5,7 @@ import pytest
 
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.evaluate.gate import judge, judge_at_looks
+from kinship_daemon.evaluate.looks import chance_of_crossing
 from kinship_daemon.evaluate.scoring import Look
 from kinship_daemon.evaluate.verdict import few_documents, life_words, verdict_words
 from kinship_storage.records import Gate, Score
@@ -253,6 +254,12 @@ def test_a_merge_far_ahead_passes_early_and_what_comes_later_has_no_say():
     assert verdict.passed
     assert verdict.n < 200
     assert f"documents, {100 * verdict.share:.0f} % of all (" in verdict.reason
+    # Its p is that of the furthest that it got: z times the root of the share, at any look so far.
+    gained = np.asarray(child, dtype=float) - parent
+    ends = range(40, verdict.n + 1, 40)
+    z = [gained[:end].mean() / gained[:end].std(ddof=1) * np.sqrt(end) for end in ends]
+    furthest = max(value * np.sqrt(end / 400) for value, end in zip(z, ends, strict=True))
+    assert verdict.p == pytest.approx(chance_of_crossing(furthest))
     # Until there nothing is decided, and after it nothing changes.
     for asked in range(40, 401, 40):
         known = [[score("add", values[:asked])] for values in (child, parent)]
