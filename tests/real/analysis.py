@@ -1,0 +1,260 @@
+"""What the kept table says: about methods, policies, chance and what tells a gain beforehand."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from tests.real.table import Array, Table, answers
+
+from kinship_policies.simulate.compare import Comparison, compare
+from kinship_policies.simulate.evolution import Point, Run
+from kinship_policies.simulate.statistics import holm, interval, sign_flip
+
+__all__ = ["Gain", "Scores", "gains", "policies", "predictors", "report", "title"]
+
+_RESAMPLES = 2000
+
+
+class Scores:
+    """Scores of the table by control, parents and recipe."""
+
+    def __init__(self, table: Table) -> None:
+        self._rows = {
+            (row["control"], tuple(row["parents"]), title(row), row["split"]): row
+            for row in table["scores"]
+        }
+        self.table = table
+        self.names = sorted(table["courses"])
+
+    def answers(
+        self,
+        parents: Sequence[str],
+        recipe: str = "",
+        control: str = "none",
+        split: str = "validation",
+    ) -> Array:
+        """(skills, documents); KeyError where it was not scored."""
+        return answers(self._rows[control, tuple(parents), recipe, split])
+
+    def merges(self, control: str = "none") -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Recipe and parents of all that were scored on validation documents."""
+        for where, parents, recipe, split in self._rows:
+            if where == control and recipe and split == "validation":
+                yield recipe, parents
+
+    def best(self, parents: Sequence[str]) -> Array:
+        """Answers of the parent that is best on the very documents that a child is judged by."""
+        return max((self.answers([parent]) for parent in parents), key=lambda found: found.mean())
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """A recipe in a few words; empty for a model that is no merge."""
+    if "method" not in row:
+        return ""
+    shown = {"lambda": "λ", "density": "density", "t": "t"}
+    settings = [f"{shown[k]} {v:g}" for k, v in row["parameters"].items() if k in shown]
+    return " ".join([row["method"], *settings])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """
+    Of one method, over the best parent.
+
+    Attributes:
+        mean: Over its merges.
+        low, high: A 95 % interval of that, by bootstrap over merges.
+        p: Of a sign-flip test over merges, after Holm's correction over methods.
+        better, worse: Merges that are so beyond chance, paired by document, 5 % each.
+        score: Mean score of its merges.
+    """
+
+    method: str
+    merges: int
+    score: float
+    mean: float
+    low: float
+    high: float
+    p: float
+    better: int
+    worse: int
+
+
+def gains(scores: Scores, kind: str) -> list[Gain]:
+    """
+    Every method, the best first; merges share parents, so intervals are somewhat too narrow.
+
+    Args:
+        kind: `pairs`, `sets` (of four) or `all` (one merge of all models).
+    """
+    sizes = {"pairs": 2, "sets": 4, "all": len(scores.names)}
+    by_method: dict[str, list[Array]] = {}
+    means: dict[str, list[float]] = {}
+    for recipe, parents in scores.merges():
+        if len(parents) == sizes[kind]:
+            found = scores.answers(parents, recipe)
+            by_method.setdefault(recipe, []).append(found - scores.best(parents))
+            means.setdefault(recipe, []).append(float(found.mean()))
+    each = {name: np.array([d.mean() for d in found]) for name, found in by_method.items()}
+    p = holm({name: sign_flip(values, 0) for name, values in each.items()})
+    made = []
+    for name, values in each.items():
+        signs = [_beyond_chance(difference) for difference in by_method[name]]
+        low, high = interval(values, 0)
+        mean, score = float(values.mean()), float(np.mean(means[name]))
+        better, worse = signs.count(1), signs.count(-1)
+        made.append(Gain(name, len(values), score, mean, low, high, p[name], better, worse))
+    return sorted(made, key=lambda gain: -gain.mean)
+
+
+def _beyond_chance(difference: Array) -> int:
+    """1, -1, or 0 where the mean over skills may be luck of the documents, (skills, documents)."""
+    error = math.sqrt(float(difference.var(1, ddof=1).sum()) / difference.shape[1])
+    z = difference.mean(1).sum() / error if error else 0.0
+    return int(z > 1.96) - int(z < -1.96)
+
+
+def policies(table: Table, control: str = "none") -> tuple[list[Run], list[Comparison]]:
+    """The runs, and every two policies compared."""
+    runs = [_run(row) for row in table["runs"] if row["control"] == control]
+    seeds = [{r.seed for r in runs if r.policy == p} for p in {r.policy for r in runs}]
+    common = set.intersection(*seeds) if seeds else set()
+    runs = [run for run in runs if run.seed in common]
+    return runs, compare(runs, table["budget"], 0) if len(common) > 1 else []
+
+
+def _run(row: Mapping[str, Any]) -> Run:
+    curve = [Point(at, str(at), score, true) for at, score, true in row["curve"]]
+    return Run(row["policy"], row["seed"], [], row["evaluations"], curve, 0, row["error"])
+
+
+def predictors(scores: Scores, recipe: str) -> list[tuple[str, float, float, float]]:
+    """
+    Spearman's correlation of what is known of a pair with what its merge gains over the better.
+
+    Returns:
+        Name, correlation, and its 95 % interval by bootstrap over models: pairs share them.
+    """
+    pairs, facts, gained = [], [], []
+    made = set(scores.merges())
+    for row in scores.table["pairs"]:
+        parents = tuple(row["parents"])
+        if (recipe, parents) in made:
+            pairs.append(tuple(scores.names.index(name) for name in parents))
+            facts.append({**_numbers(row), **_of_answers(scores, parents)})
+            gained.append(float((scores.answers(parents, recipe) - scores.best(parents)).mean()))
+    if not facts:
+        return []
+    draw = np.random.default_rng(0).multinomial
+    models = draw(len(scores.names), np.full(len(scores.names), 1 / len(scores.names)), _RESAMPLES)
+    first, second = np.array(pairs).T
+    # A pair is there as often as its two models together were drawn; the first row is the truth.
+    weights = np.vstack([np.ones(len(pairs)), models[:, first] * models[:, second]])
+    y, found = stats.rankdata(gained), []
+    for name in facts[0]:
+        x = stats.rankdata([fact[name] for fact in facts])
+        r, *resampled = _correlation(x, y, weights)
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
+        found.append((name, float(r), float(low), float(high)))
+    return sorted(found, key=lambda row: -abs(row[1]))
+
+
+def _correlation(x: Array, y: Array, weights: Array) -> Array:
+    """Pearson's r under each row of weights; NaN where one of the two does not vary."""
+    share = weights / np.maximum(weights.sum(1, keepdims=True), 1)
+    a, b = x - (share @ x)[:, None], y - (share @ y)[:, None]
+    both, one, other = ((share * product).sum(1) for product in (a * b, a * a, b * b))
+    size = np.sqrt(one * other)
+    return np.where(size > 0, both / np.where(size > 0, size, 1), np.nan)
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, float)}
+
+
+def _of_answers(scores: Scores, parents: Sequence[str]) -> dict[str, float]:
+    """What the selection documents tell, which the gain is not measured on."""
+    one, other = (scores.answers([parent], split="selection") for parent in parents)
+    means = float(one.mean()), float(other.mean())
+    return {
+        "complementarity of answers": float((one != other).mean()),
+        "either right, over the better": float(np.maximum(one, other).mean()) - max(means),
+        "best skills, over the better": float(np.maximum(one.mean(1), other.mean(1)).mean())
+        - max(means),
+        "difference of scores": abs(means[0] - means[1]),
+        "mean score of the parents": sum(means) / 2,
+    }
+
+
+def report(table: Table) -> str:
+    """All of it as text."""
+    scores = Scores(table)
+    lines = ["models, validation", *_models(scores)]
+    for kind, what in (("pairs", "two models"), ("sets", "four models"), ("all", "all models")):
+        lines += ["", f"merges of {what}: gain over the best parent", *_gains(gains(scores, kind))]
+    for control in ("none", "random", "rotated"):
+        runs, compared = policies(table, control)
+        if runs:
+            lines += ["", f"policies, {control} control", *_policies(runs)]
+            lines += [f"- {each.sentence}" for each in compared]
+    lines += ["", "is it averaging?", *_controls(scores)]
+    for recipe in ("slerp t 0.5", "task_arithmetic λ 0.7", "task_arithmetic λ 1"):
+        lines += ["", f"what tells the gain of {recipe}: rank correlation, 95 % interval"]
+        lines += [
+            f"{name:<34}{r:+.2f} [{low:+.2f}, {high:+.2f}]"
+            for name, r, low, high in predictors(scores, recipe)
+        ]
+    return "\n".join(lines)
+
+
+def _models(scores: Scores) -> Iterator[str]:
+    yield "".join(f"{cell:>10}" for cell in ("", *scores.table["skills"], "mean"))
+    for name in ("base", *scores.names):
+        found = scores.answers([] if name == "base" else [name])
+        cells = [*found.mean(1), found.mean()]
+        yield f"{name:>10}" + "".join(f"{cell:10.3f}" for cell in cells)
+
+
+def _gains(found: Sequence[Gain]) -> Iterator[str]:
+    yield f"{'method':<24}{'merges':>7}{'score':>7}   gain   [95 % interval]      p  better worse"
+    for each in found:
+        yield (
+            f"{each.method:<24}{each.merges:>7}{each.score:>7.3f} {each.mean:+.3f} "
+            f"[{each.low:+.3f}, {each.high:+.3f}] {each.p:7.4f} {each.better:>5} {each.worse:>5}"
+        )
+
+
+def _policies(runs: Sequence[Run]) -> Iterator[str]:
+    for policy in dict.fromkeys(run.policy for run in runs):
+        mine = [run for run in runs if run.policy == policy]
+        true = np.mean([run.curve[-1].worth for run in mine])
+        first = np.mean([run.curve[0].worth for run in mine])
+        spent = np.mean([run.evaluations for run in mine])
+        yield (
+            f"{policy:<16} {len(mine)} sets, best founder {first:.4f}, best {true:.4f}, "
+            f"{spent:.1f} evaluations"
+        )
+
+
+def _controls(scores: Scores) -> Iterator[str]:
+    base = scores.answers([]).mean()
+    for control in ("random", "rotated"):
+        try:
+            found = [scores.answers([n], control=control).mean() for n in scores.names]
+        except KeyError:
+            continue
+        mean, best = np.mean(found) - base, max(found) - base
+        yield f"{control} founders less the base: {mean:+.3f}, best {best:+.3f}"
+    halves = [
+        (scores.answers(parents, recipe, "half") - scores.answers(parents[:1])).mean()
+        for recipe, parents in scores.merges("half")
+    ]
+    if halves:
+        low, high = interval(np.array(halves), 0)
+        yield (
+            f"a model averaged with a random copy of another: {np.mean(halves):+.3f} "
+            f"[{low:+.3f}, {high:+.3f}] over itself, {len(halves)} pairs"
+        )
