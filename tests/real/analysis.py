@@ -13,9 +13,12 @@ from kinship_policies.simulate.compare import Comparison, compare
 from kinship_policies.simulate.evolution import Point, Run
 from kinship_policies.simulate.statistics import holm, interval, sign_flip
 
-__all__ = ["Gain", "Scores", "gains", "policies", "predictors", "report", "title"]
+__all__ = ["Gain", "Scores", "gains", "policies", "predictors", "report", "saturation", "title"]
 
 _RESAMPLES = 2000
+# Mean kinship of the top, from arXiv 2410.12613.
+_SATURATED = 0.9
+SUMMED = ("topk-kinship, task_arithmetic", "topk-greedy, task_arithmetic")
 
 
 class Scores:
@@ -62,25 +65,29 @@ def title(row: Mapping[str, Any]) -> str:
 @dataclass(frozen=True)
 class Gain:
     """
-    Of one method, over the best parent.
+    Of one method; means over its merges.
 
     Attributes:
-        mean: Over its merges.
-        low, high: A 95 % interval of that, by bootstrap over merges.
-        p: Of a sign-flip test over merges, after Holm's correction over methods.
+        score: Of its merges.
+        over_mean: Over the mean of all parents, as in arXiv 2410.12613.
+        mean, low, high: Over the best parent, with a 95 % interval by bootstrap over merges.
         better, worse: Merges that are so beyond chance, paired by document, 5 % each.
-        score: Mean score of its merges.
+        ahead: Of the reference, a plain mean, on the same parents, with its interval.
+        p: Of that, by sign flips over merges, after Holm's correction over methods; None for the
+            reference.
     """
 
     method: str
     merges: int
     score: float
+    over_mean: float
     mean: float
     low: float
     high: float
-    p: float
     better: int
     worse: int
+    ahead: tuple[float, float, float]
+    p: float | None
 
 
 def gains(scores: Scores, kind: str) -> list[Gain]:
@@ -90,24 +97,41 @@ def gains(scores: Scores, kind: str) -> list[Gain]:
     Args:
         kind: `pairs`, `sets` (of four) or `all` (one merge of all models).
     """
-    sizes = {"pairs": 2, "sets": 4, "all": len(scores.names)}
-    by_method: dict[str, list[Array]] = {}
-    means: dict[str, list[float]] = {}
+    size = {"pairs": 2, "sets": 4, "all": len(scores.names)}[kind]
+    found: dict[str, dict[tuple[str, ...], Array]] = {}
     for recipe, parents in scores.merges():
-        if len(parents) == sizes[kind]:
-            found = scores.answers(parents, recipe)
-            by_method.setdefault(recipe, []).append(found - scores.best(parents))
-            means.setdefault(recipe, []).append(float(found.mean()))
-    each = {name: np.array([d.mean() for d in found]) for name, found in by_method.items()}
-    p = holm({name: sign_flip(values, 0) for name, values in each.items()})
-    made = []
-    for name, values in each.items():
-        signs = [_beyond_chance(difference) for difference in by_method[name]]
-        low, high = interval(values, 0)
-        mean, score = float(values.mean()), float(np.mean(means[name]))
-        better, worse = signs.count(1), signs.count(-1)
-        made.append(Gain(name, len(values), score, mean, low, high, p[name], better, worse))
-    return sorted(made, key=lambda gain: -gain.mean)
+        if len(parents) == size:
+            found.setdefault(recipe, {})[parents] = scores.answers(parents, recipe)
+    plain = found.get("slerp t 0.5" if kind == "pairs" else "linear", {})
+    ahead = {
+        recipe: np.array([made[p].mean() - plain[p].mean() for p in made if p in plain])
+        for recipe, made in found.items()
+    }
+    tested = {name: sign_flip(d, 0) for name, d in ahead.items() if len(d) and d.any()}
+    p_values = holm(tested)
+    rows = [
+        _gain(scores, recipe, made, ahead[recipe], p_values.get(recipe))
+        for recipe, made in found.items()
+    ]
+    return sorted(rows, key=lambda gain: -gain.mean)
+
+
+def _gain(
+    scores: Scores,
+    recipe: str,
+    made: Mapping[tuple[str, ...], Array],
+    ahead: Array,
+    p: float | None,
+) -> Gain:
+    differences = [answers - scores.best(parents) for parents, answers in made.items()]
+    each = np.array([difference.mean() for difference in differences])
+    score = float(np.mean([answers.mean() for answers in made.values()]))
+    middle = np.mean([[scores.answers([p]).mean() for p in parents] for parents in made])
+    signs = [_beyond_chance(difference) for difference in differences]
+    beyond = signs.count(1), signs.count(-1)
+    of_best = float(each.mean()), *interval(each, 0)
+    plain = (float(ahead.mean()), *interval(ahead, 0)) if len(ahead) else (math.nan,) * 3
+    return Gain(recipe, len(made), score, score - float(middle), *of_best, *beyond, plain, p)
 
 
 def _beyond_chance(difference: Array) -> int:
@@ -117,13 +141,34 @@ def _beyond_chance(difference: Array) -> int:
     return int(z > 1.96) - int(z < -1.96)
 
 
-def policies(table: Table, control: str = "none") -> tuple[list[Run], list[Comparison]]:
-    """The runs, and every two policies compared."""
-    runs = [_run(row) for row in table["runs"] if row["control"] == control]
+def policies(
+    table: Table, control: str = "none", names: Sequence[str] = ()
+) -> tuple[list[Run], list[Comparison]]:
+    """The runs of all policies, or of some, from the sets that all of them had; and compared."""
+    rows = [row for row in table["runs"] if row["control"] == control]
+    runs = [_run(row) for row in rows if not names or row["policy"] in names]
     seeds = [{r.seed for r in runs if r.policy == p} for p in {r.policy for r in runs}]
     common = set.intersection(*seeds) if seeds else set()
     runs = [run for run in runs if run.seed in common]
     return runs, compare(runs, table["budget"], 0) if len(common) > 1 else []
+
+
+def saturation(table: Table, policy: str) -> list[tuple[float, float]]:
+    """
+    Of each run whose top became close kin, above 0.9: its gain over the best founder until then,
+    and after.
+    """
+    found = []
+    for row in table["runs"]:
+        if row["policy"] != policy or row["control"] != "none":
+            continue
+        near = [at for at, kin in enumerate(row["tops"], 1) if kin is not None and kin > _SATURATED]
+        if near:
+            before = sum(int(merge["name"].split("-")[1]) < near[0] for merge in row["merges"])
+            curve = _run(row).curve
+            then = next(point for point in reversed(curve) if point.evaluations <= before)
+            found.append((then.worth - curve[0].worth, curve[-1].worth - then.worth))
+    return found
 
 
 def _run(row: Mapping[str, Any]) -> Run:
@@ -131,9 +176,14 @@ def _run(row: Mapping[str, Any]) -> Run:
     return Run(row["policy"], row["seed"], [], row["evaluations"], curve, 0, row["error"])
 
 
-def predictors(scores: Scores, recipe: str) -> list[tuple[str, float, float, float]]:
+def predictors(
+    scores: Scores, recipe: str, without: Sequence[str] = ()
+) -> list[tuple[str, float, float, float]]:
     """
     Spearman's correlation of what is known of a pair with what its merge gains over the better.
+
+    Args:
+        without: Models whose pairs are left out.
 
     Returns:
         Name, correlation, and its 95 % interval by bootstrap over models: pairs share them.
@@ -142,7 +192,7 @@ def predictors(scores: Scores, recipe: str) -> list[tuple[str, float, float, flo
     made = set(scores.merges())
     for row in scores.table["pairs"]:
         parents = tuple(row["parents"])
-        if (recipe, parents) in made:
+        if (recipe, parents) in made and not set(parents) & set(without):
             pairs.append(tuple(scores.names.index(name) for name in parents))
             facts.append({**_numbers(row), **_of_answers(scores, parents)})
             gained.append(float((scores.answers(parents, recipe) - scores.best(parents)).mean()))
@@ -194,19 +244,25 @@ def report(table: Table) -> str:
     scores = Scores(table)
     lines = ["models, validation", *_models(scores)]
     for kind, what in (("pairs", "two models"), ("sets", "four models"), ("all", "all models")):
-        lines += ["", f"merges of {what}: gain over the best parent", *_gains(gains(scores, kind))]
-    for control in ("none", "random", "rotated"):
-        runs, compared = policies(table, control)
-        if runs:
-            lines += ["", f"policies, {control} control", *_policies(runs)]
-            lines += [f"- {each.sentence}" for each in compared]
-    lines += ["", "is it averaging?", *_controls(scores)]
-    for recipe in ("slerp t 0.5", "task_arithmetic λ 0.7", "task_arithmetic λ 1"):
-        lines += ["", f"what tells the gain of {recipe}: rank correlation, 95 % interval"]
         lines += [
-            f"{name:<34}{r:+.2f} [{low:+.2f}, {high:+.2f}]"
-            for name, r, low, high in predictors(scores, recipe)
+            "",
+            f"merges of {what}: gain over the mean and the best of the parents",
+            *_gains(gains(scores, kind)),
         ]
+    for what, control, names in (
+        ("all", "none", ()),
+        ("merges by task_arithmetic λ 1", "none", SUMMED),
+        ("founders drawn at random", "random", ()),
+        ("rotated founders", "rotated", ()),
+    ):
+        runs, compared = policies(table, control, names)
+        if runs:
+            lines += ["", f"policies, {what}", *_policies(runs), *_compared(compared)]
+    lines += ["", "is the best saturated where its kin are above 0.9?", *_saturated(table)]
+    lines += ["", "is it averaging?", *_controls(scores)]
+    for recipe in ("slerp t 0.5", "task_arithmetic λ 1"):
+        lines += ["", f"what tells the gain of {recipe}: rank correlation [95 % interval]"]
+        lines += _predictors(scores, recipe)
     return "\n".join(lines)
 
 
@@ -219,12 +275,17 @@ def _models(scores: Scores) -> Iterator[str]:
 
 
 def _gains(found: Sequence[Gain]) -> Iterator[str]:
-    yield f"{'method':<24}{'merges':>7}{'score':>7}   gain   [95 % interval]      p  better worse"
+    head = f"{'method':<22}{'merges':>6}{'score':>6}{'mean':>7}"
+    yield f"{head}   best [95 % interval]  better worse  ahead [95 % interval]       p"
     for each in found:
-        yield (
-            f"{each.method:<24}{each.merges:>7}{each.score:>7.3f} {each.mean:+.3f} "
-            f"[{each.low:+.3f}, {each.high:+.3f}] {each.p:7.4f} {each.better:>5} {each.worse:>5}"
-        )
+        head = f"{each.method:<22}{each.merges:>6}{each.score:>6.3f}{each.over_mean:+7.3f}"
+        line = f"{head} {each.mean:+.3f}"
+        if each.merges > 1:
+            line += f" [{each.low:+.3f}, {each.high:+.3f}] {each.better:>5} {each.worse:>5}"
+        if each.merges > 1 and each.p is not None:
+            mean, low, high = each.ahead
+            line += f"  {mean:+.3f} [{low:+.3f}, {high:+.3f}] {each.p:.4f}"
+        yield line
 
 
 def _policies(runs: Sequence[Run]) -> Iterator[str]:
@@ -234,9 +295,34 @@ def _policies(runs: Sequence[Run]) -> Iterator[str]:
         first = np.mean([run.curve[0].worth for run in mine])
         spent = np.mean([run.evaluations for run in mine])
         yield (
-            f"{policy:<16} {len(mine)} sets, best founder {first:.4f}, best {true:.4f}, "
+            f"{policy:<29} {len(mine)} sets, best founder {first:.4f}, best {true:.4f}, "
             f"{spent:.1f} evaluations"
         )
+
+
+def _compared(compared: Sequence[Comparison]) -> Iterator[str]:
+    for each in compared:
+        best = each.measures["best"]
+        if best.p_holm is not None:
+            ends = f"[{best.low:+.4f}, {best.high:+.4f}] p {best.p_holm:.3f}"
+            yield f"- {each.a} less {each.b}: {best.difference:+.4f} {ends}"
+
+
+def _saturated(table: Table) -> Iterator[str]:
+    for policy in sorted({row["policy"] for row in table["runs"]}):
+        if found := saturation(table, policy):
+            before, after = np.mean(found, 0)
+            yield f"{policy}: {len(found)} runs, gain {before:+.4f} until then, {after:+.4f} after"
+
+
+def _predictors(scores: Scores, recipe: str) -> Iterator[str]:
+    generalist = {name: facts for name, *facts in predictors(scores, recipe, ["all"])}
+    yield f"{'':<32}{'all pairs':<24}pairs without `all`"
+    for name, *facts in predictors(scores, recipe):
+        cells = (
+            f"{r:+.2f} [{low:+.2f}, {high:+.2f}]" for r, low, high in (facts, generalist[name])
+        )
+        yield f"{name:<32}{'    '.join(cells)}"
 
 
 def _controls(scores: Scores) -> Iterator[str]:

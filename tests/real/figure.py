@@ -22,7 +22,7 @@ def draw(table: Table, path: Path) -> None:
     """The same table gives the same bytes."""
     form = format_of(path)
     with styled():
-        figure = Figure(figsize=(9.5, 3.2), layout="constrained")
+        figure = Figure(figsize=(10, 3), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
         _methods(left, Scores(table))
         _kinship(middle, Scores(table))
@@ -31,21 +31,22 @@ def draw(table: Table, path: Path) -> None:
 
 
 def _methods(axes: Axes, scores: Scores) -> None:
-    for kind, colour, shift in (("pairs", _COLOURS[0], 0.0), ("sets", _COLOURS[1], 0.25)):
-        found = {gain.method: gain for gain in gains(scores, kind)}
-        if kind == "pairs":
-            order = list(found)
-        rows = [(order.index(name), gain) for name, gain in found.items() if name in order]
+    found = {kind: {g.method: g for g in gains(scores, kind)} for kind in ("pairs", "sets")}
+    order = list({**found["pairs"], **found["sets"]})
+    for kind, label, colour, shift in (
+        ("pairs", "two models", _COLOURS[0], -0.15),
+        ("sets", "four models", _COLOURS[1], 0.15),
+    ):
+        rows = [(order.index(name), gain) for name, gain in found[kind].items()]
         at = [place + shift for place, _ in rows]
         means = [gain.mean for _, gain in rows]
         ends = [[g.mean - g.low for _, g in rows], [g.high - g.mean for _, g in rows]]
-        label = "two models" if kind == "pairs" else "four models"
         axes.errorbar(means, at, xerr=ends, fmt="o", ms=3, lw=1, color=colour, label=label)
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
     axes.axvline(0, color="#999999", lw=0.6)
     axes.set(title="Methods", xlabel="gain over the best parent, 95 % interval")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
 
 
 def _kinship(axes: Axes, scores: Scores) -> None:

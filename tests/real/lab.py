@@ -6,18 +6,21 @@ All scores are kept in the zoo's `results`, so a run that was interrupted goes o
 
 import atexit
 import functools
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from tests.real.predictors import Pairs, pair_facts
 from tests.real.skills import SKILLS, task
 from tests.real.zoo import BASE, COURSES
 
-from kinship_daemon.durable import whole_folder
+from kinship_daemon.durable import whole_file, whole_folder
 from kinship_daemon.evaluate.evaluator import Evaluator, open_evaluator
 from kinship_daemon.evaluate.settings import Evaluate, Settings
 from kinship_daemon.landscapes.control import CONTROLS, Control, write_control
@@ -28,15 +31,16 @@ from kinship_daemon.weights.recipe import Recipe, combine, leaf
 from kinship_daemon.weights.whole_tensor import whole_tensor_assembly
 from kinship_policies import registry
 from kinship_policies.simulate.evolution import evolve, uses
+from kinship_policies.simulate.landscape import DEFAULT_METHOD, Merge, Model, World
 from kinship_storage.records import Split
 
-__all__ = ["BUDGET", "FOUNDERS", "SETS", "Job", "results"]
+__all__ = ["BUDGET", "FOUNDERS", "SETS", "Job", "laboratory"]
 
 FOUNDERS = 4
 BUDGET = 12
 SETS = 8  # of founders; the seeds
-CONTROLLED = ("soup", "coefficient-gp")
-POLICIES = ("soup", "greedy-soup", "topk-kinship", "topk-greedy", "coefficient-gp", "random")
+RUNS = 4  # of them that policies start from
+POLICIES = ("soup", "greedy-soup", "topk-kinship", "topk-greedy", "coefficient-gp")
 _SUM = {"weight": 1.0}
 Method = tuple[str, dict[str, Any]]
 # For two parents, and for all of a set; the slow ones apart, so that they come last.
@@ -53,13 +57,14 @@ SET_METHODS: tuple[Method, ...] = (
     ("metagpt", {}),
     ("ties", {**_SUM, "density": 0.5}),
 )
+SLOW_PAIR_METHODS: tuple[Method, ...] = (("ties", {**_SUM, "density": 0.5}), ("wudi", {}))
 SLOW_METHODS: tuple[Method, ...] = (("wudi", {}), ("iso_c", {}), ("tsv", {}))
 
 
 @dataclass(frozen=True)
 class Job:
     """
-    A merge to score, or, with a policy, an evolution to run.
+    A merge to score, or, with a policy, an evolution to run, by a method of merging if one is said.
 
     Attributes:
         control: What stands in for the fine-tunes; `half` where that is so for all but the first.
@@ -85,12 +90,16 @@ def jobs(models: RealModels) -> Iterator[Job]:
         yield from (Job(parents=(name,), split=split) for name in names)
     yield from _merges(PAIR_METHODS, pairs)
     yield from _merges(SET_METHODS, sets)
-    yield from (Job(policy=policy, seed=s) for s in range(SETS - 3) for policy in POLICIES)
+    yield from (Job(policy=policy, seed=s) for s in range(RUNS) for policy in POLICIES)
+    # The paper's policy and its baseline, where merges are sums.
+    for name in ("topk-kinship", "topk-greedy"):
+        for seed in range(SETS):
+            yield Job("none", (), *PAIR_METHODS[1], policy=name, seed=seed)
     # One parent is as it is, of the other only the length is left.
     yield from (Job("half", pair, *PAIR_METHODS[0]) for pair in pairs)
     yield from _controlled("random", names)
-    yield from (Job(policy=policy, seed=s) for s in range(SETS - 3, SETS) for policy in POLICIES)
-    yield from _merges((("ties", {**_SUM, "density": 0.5}), *SLOW_METHODS[:1]), pairs)
+    yield from _merges(SLOW_PAIR_METHODS, pairs)
+    yield from (Job(policy="random", seed=seed) for seed in range(RUNS))
     yield from _merges(SLOW_METHODS, sets)
     yield from _controlled("rotated", names)
 
@@ -102,7 +111,7 @@ def _merges(methods: Sequence[Method], parents: Sequence[tuple[str, ...]]) -> It
 
 def _controlled(control: str, names: list[str]) -> Iterator[Job]:
     yield from (Job(control, (name.replace("real/", f"{control}/"),)) for name in names)
-    yield from (Job(control, policy=policy, seed=s) for s in range(3) for policy in CONTROLLED)
+    yield from (Job(control, policy="soup", seed=seed) for seed in range(SETS))
 
 
 def open_evaluator_of(zoo: Path) -> Evaluator:
@@ -126,12 +135,13 @@ def open_models(zoo: Path, evaluator: Evaluator, control: str = "none") -> RealM
     return RealModels(zoo / BASE, repos, FOUNDERS, f"the zoo, control {control}", scores)
 
 
-def results(zoo: Path, workers: int = 2) -> Iterator[tuple[Job, dict[str, Any]]]:
+@contextmanager
+def laboratory(
+    zoo: Path, workers: int = 2
+) -> Iterator[tuple[Future[Pairs], Iterator[tuple[Job, dict[str, Any]]]]]:
     """
-    Of every job: per task the documents' scores as a text of 0 and 1, or what became of a policy.
-
-    Raises:
-        FileNotFoundError: The zoo is not built.
+    What can be known of pairs beforehand; and of every job, as it is done, per task the documents'
+    scores as a text of 0 and 1, or what became of a policy.
     """
     todo = list(jobs(open_models(zoo, open_evaluator_of(zoo))))
     lost = [
@@ -144,7 +154,15 @@ def results(zoo: Path, workers: int = 2) -> Iterator[tuple[Job, dict[str, Any]]]
     with ProcessPoolExecutor(workers, spawn, initializer=_enter, initargs=(zoo,)) as pool:
         for done in [pool.submit(_forget, zoo / BASE, *each) for each in lost]:
             done.result()
-        yield from zip(todo, pool.map(_work, todo), strict=True)
+        pairs = pool.submit(_pairs, zoo / "results" / "pairs.json")
+        yield pairs, zip(todo, pool.map(_work, todo), strict=True)
+
+
+def _pairs(kept: Path) -> Pairs:
+    if not kept.exists():
+        found = [[*pair, facts] for pair, facts in pair_facts(_models("none")).items()]
+        whole_file(kept, json.dumps(found).encode())
+    return {(a, b): facts for a, b, facts in json.loads(kept.read_bytes())}
 
 
 def _forget(base: Path, target: Path, control: Control, folder: Path) -> None:
@@ -167,10 +185,25 @@ def _work(job: Job) -> dict[str, Any]:
     models = _models("none" if job.control == "half" else job.control)
     if job.policy:
         policy = registry.make(job.policy)
-        world = models.world(job.seed, uses(policy))
+        world: World = models.world(job.seed, uses(policy))
+        if job.method:
+            world = _Instead(world, job)
         return evolve(job.policy, policy, world, seed=job.seed, budget=BUDGET).to_json()
     found = models.scores.of(_makeable(models, job), job.split)
     return {task: "".join(str(round(value)) for value in values) for task, values in found.items()}
+
+
+class _Instead:
+    """A world in which what would be merged by the default method is merged by the job's."""
+
+    def __init__(self, world: World, job: Job) -> None:
+        self._world, self._job, self.founders = world, job, world.founders
+        self.kinship, self.layers, self.true = world.kinship, world.layers, world.true
+
+    def merge(self, merge: Merge) -> Model | None:
+        if merge.method == DEFAULT_METHOD:
+            merge = replace(merge, method=self._job.method, parameters=self._job.parameters)
+        return self._world.merge(merge)
 
 
 def _makeable(models: RealModels, job: Job) -> Makeable:

@@ -16,11 +16,14 @@ from kinship_daemon.weights.kinship import by_layer, lengths, matrix
 from kinship_daemon.weights.live_model import live_model
 from kinship_daemon.weights.recipe import leaf
 
-__all__ = ["pair_facts"]
+__all__ = ["Pairs", "pair_facts"]
+
+# By pair of names.
+Pairs = dict[tuple[str, str], dict[str, float]]
 
 
-def pair_facts(models: RealModels) -> dict[tuple[str, str], dict[str, float]]:
-    """By pair of names, what weights and probes tell; scores are not looked at."""
+def pair_facts(models: RealModels) -> Pairs:
+    """What weights and probes tell; scores are not looked at."""
     names = sorted(models.names)
     rows = [leaf(models.ledger, models.names[name]) for name in names]
     pcc = matrix(models.ledger, rows, "pcc")

@@ -1,9 +1,10 @@
 """From nothing to the table: the zoo, then every job of the laboratory, kept as they are done."""
 
 from pathlib import Path
+from typing import Any
 
-from tests.real.lab import BUDGET, FOUNDERS, Job, open_evaluator_of, open_models, results
-from tests.real.predictors import pair_facts
+from tests.real.lab import BUDGET, FOUNDERS, Job, laboratory
+from tests.real.predictors import Pairs
 from tests.real.skills import DOCUMENTS, SKILLS
 from tests.real.table import TABLE, Table, write
 from tests.real.zoo import COURSES, build
@@ -18,7 +19,6 @@ _SAVE = 20  # jobs between two savings of the table
 def run(zoo: Path, workers: int) -> None:
     """Goes on where an interrupted run was: models and scores that are there are not made again."""
     build(zoo, workers)
-    models = open_models(zoo, open_evaluator_of(zoo))
     table: Table = {
         "made_with": harness_versions(),
         "skills": list(SKILLS),
@@ -29,19 +29,25 @@ def run(zoo: Path, workers: int) -> None:
             course.name: {"shares": dict(course.shares), "steps": course.steps, "rank": course.rank}
             for course in COURSES
         },
-        "pairs": [
-            {"parents": [_short(name) for name in pair], **_rounded(facts)}
-            for pair, facts in pair_facts(models).items()
-        ],
+        "pairs": [],
         "scores": [],
         "runs": [],
     }
-    for number, (job, found) in enumerate(results(zoo, workers), 1):
-        _add(table, job, found)
-        if number % _SAVE == 0:
-            print(f"{number} jobs", flush=True)
-            write(TABLE, table)
+    with laboratory(zoo, workers) as (pairs, results):
+        for number, (job, found) in enumerate(results, 1):
+            _add(table, job, found)
+            if number % _SAVE == 0:
+                print(f"{number} jobs", flush=True)
+                table["pairs"] = _pairs(pairs.result())
+                write(TABLE, table)
     write(TABLE, table)
+
+
+def _pairs(pairs: Pairs) -> list[dict[str, Any]]:
+    return [
+        {"parents": [_short(name) for name in pair], **_rounded(facts)}
+        for pair, facts in pairs.items()
+    ]
 
 
 def _add(table: Table, job: Job, found: dict) -> None:
@@ -50,6 +56,8 @@ def _add(table: Table, job: Job, found: dict) -> None:
         counts = [len(generation["merges"]) for generation in found["generations"]]
         kept = {name: found[name] for name in ("policy", "seed", "evaluations", "curve", "error")}
         kept |= {"control": job.control, "tops": tops, "proposed": counts, "stop": found["stop"]}
+        if job.method:
+            kept["policy"] = f"{job.policy}, {job.method}"
         kept["merges"] = [
             {
                 key: row[key]
