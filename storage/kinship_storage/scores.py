@@ -102,37 +102,23 @@ class Scores:
 
     def mean_scores(self, split: Split, settings: str | None = None) -> dict[str, float]:
         """Mean over tasks by weights: the latest scores, or the latest under these settings."""
+        found = self._store.query(
+            "SELECT identity, task, score FROM scores"
+            " JOIN weights ON weights.number = weights"
+            " WHERE split = ?1 AND (?2 IS NULL OR settings = ?2) ORDER BY scores.number",
+            [split, settings],
+        )
+        latest: dict[str, dict[str, float]] = {}
+        for values in found:
+            latest.setdefault(values["identity"], {})[values["task"]] = values["score"]
         return {
-            weights: sum(scores[task][0] for task in sorted(scores)) / len(scores)
-            for weights, scores in self._by_task(split, settings).items()
-        }
-
-    def mean_errors(self, split: Split, settings: str | None = None) -> dict[str, float]:
-        """Standard error of `mean_scores`, by weights; a task whose error is unknown adds none."""
-        return {
-            weights: math.hypot(*(error for _, error in scores.values())) / len(scores)
-            for weights, scores in self._by_task(split, settings).items()
+            weights: sum(scores[task] for task in sorted(scores)) / len(scores)
+            for weights, scores in latest.items()
         }
 
     def count_documents(self) -> int:
         """How many answers there are, of all models and settings."""
         return int(self._store.query("SELECT coalesce(sum(n), 0) AS n FROM scores")[0]["n"])
-
-    def _by_task(
-        self, split: Split, settings: str | None
-    ) -> dict[str, dict[str, tuple[float, float]]]:
-        """The latest (score, standard error) by weights and task."""
-        found = self._store.query(
-            "SELECT identity, task, score, stderr FROM scores"
-            " JOIN weights ON weights.number = weights"
-            " WHERE split = ?1 AND (?2 IS NULL OR settings = ?2) ORDER BY scores.number",
-            [split, settings],
-        )
-        tasks: dict[str, dict[str, tuple[float, float]]] = {}
-        for values in found:
-            pair = (values["score"], values["stderr"] or 0.0)
-            tasks.setdefault(values["identity"], {})[values["task"]] = pair
-        return tasks
 
     def _add_score(self, score: Score) -> None:
         number = weights_number(self._store, score.weights)
