@@ -11,7 +11,7 @@ import click
 from kinship_daemon import config as configuration
 from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
 from kinship_daemon.cli.layout import fitted, terminal_width
-from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage
+from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage, place_options
 from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.config import Config
 from kinship_daemon.explain import set_aside_words
@@ -33,8 +33,7 @@ _Row = dict[str, Any]
 
 
 @click.command("candidates")
-@click.option("base", "--base", help="The home of this base.")
-@click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder.")
+@place_options
 @click.option(
     "config_file",
     "--config",
