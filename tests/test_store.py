@@ -12,18 +12,6 @@ from kinship_storage.errors import LineageError
 from small_lineage import fill, open_lineage
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "lineage.db"
-
-
-@pytest.fixture
-def family(path):
-    with open_lineage(path) as lineage:
-        fill(lineage)
-        yield lineage
-
-
 def test_a_reader_sees_what_was_committed_while_the_daemon_writes(family, path):
     with open_lineage(path, readonly=True) as reader:
         with family.transaction():
