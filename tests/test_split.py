@@ -13,7 +13,7 @@ from kinship_daemon.evaluate.split import chunks, documents
 
 
 def settings(**changes) -> Settings:
-    return lmtasks.settings(["add", "sort"], ["add", "max"], **changes)
+    return lmtasks.settings(["add", "sort"], ["add", "max"], **{"batch_size": 4, **changes})
 
 
 def pick(count=100, split="selection", **changes):
