@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.bench.bench import Bench
+from tests.bench.demo import demo
 from tests.bench.device import device
 from tests.bench.evaluation import evaluation
 from tests.bench.gate import gate
@@ -50,6 +51,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "lineage": lineage,
     "look": look,
     "gate": gate,
+    "demo": demo,
     "device": device,
     "evaluation": evaluation,
     "workers": workers,
