@@ -59,6 +59,7 @@ class TopKGreedy(BaseModel):
 
     @property
     def keeps(self) -> int:
+        """Scores of the others only put founders and newcomers in order."""
         return self.k
 
     def propose(self, population: Population) -> Decision:

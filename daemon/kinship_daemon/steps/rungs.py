@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kinship_daemon.config import Config
 from kinship_daemon.context import Context
 from kinship_daemon.evaluate.race import RUNGS
 from kinship_daemon.evaluate.scoring import Look, looks
-from kinship_policies.policy import kept_best
+from kinship_policies.policy import Policy, kept_best
 from kinship_storage.records import Partial
 
-__all__ = ["best_kept", "is_stopped", "may_answer", "partials", "rungs"]
+__all__ = ["best_kept", "is_stopped", "may_answer", "no_race", "partials", "rungs"]
+
+
+def no_race(config: Config, policy: Policy) -> str | None:
+    """Who needs all selection documents of everyone, so that `evaluate.race` has no effect."""
+    if config.gate.strict:
+        return "gate.strict"
+    return f"policy {config.policy.use}" if kept_best(policy) is None else None
 
 
 def best_kept(context: Context) -> int | None:
-    """
-    Whoever can hardly be among so many best may stop; None where there is no race.
-
-    The strict gate needs all selection documents.
-    """
-    off = not context.config.evaluate.race or context.config.gate.strict
-    return None if off else kept_best(context.policy)
+    """Whoever can hardly be among so many best may stop; None where there is no race."""
+    config, policy = context.config, context.policy
+    if not config.evaluate.race or no_race(config, policy):
+        return None
+    return kept_best(policy)
 
 
 def rungs(context: Context) -> tuple[Look, ...]:
