@@ -13,7 +13,10 @@ import command
 from kinship_daemon import demo
 from test_main_job import history
 
-KINDS = ("watch", "triage", "admit", "ledger", "score", "decide", "validate", "gate", "publish")
+KINDS = (
+    *("watch", "triage", "admit", "ledger", "score", "race"),
+    *("decide", "validate", "gate", "publish"),
+)
 POINTS = [f"{kind}:{moment}" for kind, moment in product(KINDS, ("before", "amid", "after"))]
 # The ledger is whole on the disk before its job is done: a kill amid leaves nothing to do again.
 POINTS.remove("ledger:after")
@@ -25,6 +28,8 @@ POINTS.insert(POINTS.index("validate:amid"), "validate:during")
 ARGUMENTS = [
     *("run", "--base", "demo", "--until-converged", "--log-json"),
     *("--set", "evaluate.limit=60", "--set", "gate.min_gain=-1"),
+    # Two rungs, and somebody stops at the first.
+    *("--set", "evaluate.chunk=30", "--set", "evaluate.race_width=0.2"),
     # However many workers there are, the scores are the same.
     *("--set", "evaluate.threads=1"),
     *("--set", "policy={use: topk-kinship, k: 2, max_founders: 3}"),
@@ -47,6 +52,7 @@ def calm(tmp_path_factory) -> Path:
     undisturbed = command.run([*ARGUMENTS, "--home", place / "home"], place)
     assert undisturbed.code == 0, undisturbed.err
     assert (place / "home" / "hub" / demo.NAMESPACE).is_dir()
+    assert history(place / "home")["partials"], "somebody was stopped"
     return place / "home"
 
 
