@@ -14,6 +14,7 @@ from pathlib import Path
 # Before any Hugging Face library is imported: nothing here needs the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tests.bench.ancestry import ancestry
 from tests.bench.bench import Bench
 from tests.bench.device import device
 from tests.bench.evaluation import evaluation
@@ -47,6 +48,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "exactness": exactness,
     "growth": growth,
     "sample": sample,
+    "ancestry": ancestry,
     "lineage": lineage,
     "look": look,
     "gate": gate,
