@@ -11,7 +11,7 @@ import command
 from documented import leaves, tables
 from kinship_daemon import config, demo
 from kinship_daemon.cli import app
-from small_candidates import notice, waiting
+from small_candidates import MERGED, notice, waiting
 from small_lineage import fill, finetune, merge, open_lineage
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +82,8 @@ def test_status(family):
 def test_candidates(family):
     with open_lineage(family / "lineage.db") as lineage:
         lineage.add_candidate(waiting("odd"))
+        for candidate in lineage.candidates():
+            lineage.update_candidate(candidate.model, ancestry=MERGED)
     facts = printed("candidates", "--home", family, "--format", "json")
     listed = tables(documented("candidates --format json"))
     rows = [f"[].{name}" for name in listed["field of a row"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kinship_daemon.ancestry import ancestry_words
 from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.evaluate.verdict import life_words
 from kinship_policies.policy import Decision, Population
@@ -70,6 +71,9 @@ def _origin(lineage: Lineage, model: Model) -> list[str]:
     lines += [
         f"file {f.path} ({f.size:,} bytes) sha256 {f.sha256}" for f in lineage.files(model.id)
     ]
+    candidate = lineage.candidate(model.id)
+    if candidate is not None and candidate.ancestry is not None:
+        lines.append(f"ancestry, by a sample: {ancestry_words(candidate.ancestry)}")
     children = [m.id for m in lineage.models(kind="merge") if model.id in m.parents]
     if children:
         lines.append(f"parent of {', '.join(children)}")

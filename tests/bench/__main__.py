@@ -14,6 +14,7 @@ from pathlib import Path
 # Before any Hugging Face library is imported: nothing here needs the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from tests.bench.ancestry import ancestry
 from tests.bench.bench import Bench
 from tests.bench.demo import demo
 from tests.bench.device import device
@@ -48,6 +49,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "exactness": exactness,
     "growth": growth,
     "sample": sample,
+    "ancestry": ancestry,
     "lineage": lineage,
     "look": look,
     "gate": gate,
