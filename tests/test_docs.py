@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import command
+import warm_workers
 from documented import leaves, tables
 from kinship_daemon import config, demo
 from kinship_daemon.cli import app
@@ -66,7 +66,7 @@ def demo_home(tmp_path_factory):
     """The demo on few documents, so that it takes seconds; ten merges all the same."""
     user = tmp_path_factory.mktemp("user")
     few = ["--set", "evaluate.limit=40", "--set", "publish.namespace=null"]
-    done = command.run(
+    done = warm_workers.run(
         ["run", "--base", "demo", "--until-converged", "--home", user / "demo", *few], user
     )
     assert done.code == 0, done.err
@@ -144,7 +144,7 @@ def test_kinship():
 
 def test_evaluate_scores_a_homes_merge_as_the_daemon_did(demo_home, tmp_path):
     asked = ["--home", demo_home, "--set", "evaluate.limit=40", "--format", "json"]
-    done = command.run(["evaluate", "model-1-1", "--base", "demo", *asked], tmp_path)
+    done = warm_workers.run(["evaluate", "model-1-1", "--base", "demo", *asked], tmp_path)
     assert done.code == 0, done.err
     found = json.loads(done.out)
     compare("evaluate --format json", found)
