@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import command
-from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.home import Home
+from kinship_daemon.reasons import by_reason, lines
 from kinship_storage.records import Model
 from small_candidates import waiting
 from small_lineage import fill, finetune, open_lineage

@@ -87,7 +87,10 @@ def test_status(family):
         assert printed("status", "--home", family, "--json") == found
     compare("status --format json", found)
     assert "at work     score of m2, since 2026-01-31T08:15:00Z\n" in told
-    assert "at work     selection of m2: 25 % of 1,200 documents, 30 documents/s, 0:01:30 left\n" in told
+    assert (
+        "at work     selection of m2: 25 % of 1,200 documents, 30 documents/s, 0:01:30 left\n"
+        in told
+    )
     with open_lineage(home.lineage) as lineage:
         lineage.interrupt(key)
     left = printed("status", "--home", family, "--format", "json")

@@ -20,10 +20,10 @@ from kinship_daemon.cli.options import (
     home_options,
     open_lineage,
 )
-from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.explain import chapters, evolution_words, explain, returns, set_aside_words
 from kinship_daemon.home import Home
+from kinship_daemon.reasons import by_reason, lines
 from kinship_daemon.report import amount, count
 from kinship_storage.errors import DamagedLineage
 from kinship_storage.lineage import Lineage

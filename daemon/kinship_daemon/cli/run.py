@@ -53,7 +53,7 @@ def run_command(
         with (
             stopping_on_signals(stop),
             opened(config, report, check_evaluation=True, dry_run=dry_run, stop=stop) as d,
-            delivering(d.home.lineage, told, d.report, d.now),
+            delivering(d.home.lineage, told, d.report, d.now, 60 * config.notify.digest_minutes),
         ):
             if dry_run:
                 tell_estimate(d)
