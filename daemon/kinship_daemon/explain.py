@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kinship_daemon import exclusion, forgetting
 from kinship_daemon.ancestry import ancestry_words
 from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.evaluate.verdict import life_words
@@ -22,6 +23,10 @@ __all__ = [
     "returns",
     "set_aside_words",
 ]
+
+
+# What stands in a setting's place where a command keeps a model out.
+_RETURNS = {exclusion.COMMAND: "when its pattern goes", forgetting.COMMAND: None}
 
 
 def explain(lineage: Lineage, name: str) -> str:
@@ -96,7 +101,7 @@ def opens_again(model: Model) -> str:
 def returns(model: Model) -> str | None:
     """What brings it back with nobody's hand; None where nothing does."""
     if model.cause == "settings":
-        return f"when {model.setting} changes" if model.setting else None
+        return _RETURNS.get(str(model.setting), f"when {model.setting} changes")
     if model.cause == "world":
         return f"by itself at {model.retry_at}" if model.retry_at else "when its hub has it again"
     return None
