@@ -5,7 +5,7 @@ Runs the daemon again and again on one home, each time killed with SIGKILL at an
 
 MOMENT is `before` (the job is written down as running), `during` (half a second later: its worker
 is at it, or still starting), `amid` (its work is done, nothing is written), or `after` (its result
-is committed). The imports are done once: every run is a fork of this process, which has started no
+is committed). By turns it has one evaluation worker and two. The imports are done once: every run is a fork of this process, which has started no
 thread, and so are their workers of another (`warm_workers.py`).
 """
 
@@ -73,8 +73,9 @@ def main():
     child_process._CONTEXT = warm_workers.CONTEXT
     split = sys.argv.index("--")
     points, arguments = sys.argv[1:split], sys.argv[split + 1 :]
-    for point in points:
-        status = fork(arguments, point)
+    for number, point in enumerate(points):
+        workers = ["--set", f"evaluate.workers={1 + number % 2}"]
+        status = fork([*arguments, *workers], point)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         print(f"{point} {'killed' if killed else f'not killed: {status}'}", flush=True)
     sys.exit(os.waitstatus_to_exitcode(fork(arguments)))
