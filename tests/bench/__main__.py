@@ -29,6 +29,7 @@ from tests.bench.merges import linear, slerp, ties
 from tests.bench.models import nbytes
 from tests.bench.processes import CommandFailed
 from tests.bench.sample import sample
+from tests.bench.simulations import simulations
 from tests.bench.table import Progress, Row, gigabytes, machine, markdown, progress
 from tests.bench.unborn import unborn
 from tests.bench.workers import workers
@@ -57,6 +58,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "device": device,
     "evaluation": evaluation,
     "workers": workers,
+    "simulations": simulations,
 }
 _WRITING = ("linear", "slerp", "ties")
 
@@ -142,7 +144,10 @@ def _options() -> argparse.Namespace:
         help="what `evaluation` asks: transformers' own or one GGUF file (random weights)",
     )
     parser.add_argument(
-        "--evolutions", type=int, default=1_000, help="simulated of each kind, for gate (1000)"
+        "--evolutions",
+        type=int,
+        default=1_000,
+        help="simulated of each kind, for gate (1000); ten times as many for simulations",
     )
     parser.add_argument(
         "--only",

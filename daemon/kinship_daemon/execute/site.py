@@ -24,12 +24,14 @@ class Workshop:
     Attributes:
         log: The evaluation's log; further workers add their number to its name.
         devices: Where models are evaluated, one worker each: `cpu`, `cuda:0`.
+        processes: How many jobs that need none of them are done at a time.
         options: The config's `executor` section, for who needs more than this.
         stop: Set when the daemon is to stop.
     """
 
     log: Path
     devices: tuple[str, ...] = ("cpu",)
+    processes: int = 1
     options: Mapping[str, object] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
 
