@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -91,7 +92,7 @@ def opened(
     settings = evaluation_settings(config)
     home = home_of(config)
     is_new = not home.path.exists()
-    workshop = workshop_for(config, settings, home.evaluation_log, stop)
+    workshop = workshop_for(config, settings, home, stop)
     with (
         home.hold(),
         _nothing_left(home) if is_new else nullcontext(),
@@ -99,7 +100,7 @@ def opened(
         recording(logged, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
-        closing(Evaluators(open_executor(config.executor.use, workshop), stop)) as evaluators,
+        closing(_evaluators(config, workshop, reporter, stop)) as evaluators,
     ):
         lineage.recover()
         tidy(home, lineage)
@@ -111,7 +112,7 @@ def opened(
         settings = with_documents(evaluators, settings, lineage, reporter, load=check_evaluation)
         model, folder = _base(config, repo, hub, home, lineage, reporter, sha256)
         if check_evaluation:
-            check_base(evaluators, settings, model, folder, lineage, reporter)
+            check_base(evaluators, settings, model, folder, lineage, reporter, sha256)
         try_again(config, settings, lineage, reporter)
         _say_new_scores(settings, lineage, reporter)
         lineage.put("hub", hub.name)
@@ -273,7 +274,7 @@ def evaluation_settings(config: Config) -> Settings:
 
 
 def workshop_for(
-    config: Config, settings: Settings, log: Path, stop: threading.Event | None = None
+    config: Config, settings: Settings, home: Home, stop: threading.Event | None = None
 ) -> Workshop:
     """
     What an executor is given of this machine.
@@ -281,8 +282,20 @@ def workshop_for(
     Raises:
         UsageError: A device that is named is not there.
     """
-    devices, options = settings.worker_devices(), config.executor.model_dump()
-    return Workshop(log, devices, options=options, stop=stop or threading.Event())
+    return Workshop(
+        home.evaluation_log,
+        settings.worker_devices(),
+        options=config.executor.model_dump(),
+        hub=str(home.demo_hub) if config.hub == "demo" else config.hub,
+        stop=stop or threading.Event(),
+    )
+
+
+def _evaluators(
+    config: Config, workshop: Workshop, report: Reporter, stop: threading.Event
+) -> Evaluators:
+    workshop = replace(workshop, say=lambda words: report.event("executor", words))
+    return Evaluators(open_executor(config.executor.use, workshop), stop)
 
 
 def _utc() -> datetime:

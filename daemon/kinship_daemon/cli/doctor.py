@@ -133,7 +133,7 @@ def _executor(config: Config) -> Iterator[_Line]:
     name = config.executor.use
     try:
         settings = evaluation_settings(config)
-        workshop = workshop_for(config, settings, home_of(config).evaluation_log)
+        workshop = workshop_for(config, settings, home_of(config))
         with closing(open_executor(name, workshop)) as executor:
             yield from ((True, "executor", f"{name}: {place}") for place in executor.describe())
     except KinshipError as error:
