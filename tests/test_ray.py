@@ -160,7 +160,7 @@ def test_what_a_cluster_cannot_give_is_said_and_waited_for(cluster, tmp_path):
 
 def test_gpus_for_a_daemon_without_any_are_refused(tmp_path):
     workshop = Workshop(tmp_path / "evaluate.log", options={"gpus_per_worker": 0.5})
-    with pytest.raises(UsageError, match=r"gpus_per_worker is 0\.5, .* on the CPU here"):
+    with pytest.raises(UsageError, match=r"gpus_per_worker is 0\.5, .* set evaluate\.device"):
         RayExecutor(workshop)
 
 

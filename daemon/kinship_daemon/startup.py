@@ -48,6 +48,7 @@ from kinship_storage.rows import stamp
 __all__ = [
     "SECRET",
     "check_token",
+    "devices_here",
     "evaluation_settings",
     "home_of",
     "opened",
@@ -149,12 +150,18 @@ def opened(
 def _check(config: Config, *, dry_run: bool) -> None:
     """All that can be wrong in a configuration before a home is held or a hub asked."""
     check(_recipe(config), ())
-    for device in {config.kinship.device, config.evaluate.device}:
+    for device in devices_here(config):
         resolve_device(device)
     webhook_secret(config)
     if not dry_run:
         check_token(config)
     the_base(config)
+
+
+def devices_here(config: Config) -> set[str]:
+    """Kinds of devices, as the config names them, that this machine must have."""
+    elsewhere = config.executor.use not in {"inline", "local"}
+    return {config.kinship.device} | (set() if elsewhere else {config.evaluate.device})
 
 
 def _recipe(config: Config) -> Recipe:
@@ -270,7 +277,11 @@ def home_of(config: Config) -> Home:
 
 
 def evaluation_settings(config: Config) -> Settings:
-    return Settings.of(config.evaluate, config.seed)
+    """What this machine makes of the config's: a worker elsewhere must not make more of it."""
+    settings = Settings.of(config.evaluate, config.seed)
+    if settings.resolved_device() == "cuda":
+        return settings.but(device="cuda")
+    return settings.but(device="cpu", threads=settings.resolved_threads())
 
 
 def workshop_for(

@@ -204,8 +204,8 @@ def _setup(workshop: Workshop, options: RayOptions) -> Setup:
     gpus = options.gpus_per_worker
     if gpus and not on_gpu:
         raise UsageError(
-            f"executor.gpus_per_worker is {gpus:g}, and models are evaluated on the CPU "
-            "here: set evaluate.device: cuda where the daemon has a GPU, too, or leave it"
+            f"executor.gpus_per_worker is {gpus:g}, and models are evaluated on the CPU: "
+            "set evaluate.device: cuda, or leave it"
         )
     if gpus is None:
         gpus = 1.0 if on_gpu else 0.0

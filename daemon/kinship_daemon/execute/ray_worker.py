@@ -19,7 +19,7 @@ from kinship_daemon.execute.site import LocalSite, Workshop, outcome
 
 __all__ = ["Place", "RayWorker", "versions"]
 
-_PACKAGES = ("kinship-daemon", "torch", "transformers", "lm-eval")
+_PACKAGES = ("kinship-daemon", "torch", "transformers", "lm-eval", "vllm")
 # So long a look for news waits for some; then it is asked again.
 _LOOK_SECONDS = 1.0
 
