@@ -4,7 +4,7 @@ import os
 from contextlib import contextmanager
 
 # On a loaded machine a node takes longer than Ray has patience.
-os.environ["RAY_raylet_start_wait_time_s"] = "300"
+os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112 - it is named so
 
 NODE = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 10**8}
 

@@ -23,7 +23,7 @@ from ray_clusters import NODE
 from test_kill import ARGUMENTS, content
 from test_main_job import history
 
-PORT = 16379
+PORT = 26379
 LONGEST_SECONDS = 12.0
 PATIENCE_SECONDS = 900.0
 

@@ -29,7 +29,7 @@ from tests.bench.processes import CommandFailed
 from tests.bench.sample import sample
 from tests.bench.table import Progress, Row, gigabytes, machine, markdown, progress
 from tests.bench.unborn import unborn
-from tests.bench.workers import workers
+from tests.bench.workers import on_ray, workers
 
 from kinship_daemon.errors import KinshipError
 
@@ -53,6 +53,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "device": device,
     "evaluation": evaluation,
     "workers": workers,
+    "ray": on_ray,
 }
 _WRITING = ("linear", "slerp", "ties")
 
