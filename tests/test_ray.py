@@ -143,9 +143,8 @@ def test_what_a_cluster_cannot_give_is_said_and_waited_for(cluster, tmp_path):
     options = {"address": cluster.address, "resources": {"big": 1}}
     options["node_cache"] = str(tmp_path / "node")
     executor = RayExecutor(Workshop(tmp_path / "evaluate.log", options=options, say=said.put))
-    assert executor.describe() == [
-        "no node has room now, work waits for one; a worker takes 1 CPU, 1 big"
-    ]
+    words = "no node has room for a worker, which takes 1 CPU, 1 big: work waits for one"
+    assert executor.describe()[-1] == words
     with closing(Dispatcher(executor)) as dispatcher:
         dispatcher.begin(Job("say", Say("a"), Needs(device=True)), {})
         assert said.get(timeout=120).endswith(

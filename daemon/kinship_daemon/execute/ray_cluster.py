@@ -6,16 +6,19 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kinship_daemon.errors import Transient, UsageError
 
-__all__ = ["connect", "nodes_by_room", "shown"]
+__all__ = ["Node", "connect", "living_nodes", "shown"]
 
 # So long a cluster's address may take to answer.
 _REACH_SECONDS = 10.0
 # Nothing large goes through Ray.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
+# How Ray names what kind of GPU a node has.
+_KIND = "accelerator_type:"
 
 
 def connect(address: str) -> Any:
@@ -54,18 +57,43 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), _REACH_SECONDS).close()
 
 
-def nodes_by_room(
+@dataclass(frozen=True)
+class Node:
+    """
+    A machine of the cluster.
+
+    Attributes:
+        name: The host's, and the beginning of Ray's id.
+        workers: How many have room there.
+        device: What they evaluate on, for people: `A10G`, `CPU`.
+    """
+
+    name: str
+    workers: int
+    device: str
+
+
+def living_nodes(
     nodes: Sequence[Mapping[str, Any]], takes: Mapping[str, float], most: int | None
-) -> dict[str, int]:
-    """How many workers that take so much each node has room for; of those that have any."""
-    found = {}
+) -> tuple[Node, ...]:
+    """
+    By name.
+
+    Args:
+        nodes: As `ray.nodes()`.
+        takes: What a worker takes of a node.
+        most: Workers of a node, however much room it has.
+    """
+    found = []
     for node in nodes:
         there = node["Resources"]
         room = min(int(there.get(name, 0.0) / amount + 1e-9) for name, amount in takes.items())
-        room = room if most is None else min(room, most)
-        if node["Alive"] and room:
-            found[f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"] = room
-    return dict(sorted(found.items()))
+        if node["Alive"]:
+            name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+            kinds = (name.removeprefix(_KIND) for name in there if name.startswith(_KIND))
+            device = next(kinds, "GPU") if "GPU" in takes else "CPU"
+            found.append(Node(name, room if most is None else min(room, most), device))
+    return tuple(sorted(found, key=lambda node: node.name))
 
 
 def shown(takes: Mapping[str, float]) -> str:

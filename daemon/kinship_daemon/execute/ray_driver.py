@@ -23,7 +23,7 @@ from kinship_daemon.execute.executor import Failed, Job, Progress, Report, Tell
 from kinship_daemon.execute.leaf_sources import share
 from kinship_daemon.execute.line import Line
 from kinship_daemon.execute.node_cache import Leaf, leaf_key
-from kinship_daemon.execute.ray_cluster import connect, nodes_by_room, shown
+from kinship_daemon.execute.ray_cluster import Node, connect, living_nodes, shown
 from kinship_daemon.execute.ray_worker import Place, RayWorker
 
 __all__ = ["Cluster", "RayOptions", "Setup", "serve"]
@@ -80,7 +80,7 @@ class Cluster:
 
     Attributes:
         slots: How many device jobs are done at a time.
-        lines: One for each node.
+        lines: One for each node, and what is done where.
     """
 
     slots: int
@@ -117,7 +117,7 @@ class _Driver:
         self.held: dict[str, set[str]] = {}
         self._pipe = pipe
         self._sending = threading.Lock()
-        self._nodes: dict[str, int] = {}
+        self._nodes: tuple[Node, ...] = ()
         self._workers: list[_Worker] = []
         self._beside = [_Worker(self, "cpu", {"CPU": 1.0})]
         self._lines = [
@@ -170,28 +170,32 @@ class _Driver:
         """See who is there; what has room for more workers gets them."""
         setup, before = self.setup, self._nodes
         most = setup.options.workers
-        found = nodes_by_room(self.ray.nodes(), setup.takes, setup.most_per_node)
+        found = living_nodes(self.ray.nodes(), setup.takes, setup.most_per_node)
         if found == before and self._workers:
             return
-        room = sum(found.values())
-        slots = max(1, room if most is None else most)
+        slots = max(1, sum(node.workers for node in found) if most is None else most)
         while len(self._workers) < slots:
             worker = _Worker(self, setup.device, setup.takes)
             self._workers.append(worker)
             self._lines[0].add(worker.do)
         self._nodes = found
-        self._send("cluster", Cluster(slots, tuple(self._shown(found))))
+        self._send("cluster", Cluster(slots, (*map(_shown, found), self._plan(found))))
         if before:
-            for node in sorted(before.keys() - found.keys()):
-                self.say(f"node {node} is gone; what it was at is done elsewhere")
-            for node in sorted(found.keys() - before.keys()):
-                self.say(f"node {node} is new: {found[node]} at a time")
+            names = {node.name for node in found}, {node.name for node in before}
+            for node in before:
+                if node.name not in names[0]:
+                    self.say(f"node {node.name} is gone; what it was at is done elsewhere")
+            for node in found:
+                if node.name not in names[1]:
+                    self.say(f"new {_shown(node)}")
 
-    def _shown(self, found: Mapping[str, int]) -> list[str]:
-        takes = f"a worker takes {shown(self.setup.takes)}"
-        if not found:
-            return [f"no node has room now, work waits for one; {takes}"]
-        return [f"node {node}: {count} at a time; {takes}" for node, count in found.items()]
+    def _plan(self, found: Sequence[Node]) -> str:
+        takes, most = shown(self.setup.takes), self.setup.options.workers
+        room = sum(node.workers for node in found)
+        if room == 0:
+            return f"no node has room for a worker, which takes {takes}: work waits for one"
+        where = f"evaluation there, {most or room} at a time, each takes {takes}"
+        return f"{where}; all else on the daemon's machine"
 
     def _nearest(self, number: int, jobs: Sequence[Job]) -> int:
         """The job for which a worker's node must fetch the least."""
@@ -342,6 +346,10 @@ class _Worker:
                     f"a worker waits for room on the Ray cluster: it takes {shown(self._takes)}"
                 )
         raise Stopped
+
+
+def _shown(node: Node) -> str:
+    return f"node {node.name}: {node.workers} at a time on {node.device}"
 
 
 def _lost(what: str, error: Exception) -> Lost:
