@@ -32,7 +32,7 @@ from tests.bench.sample import sample
 from tests.bench.simulations import simulations
 from tests.bench.table import Progress, Row, gigabytes, machine, markdown, progress
 from tests.bench.unborn import unborn
-from tests.bench.workers import workers
+from tests.bench.workers import on_ray, workers
 
 from kinship_daemon.errors import KinshipError
 
@@ -59,6 +59,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "evaluation": evaluation,
     "workers": workers,
     "simulations": simulations,
+    "ray": on_ray,
 }
 _WRITING = ("linear", "slerp", "ties")
 
