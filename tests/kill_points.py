@@ -5,7 +5,8 @@ Runs the daemon again and again on one home, each time killed with SIGKILL at an
 
 MOMENT is `before` (the job is written down as running), `during` (half a second later: its worker
 is at it, or still starting), `amid` (its work is done, nothing is written), or `after` (its result
-is committed). It works in a process of `warm_workers.py`: every run is a fork of it.
+is committed). It has one evaluation worker and two by turns, and works in a process of
+`warm_workers.py`: every run is a fork of it.
 """
 
 import os
@@ -68,8 +69,9 @@ def fork(arguments, point=None):
 def main():
     split = sys.argv.index("--")
     points, arguments = sys.argv[1:split], sys.argv[split + 1 :]
-    for point in points:
-        status = fork(arguments, point)
+    for number, point in enumerate(points):
+        workers = ["--set", f"evaluate.workers={1 + number % 2}"]
+        status = fork([*arguments, *workers], point)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         print(f"{point} {'killed' if killed else f'not killed: {status}'}", flush=True)
     sys.exit(os.waitstatus_to_exitcode(fork(arguments)))

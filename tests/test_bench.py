@@ -175,7 +175,7 @@ def test_the_gates_simulation_tells_luck_power_looks_and_the_race(part):
     for kind in ("smooth", "rugged"):
         found = rows[f"gate: {kind}"].facts
         assert found["parents"]["published"] >= found["best"]["published"] > 0
-        assert 0.1 < rows[f"race: {kind}"].facts["wide"]["losers"] < 0.9
+        assert 0.1 < rows[f"race: {kind}"].facts["default"]["losers"] < 0.9
         asked = rows[f"looks: {kind}"].facts
         assert asked["futility"]["asked"] < asked["early"]["asked"] < 1 == asked["fixed"]["asked"]
 

@@ -42,6 +42,8 @@ def history(home: Path) -> dict[str, list[tuple]]:
         " JOIN weights AS x ON x.number = a JOIN weights AS y ON y.number = b",
         "scores": "identity, split, task, settings, metric, task_version, score, stderr, n"
         f" FROM scores {weighed}",
+        "partials": "identity, settings, rung, best, share, mean, partials.stderr"
+        f" FROM partials {weighed}",
         "documents": "identity, split, task, document, value FROM documents"
         " JOIN scores ON scores.number = documents.score"
         " JOIN weights ON weights.number = scores.weights",

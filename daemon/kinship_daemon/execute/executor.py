@@ -77,7 +77,8 @@ class Source:
     A checkpoint that a job reads, told apart by what it holds.
 
     Attributes:
-        files: With sizes and SHA-256: whoever has such files has the checkpoint.
+        files: Weights, config and tokenizer, with sizes and SHA-256: whoever has such files has
+            the checkpoint.
         repo: On the hub; None for what was made here.
         revision: Of the repo, a commit.
     """
