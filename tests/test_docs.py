@@ -15,6 +15,8 @@ from kinship_daemon.home import Home
 from small_candidates import MERGED, notice, waiting
 from small_lineage import fill, finetune, merge, open_lineage
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "json.md").read_text()
 TEXT = "\n".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
