@@ -113,6 +113,7 @@ class Service:
         # What earlier starts made was shown then.
         self._shown = max(self._made(), default=0)
         self._is_idle = False
+        running.hurried = self._look_is_due.is_set
 
     def run(self) -> Generation | None:
         scheduler = BackgroundScheduler(timezone=UTC)
