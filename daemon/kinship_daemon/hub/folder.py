@@ -278,7 +278,9 @@ class FolderHub:
 def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError:
+    except OSError as error:
+        if is_scarce(error):
+            raise Transient(f"{folder} cannot be read: {error.strerror}") from error
         return []
 
 
