@@ -594,6 +594,14 @@ def test_an_absurd_size_is_refused(server, hub, size):
             hub.repo("org/a")
 
 
+def test_sizes_that_are_absurd_together_are_refused(server, hub):
+    shard = {"size": 1 << 49, "sha256": "0" * 64, "pointerSize": 1}
+    entries = [{"rfilename": f"model-0000{n}-of-00002.safetensors", "lfs": shard} for n in (1, 2)]
+    server.add("org/a", model(), extra={"siblings": entries})
+    with pytest.raises(Unavailable, match="in a way that cannot be read"):
+        hub.repo("org/a")
+
+
 @pytest.mark.parametrize(
     "extra",
     [

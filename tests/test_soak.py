@@ -198,8 +198,7 @@ def test_faults_refuse_nobody_and_publish_nothing_twice(calm, wide, tmp_path):
             assert retried(turns.evolve, d).stop is not None
             found = end(d.lineage, server)
     assert weather.failed.total() > 0.25 * weather.asked
-    # The rarest happens to few requests, and maybe to none.
-    assert len(KINDS - weather.failed.keys()) <= 1
+    assert weather.failed.keys() >= KINDS
     assert wide.differs(found.fates) == []
     assert found.published == calm.published
     assert (landed.done, found.commits) == (1, 1)
@@ -329,8 +328,7 @@ def test_killed_ten_times_it_ends_as_if_nothing_had_been(calm, wide, tmp_path):
             found = end(lineage, server)
             publications = lineage.publications()
     assert len(deaths) == len(set(deaths)) == 10
-    # What is asked for depends on the moments of the deaths, and with it the rarest faults.
-    assert len(KINDS - weather.failed.keys()) <= 3
+    assert weather.failed.keys() >= KINDS
     assert wide.differs(found.fates) == []
     assert of_any_generation(found.published) == of_any_generation(calm.published)
     assert (found.commits, len(publications)) == (1, 1)

@@ -106,7 +106,7 @@ def opened(
     ):
         lineage.recover()
         tidy(home, lineage)
-        sha256 = FileHashes(lineage)
+        sha256 = FileHashes(lineage, stop)
         hub = _hub(config, home, sha256, stop)
         if not dry_run:
             _check_right(config, hub, lineage, reporter)
