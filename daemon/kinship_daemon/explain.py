@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kinship_daemon import exclusion, forgetting
+from kinship_daemon.ancestry import ancestry_words
 from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.evaluate.verdict import life_words
 from kinship_policies.policy import Decision, Population
@@ -21,6 +23,10 @@ __all__ = [
     "returns",
     "set_aside_words",
 ]
+
+
+# What stands in a setting's place where a command keeps a model out.
+_RETURNS = {exclusion.COMMAND: "when its pattern goes", forgetting.COMMAND: None}
 
 
 def explain(lineage: Lineage, name: str) -> str:
@@ -70,6 +76,9 @@ def _origin(lineage: Lineage, model: Model) -> list[str]:
     lines += [
         f"file {f.path} ({f.size:,} bytes) sha256 {f.sha256}" for f in lineage.files(model.id)
     ]
+    candidate = lineage.candidate(model.id)
+    if candidate is not None and candidate.ancestry is not None:
+        lines.append(f"ancestry, by a sample: {ancestry_words(candidate.ancestry)}")
     children = [m.id for m in lineage.models(kind="merge") if model.id in m.parents]
     if children:
         lines.append(f"parent of {', '.join(children)}")
@@ -92,7 +101,7 @@ def opens_again(model: Model) -> str:
 def returns(model: Model) -> str | None:
     """What brings it back with nobody's hand; None where nothing does."""
     if model.cause == "settings":
-        return f"when {model.setting} changes" if model.setting else None
+        return _RETURNS.get(str(model.setting), f"when {model.setting} changes")
     if model.cause == "world":
         return f"by itself at {model.retry_at}" if model.retry_at else "when its hub has it again"
     return None

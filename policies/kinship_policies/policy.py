@@ -306,7 +306,8 @@ class Decision:
     saturated: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # Not `asdict`: it copies every string, and simulations do this thousands of times.
+        return {**vars(self), "merges": tuple(dict(vars(merge)) for merge in self.merges)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -112,6 +112,8 @@ class Candidate:
         novelty: One minus its highest kinship to the population when it was triaged; None where
             that is unknown.
         novelty_error: Standard error of `novelty`.
+        ancestry: How far it is from the base, and which known models it is made of, as its sample
+            tells (`kinship_daemon.ancestry`); None where nobody looked.
         read_bytes: Bytes read from the hub to triage it.
         gone: The hub has it no more.
     """
@@ -124,6 +126,7 @@ class Candidate:
     triaged: bool = False
     novelty: float | None = None
     novelty_error: float | None = None
+    ancestry: Mapping[str, Any] | None = None
     read_bytes: int = 0
     gone: bool = False
 

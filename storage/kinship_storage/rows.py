@@ -41,6 +41,7 @@ R = TypeVar("R")
 
 _JSON: Mapping[type, frozenset[str]] = {
     Model: frozenset({"recipe"}),
+    Candidate: frozenset({"ancestry"}),
     Generation: frozenset({"settings", "decision"}),
     Gate: frozenset({"settings"}),
     Publication: frozenset({"files"}),

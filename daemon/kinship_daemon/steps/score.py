@@ -105,4 +105,4 @@ def _tell(context: Context, work: Work, found: Evaluated) -> None:
     context.report.event("merge", message, model=model.id, score=value, gain=more)
 
 
-STEP = Step("score", "device", _plan, _run, _commit, _tell, repeats=True)
+STEP = Step("score", "device", _plan, _run, _commit, _tell, feeds=True, repeats=True)

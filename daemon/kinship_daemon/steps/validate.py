@@ -127,4 +127,4 @@ def _commit(lineage: Lineage, _work: Work, found: Evaluated) -> None:
     record(lineage, found)
 
 
-STEP = Step("validate", "device", _plan, _run, _commit, say_nothing)
+STEP = Step("validate", "device", _plan, _run, _commit, say_nothing, feeds=True)
