@@ -22,7 +22,7 @@ from kinship_daemon.execute.testing import CHECKS
 from kinship_daemon.execute.testing.jobs import Read, Say
 from kinship_daemon.report import JsonReporter
 from kinship_storage.records import File
-from ray_clusters import NODE, ray_cluster
+from ray_clusters import add_node, ray_cluster
 from turns import evolve, poll
 
 pytest.importorskip("ray", reason="RAY IS NOT TESTED: it cannot be imported here")
@@ -102,7 +102,7 @@ def test_two_nodes_of_which_one_is_killed_give_the_lineage_of_inline(
     try:
         found = lineage(tmp_path / "home", **chosen)
     finally:
-        cluster.add_node(**NODE)
+        add_node(cluster)
     assert heard.lost
     assert list((tmp_path / "node" / "leaves").glob("*/*.safetensors"))
     assert found == calm
@@ -150,7 +150,7 @@ def test_what_a_cluster_cannot_give_is_said_and_waited_for(cluster, tmp_path):
         assert said.get(timeout=120).endswith(
             "waits for room on the Ray cluster: it takes 1 CPU, 1 big"
         )
-        node = cluster.add_node(**NODE, resources={"big": 1})
+        node = add_node(cluster, resources={"big": 1})
         try:
             assert dispatcher.result("say")[0] == "a"
         finally:
