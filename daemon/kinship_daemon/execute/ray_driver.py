@@ -118,6 +118,7 @@ class _Driver:
         self._pipe = pipe
         self._sending = threading.Lock()
         self._nodes: tuple[Node, ...] = ()
+        self._said_waiting = False
         self._workers: list[_Worker] = []
         self._beside = [_Worker(self, "cpu", {"CPU": 1.0})]
         self._lines = [
@@ -151,6 +152,12 @@ class _Driver:
     def say(self, words: str) -> None:
         self._send("say", words)
 
+    def say_waiting(self, takes: Mapping[str, float]) -> None:
+        """Once until something changes: the others wait for the same."""
+        if not self._said_waiting:
+            self._said_waiting = True
+            self.say(f"a worker waits for room on the Ray cluster: it takes {shown(takes)}")
+
     def _tell(self, report: Report) -> None:
         self._send("told", report)
 
@@ -178,7 +185,7 @@ class _Driver:
             worker = _Worker(self, setup.device, setup.takes)
             self._workers.append(worker)
             self._lines[0].add(worker.do)
-        self._nodes = found
+        self._nodes, self._said_waiting = found, False
         self._send("cluster", Cluster(slots, (*map(_shown, found), self._plan(found))))
         if before:
             names = {node.name for node in found}, {node.name for node in before}
@@ -342,9 +349,7 @@ class _Worker:
                 return self._ray.get(asked)
             ticks -= 1
             if waits and ticks == 0:
-                self._driver.say(
-                    f"a worker waits for room on the Ray cluster: it takes {shown(self._takes)}"
-                )
+                self._driver.say_waiting(self._takes)
         raise Stopped
 
 
