@@ -228,7 +228,7 @@ class _Worker:
         self._takes = takes
         self._actor: Any = None
         self.place: Place | None = None
-        self._fault: KinshipError | None = None
+        self._fault: Exception | None = None
         self._lock = threading.Lock()
         self._at: tuple[str, int] | None = None
         self._cancelled = False
@@ -241,12 +241,12 @@ class _Worker:
                 self._start()
             except Stopped:
                 self.kill()
-            except KinshipError as error:
-                self.kill()
-                self._fault = error
             except self._gone as error:
                 self.kill()
                 self._fault = _lost("a worker could not be started", error)
+            except Exception as error:  # whoever is to do with it next raises it
+                self.kill()
+                self._fault = error
 
     def do(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
         with self._lock:
@@ -342,15 +342,25 @@ class _Worker:
         Raises:
             Stopped: Nobody wants it any more.
             RayError, ConnectionError: It is gone.
+            KinshipError, RuntimeError: What it raised, which only a bug makes the latter.
         """
         ticks = round(_PATIENCE_SECONDS / _TICK_SECONDS)
         while not (self._cancelled or self._driver.ending.is_set()):
             if self._ray.wait([asked], timeout=_TICK_SECONDS)[0]:
-                return self._ray.get(asked)
+                return self._given(asked)
             ticks -= 1
             if waits and ticks == 0:
                 self._driver.say_waiting(self._takes)
         raise Stopped
+
+    def _given(self, asked: Any) -> Any:
+        try:
+            return self._ray.get(asked)
+        except self._ray.exceptions.RayTaskError as error:  # the worker is well
+            cause = error.cause
+            if isinstance(cause, KinshipError):
+                raise cause from None
+            raise RuntimeError(f"a Ray worker cannot be used: {cause}") from None
 
 
 def _shown(node: Node) -> str:
