@@ -68,16 +68,18 @@ def model(tmp_path):
 
 
 class Heard:
-    """What a cluster told the daemon."""
+    """
+    What a cluster told the daemon; each is called once.
 
-    def __init__(self):
+    Args:
+        two_at_work: When two jobs have told how far they are.
+        one_lost: When a job's worker is gone.
+    """
+
+    def __init__(self, two_at_work, one_lost=lambda: None):
         self.lost = []
         self._at_work = set()
-        self._then = None
-
-    def when_two_are_at_work(self, then):
-        """Called once."""
-        self._then = then
+        self._calls = {"two at work": two_at_work, "one lost": one_lost}
 
     def tell(self, tell):
         def heard(executor, report):
@@ -85,25 +87,26 @@ class Heard:
                 self._at_work.add(report.key)
             else:
                 self._at_work.discard(report.key)
+            if len(self._at_work) == 2:
+                self._call("two at work")
+            tell(executor, report)
             if isinstance(report, Failed) and isinstance(report.error, Lost):
                 self.lost.append(report)
-            if len(self._at_work) == 2 and self._then is not None:
-                then, self._then = self._then, None
-                then()
-            tell(executor, report)
+                self._call("one lost")
 
         return heard
+
+    def _call(self, what):
+        self._calls.pop(what, lambda: None)()
 
 
 def test_what_a_killed_node_was_at_is_done_elsewhere(cluster, opened, model, tmp_path, monkeypatch):
     """Both nodes are at work, on a model that comes by the shared folder, when one is killed."""
 
-    def kill():
-        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-        (tmp_path / "now").touch()
-
-    heard = Heard()
-    heard.when_two_are_at_work(kill)
+    doomed = cluster.list_all_nodes()[-1]
+    heard = Heard(
+        lambda: cluster.remove_node(doomed, allow_graceful=False), (tmp_path / "now").touch
+    )
     monkeypatch.setattr(RayExecutor, "_tell", heard.tell(RayExecutor._tell))
     monkeypatch.setattr(ray_executor, "machine", lambda: "another")
     (tmp_path / "shared").mkdir()
@@ -178,7 +181,8 @@ def test_two_nodes_of_which_one_is_killed_give_the_lineage_of_inline(
     whole, cluster, calm, tmp_path, monkeypatch
 ):
     """Its leaves come by the shared folder: the nodes are told that the daemon is elsewhere."""
-    doomed, heard = cluster.list_all_nodes()[-1], Heard()
+    doomed = cluster.list_all_nodes()[-1]
+    heard = Heard(lambda: cluster.remove_node(doomed, allow_graceful=False))
     (tmp_path / "shared").mkdir()
     chosen = {
         "executor.use": "ray",
@@ -186,7 +190,6 @@ def test_two_nodes_of_which_one_is_killed_give_the_lineage_of_inline(
         "executor.shared_folder": str(tmp_path / "shared"),
         "executor.node_cache": str(tmp_path / "node"),
     }
-    heard.when_two_are_at_work(lambda: cluster.remove_node(doomed, allow_graceful=False))
     monkeypatch.setattr(RayExecutor, "_tell", heard.tell(RayExecutor._tell))
     monkeypatch.setattr(ray_executor, "machine", lambda: "another")
     found = lineage(tmp_path / "home", **chosen)

@@ -31,6 +31,8 @@ __all__ = ["Cluster", "RayOptions", "Setup", "serve"]
 _TICK_SECONDS = 0.2
 # So often a look at who is in the cluster.
 _LOOK_SECONDS = 5.0
+# A worker that had nothing to do for so long gives its device back; to start one takes seconds.
+_IDLE_SECONDS = 600.0
 # So long a worker may take to start before it is said what it waits for.
 _PATIENCE_SECONDS = 20.0
 
@@ -122,8 +124,15 @@ class _Driver:
         self._workers: list[_Worker] = []
         self._beside = [_Worker(self, "cpu", {"CPU": 1.0})]
         self._lines = [
-            Line([], "device", lambda number: self._workers[number].ready(), self._nearest),
-            Line([self._beside[0].do], "process", lambda number: self._beside[number].ready()),
+            Line(
+                [],
+                "device",
+                lambda number: self._workers[number].ready(),
+                self._nearest,
+                lambda number: self._workers[number].kill(),
+                _IDLE_SECONDS,
+            ),
+            Line([self._beside[0].do], "process", lambda _: self._beside[0].ready()),
         ]
         self._look()
 
