@@ -65,6 +65,8 @@ class Triage(Section):
     """Refuse candidates whose licence would keep every merge of them from being published."""
     sample: float = Field(0.002, ge=0, le=0.5)
     """Part of a candidate's weights that is read to estimate its kinship; 0 reads none."""
+    ancestry: Literal["mark", "refuse", "ignore"] = "mark"
+    """Who, by that sample, is no descendant of the base or a merge of others: marked or refused."""
 
 
 class Admission(Section):

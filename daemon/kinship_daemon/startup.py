@@ -36,6 +36,7 @@ from kinship_daemon.report import Reporter, count
 from kinship_daemon.retry import try_again
 from kinship_daemon.steps.living import living
 from kinship_daemon.steps.publish import tidy
+from kinship_daemon.steps.rungs import no_race
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
@@ -117,6 +118,8 @@ def opened(
             check_base(evaluators, settings, model, folder, lineage, reporter, sha256)
         try_again(config, settings, lineage, reporter)
         _say_new_scores(settings, lineage, reporter)
+        if config.evaluate.race and (needs := no_race(config, policy)):
+            reporter.event("race", f"there is none: {needs} needs all selection documents")
         lineage.put("hub", hub.name)
         clock = now
         yield Context(

@@ -66,11 +66,9 @@ class Needs:
 
     Attributes:
         device: One of the devices that models are evaluated on, and a worker that owns it.
-        memory_gb: 10^9 bytes of the machine's memory; 0 where that is little.
     """
 
     device: bool = False
-    memory_gb: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class Workshop:
     Attributes:
         log: The evaluation's log; further workers add their number to its name.
         devices: Where models are evaluated, one worker each: `cpu`, `cuda:0`.
+        processes: How many jobs that need none of them are done at a time.
         options: The config's `executor` section, for who needs more than this.
         hub: Where models come from: a URL, or a folder.
         stop: Set when the daemon is to stop.
@@ -32,6 +33,7 @@ class Workshop:
 
     log: Path
     devices: tuple[str, ...] = ("cpu",)
+    processes: int = 1
     options: Mapping[str, object] = field(default_factory=dict)
     hub: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
