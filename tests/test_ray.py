@@ -20,7 +20,10 @@ from kinship_daemon.execute.executor import Failed, Job, Needs, Progress, Source
 from kinship_daemon.execute.site import Workshop
 from kinship_daemon.execute.testing import CHECKS
 from kinship_daemon.execute.testing.jobs import Read, Say
+from kinship_daemon.landscapes import open_landscape
 from kinship_daemon.report import JsonReporter
+from kinship_daemon.simulation import evolutions, evolutions_by, processes
+from kinship_policies.registry import make
 from kinship_storage.records import File
 from ray_clusters import NODE, add_node, ray_cluster
 from turns import evolve, poll
@@ -133,6 +136,16 @@ def whole(cluster):
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_it_conforms(check, whole, opened):
     check(opened)
+
+
+@in_full
+def test_simulations_are_shared_among_the_nodes(whole, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    policies = {"greedy": make("topk-greedy", {})}
+    arguments = ("synthetic", range(45), 4, lambda _done: None)
+    with open_landscape("synthetic") as landscape:
+        alone = list(evolutions(policies, landscape, *arguments[1:]))
+    assert list(evolutions_by(processes(3, whole.address), policies, *arguments)) == alone
 
 
 @in_full

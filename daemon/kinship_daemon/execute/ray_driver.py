@@ -61,6 +61,7 @@ class Setup:
     Attributes:
         takes: What a device worker takes of a node, by Ray's names.
         most_per_node: Device workers, however much room there is.
+        processes: Workers without a device.
         machine: The daemon's.
         versions: The daemon's, which a worker's must be.
         hub: Where models come from.
@@ -70,6 +71,7 @@ class Setup:
     device: str
     takes: Mapping[str, float]
     most_per_node: int | None
+    processes: int
     machine: str
     versions: Mapping[str, str]
     hub: str
@@ -122,7 +124,7 @@ class _Driver:
         self._nodes: tuple[Node, ...] = ()
         self._said_waiting = False
         self._workers: list[_Worker] = []
-        self._beside = [_Worker(self, "cpu", {"CPU": 1.0})]
+        self._beside = [_Worker(self, "cpu", {"CPU": 1.0}) for _ in range(setup.processes)]
         self._lines = [
             Line(
                 [],
@@ -132,7 +134,11 @@ class _Driver:
                 lambda number: self._workers[number].kill(),
                 _IDLE_SECONDS,
             ),
-            Line([self._beside[0].do], "process", lambda _: self._beside[0].ready()),
+            Line(
+                [worker.do for worker in self._beside],
+                "process",
+                lambda number: self._beside[number].ready(),
+            ),
         ]
         self._look()
 
