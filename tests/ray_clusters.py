@@ -7,7 +7,14 @@ from contextlib import contextmanager
 os.environ["RAY_raylet_start_wait_time_s"] = "60"  # noqa: SIM112 - it is named so
 TRIES = 5
 
-NODE = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 10**8}
+NODE = {
+    "num_cpus": 2,
+    "num_gpus": 0,
+    "object_store_memory": 10**8,
+    "include_log_monitor": False,  # nobody reads along
+}
+# Neither web pages nor an autoscaler.
+HEAD = {**NODE, "include_dashboard": False, "no_monitor": True}
 
 
 @contextmanager
@@ -27,7 +34,7 @@ def start_head(**given):
     for tries in range(TRIES):
         made = Cluster()
         try:
-            made.add_node(**{**NODE, "include_dashboard": False, **given})
+            made.add_node(**{**HEAD, **given})
             return made
         except Exception:  # that is all that Ray says
             made.shutdown()
