@@ -15,8 +15,11 @@ import pytest
 
 from kinship_daemon import config, startup
 from kinship_daemon.errors import KinshipError, Lost, Transient, UsageError
+from kinship_daemon.execute import ray_executor
 from kinship_daemon.execute.dispatch import Dispatcher
 from kinship_daemon.execute.executor import Failed, Job, Needs, Progress, Source
+from kinship_daemon.execute.ray_cluster import connect
+from kinship_daemon.execute.ray_executor import RayExecutor
 from kinship_daemon.execute.site import Workshop
 from kinship_daemon.execute.testing import CHECKS
 from kinship_daemon.execute.testing.jobs import Read, Say
@@ -29,9 +32,6 @@ from ray_clusters import NODE, add_node, ray_cluster
 from turns import evolve, poll
 
 pytest.importorskip("ray", reason="RAY IS NOT TESTED: it cannot be imported here")
-
-from kinship_daemon.execute import ray_executor
-from kinship_daemon.execute.ray_executor import RayExecutor
 
 SMALL = {
     "evaluate.limit": "16",
@@ -237,6 +237,18 @@ def test_gpus_for_a_daemon_without_any_are_refused(tmp_path):
     workshop = Workshop(tmp_path / "evaluate.log", options={"gpus_per_worker": 0.5})
     with pytest.raises(UsageError, match=r"gpus_per_worker is 0\.5, .* set evaluate\.device"):
         RayExecutor(workshop)
+
+
+def test_a_cluster_of_another_python_is_refused(monkeypatch):
+    import ray
+
+    def init(*_given, **_named):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Python: 3.10.1")
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UsageError, match=r"cluster auto has other versions: .* Python: 3\.10\.1"):
+        connect("auto")
 
 
 def test_without_a_cluster_or_without_ray_one_line_says_what_would_work(tmp_path, monkeypatch):
