@@ -77,6 +77,12 @@ class _Found:
     help="Processes that share the runs; the results are the same.",
 )
 @click.option(
+    "ray",
+    "--ray",
+    metavar="ADDRESS",
+    help="On a Ray cluster: auto, or HOST:PORT of its head.",
+)
+@click.option(
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="For every policy that has KEY."
 )
 @click.option("plot", "--plot", type=click.Path(path_type=Path), help="Draw it: .png or .svg.")
@@ -88,6 +94,7 @@ def simulate_command(
     seed: int,
     budget: int,
     workers: int,
+    ray: str | None,
     overrides: tuple[str, ...],
     plot: Path | None,
     form: str,
@@ -101,7 +108,7 @@ def simulate_command(
         curves.check(plot)
     with open_landscape(place) as landscape:
         numbers = range(seed, seed + _seeds(landscape, seeds))
-        runs = _simulate(chosen, landscape, place, numbers, budget, workers)
+        runs = _simulate(chosen, landscape, place, numbers, budget, workers, ray)
         compared = compare(runs, budget, seed, varies=landscape.varies)
         found = _Found(landscape, numbers, budget, runs, compared)
         {"table": _table, "json": _json}[form](found)
@@ -172,18 +179,20 @@ def _simulate(
     seeds: Sequence[int],
     budget: int,
     workers: int,
+    ray: str | None,
 ) -> list[Run]:
     """Every policy under every seed, in that order of seeds."""
-    if workers > 1 and place.partition(":")[0] == "demo":
+    alone = workers == 1 and ray is None
+    if not alone and place.partition(":")[0] == "demo":
         raise UsageError(
             "--workers: the demo's models have an evaluation process of their own; leave it out"
         )
     report = reporter(log_json=False, stream=sys.stderr)
     total = len(policies) * len(seeds) * budget
     with report.progress("simulate", total, "evaluations") as advance:
-        if workers == 1:
+        if alone:
             return list(evolutions(policies, landscape, seeds, budget, advance))
-        by = processes(workers)
+        by = processes(workers, ray)
         return list(evolutions_by(by, policies, place, seeds, budget, advance))
 
 
