@@ -5,8 +5,9 @@ Runs the daemon again and again on one home, each time killed with SIGKILL at an
 
 MOMENT is `before` (the job is written down as running), `during` (half a second later: its worker
 is at it, or still starting), `amid` (its work is done, nothing is written), or `after` (its result
-is committed). By turns it has one evaluation worker and two. The imports are done once: every run is a fork of this process, which has started no
-thread, and so are their workers of another (`warm_workers.py`).
+is committed). By turns it has one evaluation worker and two. The imports are done once: every run
+is a fork of this process, which has started no thread, and so are their workers of another
+(`warm_workers.py`).
 """
 
 import os
