@@ -136,6 +136,11 @@ class Evaluators:
         return self._dispatcher.executor.slots
 
     @property
+    def idle(self) -> int:
+        """How many workers have nothing to do."""
+        return max(0, self.at_once - len(self.begun - self.answered()))
+
+    @property
     def begun(self) -> frozenset[str]:
         """Keys of the models that are asked, or were, and whose answers nobody has had yet."""
         return frozenset(self._dispatcher.begun)

@@ -228,6 +228,7 @@ class _Batch:
         return self._evaluated(work, asking, found)
 
     def close(self) -> None:
+        self._advance = None
         self._shown.close()
 
     def _key(self, work: Work) -> str:
