@@ -11,11 +11,12 @@ from typing import Self
 
 from kinship_daemon.errors import EvaluationFailed
 from kinship_daemon.evaluate.settings import Asked, Documents, Evaluation, Settings
+from kinship_daemon.evaluate.timing import Probe, probe
 from kinship_daemon.execute.dispatch import Dispatcher
 from kinship_daemon.execute.executor import Executor, Job, Needs, Site, Source
 from kinship_daemon.weights.assembly import Assembly
 
-__all__ = ["Answered", "Ask", "Evaluators", "Ingredients", "Load", "NamedAssembly"]
+__all__ = ["Answered", "Ask", "Evaluators", "Ingredients", "Load", "NamedAssembly", "Time"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,17 @@ class Ask:
         return Answered(found, time.monotonic() - began)
 
 
+@dataclass(frozen=True)
+class Time:
+    """The job to time a model on a few documents."""
+
+    settings: Settings
+    assembly: NamedAssembly
+
+    def __call__(self, site: Site) -> Probe:
+        return probe(site.evaluator(self.settings), self.assembly.at(site.folder))
+
+
 class Evaluators:
     """Models asked wherever an executor does it. For one thread."""
 
@@ -197,6 +209,18 @@ class Evaluators:
         key = f"ask {model.assembly.identity}"
         self.begin(key, settings, model, asked)
         return self.result(key)
+
+    def time(self, settings: Settings, model: Ingredients) -> Probe:
+        """
+        How long a model takes, found out by a worker that is there anyway.
+
+        Raises:
+            ModelError, KinshipError: As `Evaluator.evaluate`.
+        """
+        job = Job("time", Time(settings, model.assembly), Needs(device=True), model.sources)
+        self._dispatcher.begin(job, model.folders)
+        found: Probe = self._dispatcher.result("time")
+        return found
 
     def leave(self, key: str) -> None:
         """Nobody wants the result of a job any more."""
