@@ -25,6 +25,7 @@ from tests.bench.look import look
 from tests.bench.matrices import matrix
 from tests.bench.merges import linear, slerp, ties
 from tests.bench.models import nbytes
+from tests.bench.pages import pages
 from tests.bench.processes import CommandFailed
 from tests.bench.sample import sample
 from tests.bench.table import Progress, Row, gigabytes, machine, markdown, progress
@@ -53,6 +54,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "device": device,
     "evaluation": evaluation,
     "workers": workers,
+    "pages": pages,
 }
 _WRITING = ("linear", "slerp", "ties")
 
