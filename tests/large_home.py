@@ -11,6 +11,7 @@ from kinship_policies.policy import Decision, Member, Population
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate, Gate, Generation, Model, Publication
 from kinship_storage.rows import row, stamp
+from small_candidates import MERGED
 from small_lineage import NOW, finetune, merge, open_lineage, score
 
 _TOP = 5
@@ -127,6 +128,7 @@ def _notice(lineage: Lineage, chance: random.Random, candidates: int) -> None:
             triaged=number % 4 != 0,
             novelty=chance.random() if number % 4 else None,
             novelty_error=0.01 if number % 4 else None,
+            ancestry=MERGED if number % 40 == 1 else None,
         )
         listed.append(row(candidate, model=first + number))
     for table, rows in (("models", models), ("candidates", listed)):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import command
+import warm_workers
 from documented import leaves, tables
 from kinship_daemon import config, demo
 from kinship_daemon.cli import app
 from kinship_daemon.home import Home
-from small_candidates import notice, waiting
+from small_candidates import MERGED, notice, waiting
 from small_lineage import fill, finetune, merge, open_lineage
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def demo_home(tmp_path_factory):
     """The demo on few documents, so that it takes seconds; ten merges all the same."""
     user = tmp_path_factory.mktemp("user")
     few = ["--set", "evaluate.limit=40", "--set", "publish.namespace=null"]
-    done = command.run(
+    done = warm_workers.run(
         ["run", "--base", "demo", "--until-converged", "--home", user / "demo", *few], user
     )
     assert done.code == 0, done.err
@@ -103,6 +103,8 @@ def test_status(family):
 def test_candidates(family):
     with open_lineage(family / "lineage.db") as lineage:
         lineage.add_candidate(waiting("odd"))
+        for candidate in lineage.candidates():
+            lineage.update_candidate(candidate.model, ancestry=MERGED)
     facts = printed("candidates", "--home", family, "--format", "json")
     listed = tables(documented("candidates --format json"))
     rows = [f"[].{name}" for name in listed["field of a row"]]
@@ -163,7 +165,7 @@ def test_kinship():
 
 def test_evaluate_scores_a_homes_merge_as_the_daemon_did(demo_home, tmp_path):
     asked = ["--home", demo_home, "--set", "evaluate.limit=40", "--format", "json"]
-    done = command.run(["evaluate", "model-1-1", "--base", "demo", *asked], tmp_path)
+    done = warm_workers.run(["evaluate", "model-1-1", "--base", "demo", *asked], tmp_path)
     assert done.code == 0, done.err
     found = json.loads(done.out)
     compare("evaluate --format json", found)

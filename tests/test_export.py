@@ -95,6 +95,7 @@ def test_the_export_says_who_waits_and_who_was_refused_and_why(family):
         "triaged": True,
         "novelty": None,
         "novelty_error": None,
+        "ancestry": None,
         "read_bytes": 300,
         "gone": True,
     }

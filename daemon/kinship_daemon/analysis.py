@@ -202,7 +202,8 @@ def _scored(lineage: Lineage) -> tuple[list[Model], dict[str, float]]:
     """Everyone scored under the present settings, and the means over tasks by id."""
     settings = _settings(lineage)
     means = lineage.mean_scores("selection", settings)
-    models = [m for m in lineage.scored_models("selection", settings) if m.kind != "base"]
+    scored = lineage.scored_models("selection", settings)
+    models = [m for m in scored if m.kind != "base" and m.weights in means]
     return models, {m.id: means[str(m.weights)] for m in models}
 
 

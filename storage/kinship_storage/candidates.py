@@ -150,6 +150,15 @@ class Candidates:
         )
         return {values["id"]: values["vector"] for values in found}
 
+    def sampled_models(self, plan: str, *statuses: Status) -> list[str]:
+        """Ids of those with one of these statuses that were sampled under the plan; sorted."""
+        found = self._store.query(
+            "SELECT m.id FROM samples JOIN models AS m ON m.number = samples.model"
+            " WHERE plan = ? AND m.status IN (SELECT value FROM json_each(?)) ORDER BY m.id",
+            [plan, dumps(statuses)],
+        )
+        return [values["id"] for values in found]
+
 
 _FROM = " FROM models AS m JOIN candidates ON candidates.model = m.number WHERE {where}"
 _LISTED = f"SELECT candidates.*, m.id{_FROM} ORDER BY {{order}}"

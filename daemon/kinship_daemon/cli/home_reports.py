@@ -21,6 +21,7 @@ from kinship_daemon.cli.options import (
     open_lineage,
 )
 from kinship_daemon.errors import KinshipError
+from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.explain import chapters, evolution_words, explain, returns, set_aside_words
 from kinship_daemon.home import Home
 from kinship_daemon.reasons import by_reason, lines
@@ -71,6 +72,7 @@ def status_command(home: Path | None, base: str | None, form: str, as_json: bool
         click.echo(f"published   {repo}")
     for line in facts["not_published"]:
         echo_hanging("passed      ", f"{line['model']}, not published: {line['reason']}")
+    _tell("stopped", [(line["model"], line["reason"]) for line in facts["stopped"]])
     states: tuple[Status, ...] = ("refused", "quarantined")
     aside = {
         status: [
@@ -150,6 +152,7 @@ def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
             for model in lineage.models("merge", "admitted")
             if model.not_published is not None
         ],
+        "stopped": list(_stopped(lineage)),
         "set_aside": list(_set_aside(lineage)),
         "waiting": [{**_job(job), "due": job.due} for job in lineage.jobs("waiting")],
         "failed_jobs": [_job(job) for job in lineage.jobs("failed")],
@@ -158,6 +161,16 @@ def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
 
 def _job(job: Job) -> dict[str, str | None]:
     return {"kind": job.kind, "model": job.model, "reason": job.reason, "cause": job.cause}
+
+
+def _stopped(lineage: Lineage) -> Iterator[dict[str, str]]:
+    """Who was not asked all selection documents, and why."""
+    for weights, partial in lineage.partials(
+        (lineage.get("settings") or {}).get("selection", "")
+    ).items():
+        if partial.best is not None:
+            for model in lineage.by_weights(weights):
+                yield {"model": model.id, "reason": stop_words(partial).removeprefix("stopped ")}
 
 
 def _set_aside(lineage: Lineage) -> Iterator[dict[str, str | None]]:

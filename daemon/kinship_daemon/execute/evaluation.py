@@ -138,9 +138,18 @@ class Evaluators:
         self._known: list[tuple[Settings, Settings]] = []
 
     @property
-    def ahead(self) -> int:
-        """How many models are worth being asked for at a time."""
-        return self._dispatcher.ahead
+    def room(self) -> int:
+        """How many more models are worth being asked now."""
+        return max(0, self._dispatcher.ahead - len(self._dispatcher.begun))
+
+    @property
+    def begun(self) -> frozenset[str]:
+        """Keys of the models that are asked, or were, and whose answers nobody has had yet."""
+        return frozenset(self._dispatcher.begun)
+
+    def answered(self) -> frozenset[str]:
+        """Those of them that have answered."""
+        return self._dispatcher.answered()
 
     def watch(self, watch: Callable[[str, int, int], None] | None) -> None:
         """Whom to tell how far the jobs are, as `Dispatcher.watch`."""
@@ -169,8 +178,10 @@ class Evaluators:
         job = Job(key, call, Needs(device=True), model.sources)
         self._dispatcher.begin(job, model.folders)
 
-    def is_begun(self, key: str) -> bool:
-        return self._dispatcher.is_begun(key)
+    def is_asked(self, key: str, asked: Asked) -> bool:
+        """Whether a job of that key is out, and asks for the same."""
+        job = self._dispatcher.begun.get(key)
+        return job is not None and isinstance(job.call, Ask) and job.call.asked == asked
 
     def result(self, key: str) -> Answered:
         """
