@@ -180,6 +180,31 @@ def test_evaluate_scores_a_homes_merge_as_the_daemon_did(demo_home, tmp_path):
     }
 
 
+def test_tune_knows_its_parents_scores_and_its_recipe_can_be_merged(demo_home, tmp_path):
+    asked = ["demo/add", "demo/sort", "--base", "demo", "--home", demo_home, "--budget", "1"]
+    few = ["--set", "evaluate.limit=40", "--method", "task_arithmetic", "--format", "json"]
+    done = command.run(["tune", *asked, *few], tmp_path)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    compare("tune --format json", found)
+    (trial,) = found["trials"]
+    assert trial["parameters"] == {"weight": [0.5, 0.5], "lambda": 1.0}
+    assert trial["score"] == pytest.approx(found["best"]["score"])
+    lineage = printed("lineage", "--home", demo_home, "--format", "json")
+    founders = {m["id"]: m["selection"] for m in lineage["models"]}
+    for parent in found["parents"]:
+        tasks = founders[parent["model"]].values()
+        assert parent["score"] == pytest.approx(sum(t["score"] for t in tasks) / len(tasks))
+    assert len(list(tmp_path.rglob("tune/*.json"))) == 1, (
+        "the home's own scores are not asked again"
+    )
+    (tmp_path / "best.yml").write_text(found["recipe"])
+    result = CliRunner().invoke(
+        app, ["merge", str(tmp_path / "best.yml"), str(tmp_path / "out"), "--home", str(demo_home)]
+    )
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("name", ["explain", "recipe"])
 def test_what_is_told_of_one_model(demo_home, name):
     asked = [name, "model-1-1", "--home", demo_home, "--format", "json"]
