@@ -8,6 +8,21 @@ from small_lineage import finetune
 
 TIME = "2026-01-30T21:04:00Z"
 PLAN = "sample:1"
+MERGED = {
+    "likeness": 0.99,
+    "distance": 0.1,
+    "matrices": 14,
+    "unlike": 0,
+    "stranger": False,
+    "parts": [
+        {"model": "demo/add", "coefficient": 0.5, "error": 0.001},
+        {"model": "demo/sort", "coefficient": 0.4, "error": 0.001},
+    ],
+    "rest": 0.002,
+    "merge": True,
+}
+STRANGER = MERGED | {"likeness": 0.01, "unlike": 13, "stranger": True, "parts": [], "rest": 1.0}
+STRANGER["merge"] = False
 
 
 def waiting(name: str, **changes) -> Candidate:

@@ -8,6 +8,7 @@ from scipy import stats
 
 import command
 import small_lineage
+import warm_workers
 from kinship_daemon.analysis import FEWEST, METRICS, Merge, analyse, correlations
 from kinship_storage.records import Generation
 
@@ -126,15 +127,16 @@ def test_learning_ends_where_the_best_no_longer_rises_by_its_noise(tmp_path):
     assert saturation.top_kinship == pytest.approx((0.6 + 0.9) / 2)
 
 
-def test_a_stop_between_generations_leaves_each_its_own_kinship(tmp_path):
+def test_the_top_is_that_of_the_generation_before_a_decision_or_a_stop(tmp_path):
     with lineage_of(tmp_path / "lineage.db", list(zip(KINSHIPS, GAINS, strict=True))) as lineage:
         before = analyse(lineage).top_kinships
         for number, (generation, kinship) in enumerate(((None, 0.99), (6, 0.97)), start=6):
-            decision = {"merges": [], "top": [], "top_mean_kinship": kinship}
+            decision = {"merges": [], "top": ["m1"], "top_mean_kinship": kinship}
             lineage.add_generation(
                 Generation(number, generation, "topk-kinship", {}, 0, decision), {"members": []}
             )
-        assert analyse(lineage).top_kinships == {**before, 6: 0.97}
+            # After generation 5 the policy stopped, and went on once there was somebody new.
+            assert analyse(lineage).top_kinships == {**before, 5: kinship}
 
 
 def test_too_few_merges_conclude_nothing(tmp_path):
@@ -165,8 +167,8 @@ def test_the_command_says_writes_and_draws_it(tmp_path):
     assert len(facts["merges"]) == 10
     drawn = (tmp_path / "a.svg").read_bytes()
     assert b"Kinship and gain of 10 merges" in drawn
-    command.run([*arguments, tmp_path / "b.svg"], tmp_path)
+    warm_workers.run([*arguments, tmp_path / "b.svg"], tmp_path)
     assert (tmp_path / "b.svg").read_bytes() == drawn
-    wrong = command.run([*arguments, tmp_path / "a.gif"], tmp_path)
+    wrong = warm_workers.run([*arguments, tmp_path / "a.gif"], tmp_path)
     assert wrong.code == 2
     assert ".png or .svg" in wrong.err

@@ -13,11 +13,6 @@ from small_lineage import NOW, fill, finetune, open_lineage, score
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "lineage.db"
-
-
-@pytest.fixture
 def lineage(path):
     with open_lineage(path) as opened:
         fill(opened)
@@ -171,8 +166,6 @@ QUESTIONS = [
     lambda lineage: lineage.ancestors(lineage.model("m1")),
     lambda lineage: lineage.set_aside("world"),
     lambda lineage: lineage.due_models(NOW),
-    lambda lineage: lineage.runnable(),
-    lambda lineage: lineage.next_due(),
     lambda lineage: lineage.jobs(model="m1"),
     lambda lineage: lineage.sampled(PLAN, ["demo/add"]),
     lambda lineage: lineage.scores("sha256:add"),

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import command
-from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.home import Home
+from kinship_daemon.reasons import by_reason, lines
 from kinship_storage.records import Model
-from small_candidates import waiting
+from small_candidates import MERGED, STRANGER, waiting
 from small_lineage import fill, finetune, open_lineage
 
 THOUSANDS = 10_000
@@ -209,16 +209,13 @@ def test_status_names_a_few_that_were_set_aside_one_by_one(call, home):
 def test_status_says_of_a_lineage_what_it_holds(call, home):
     found = json.loads(call("status", "--home", home, "--json").out)
     assert found["models"] == {
-        "base admitted": 1,
-        "finetune admitted": 2,
-        "finetune quarantined": 1,
-        "finetune refused": 3,
-        "finetune seen": 3,
-        "merge admitted": 1,
+        "base": {"admitted": 1},
+        "finetune": {"admitted": 2, "quarantined": 1, "refused": 3, "seen": 3},
+        "merge": {"admitted": 1},
     }
     assert found["jobs"] == {"done": 1}
     assert (found["base"], found["decisions"]) == ("demo/base", 2)
-    assert found["best"] == "m1 1.0000 (selection)"
+    assert found["best"] == {"model": "m1", "score": 1.0, "split": "selection"}
     assert [line["model"] for line in found["set_aside"]] == [
         *("demo/bad", "demo/gguf", "demo/huge", "demo/large")
     ]
@@ -252,3 +249,19 @@ def test_home_folder_without_a_lineage_is_one_line(call, tmp_path):
     result = call("candidates", "--home", Path(tmp_path))
     assert result.code == 2
     assert result.err.count("\n") == 1
+
+
+def test_who_is_no_plain_fine_tune_is_marked_and_explain_says_why(call, home):
+    heads = call("candidates", "--home", home).out
+    assert "ancestry" not in heads, "a column for those that are marked"
+    with open_lineage(home / "lineage.db") as lineage:
+        lineage.update_candidate("demo/near", ancestry=MERGED)
+        lineage.update_candidate("demo/far", ancestry=STRANGER)
+    far, near, new = table(call("candidates", "--home", home, "--status", "waiting").out)
+    assert far[-3:] == ["triaged", "no", "descendant"]
+    assert near[-3:] == ["triaged", "a", "merge"]
+    assert new[-1] == "noticed"
+    told = call("explain", "demo/near", "--home", home).out
+    assert "a merge: 0.500 ± 0.001 demo/add + 0.400 ± 0.001 demo/sort; rest 0.2 %" in told
+    told = call("explain", "demo/far", "--home", home).out
+    assert "no descendant (cosine with the base 0.010, 13 of 14 matrices unlike its)" in told

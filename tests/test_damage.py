@@ -12,6 +12,7 @@ from command import run
 from kinship_storage.cells import moment
 from kinship_storage.errors import DamagedLineage, KinshipError
 from kinship_storage.lineage import Lineage
+from small_candidates import waiting
 from small_lineage import fill, finetune, open_lineage
 
 COMMANDS = (
@@ -30,6 +31,7 @@ def path(tmp_path):
     found = tmp_path / "lineage.db"
     with open_lineage(found) as lineage:
         fill(lineage)
+        lineage.add_candidate(waiting("add"))
         sums = {"a.safetensors": "c" * 64}
         lineage.put("hub", str(tmp_path / "hub"))
         lineage.submit("publish", {"model": "m1", "files": sums}, "m1")
@@ -58,6 +60,7 @@ def change(path, *statements):
             "UPDATE models SET reason = CAST(x'ff' AS TEXT) WHERE id = 'demo/bad'",
             "models, row 'demo/bad', column reason",
         ),
+        ("UPDATE candidates SET ancestry = '{}'", "candidates, row 'demo/add', column ancestry"),
         ("UPDATE generations SET settings = 'x'", "generations, row 1, column settings"),
         ("UPDATE generations SET decision = '{\"merges\": [1]}'", "generations, row 1, column dec"),
         ("UPDATE generations SET decision = '{\"top\": 1}'", "generations, row 1, column decision"),

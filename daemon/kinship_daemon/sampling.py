@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.errors import KinshipError, ModelError, unreadable
 from kinship_daemon.hub.records import Repo
 from kinship_daemon.ranges import FolderRanges, Ranges
 from kinship_daemon.weights.descendant import Descendant
 from kinship_daemon.weights.remote import Remote, check_fits, open_remote
+from kinship_daemon.weights.sample.ancestry import Departure, departure
 from kinship_daemon.weights.sample.plan import Plan, plan
 from kinship_daemon.weights.sample.sketch import sketch
 from kinship_daemon.weights.sample.take import BaseSample, Sample, base_sample, take, take_local
 from kinship_daemon.weights.sample.tokens import Tokens, UnknownTokens, aligned_rows
 
-__all__ = ["Sampler", "Taken", "in_folder", "on_hub", "sampled"]
+__all__ = ["Sampled", "Sampler", "Taken", "in_folder", "on_hub", "sampled"]
 
 # Of a tokenizer, as a share of the sample's bytes: what is read stays well below 0.5 % of a model.
 _TOKENIZER_SHARE = 0.5
@@ -72,7 +73,7 @@ def in_folder(folder: Path, name: str | None = None) -> Tokens:
     try:
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     except OSError as error:
-        raise ModelError(f"{folder}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(folder, error) from error
     source = open_remote(name or str(folder), FolderRanges(folder), sizes)
     return Tokens(source, sizes, _Digests(folder, sizes))
 
@@ -102,6 +103,14 @@ def sampled(
     return Taken(take(planned, own, source, rows, progress))
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What is kept of a sample: its compact vector, and how far it is from the base."""
+
+    vector: bytes
+    departure: Departure
+
+
 @dataclass(frozen=True, eq=False)
 class Sampler:
     """What a home compares samples by: the plan, and the base's own part of it."""
@@ -125,28 +134,31 @@ class Sampler:
         try:
             base = in_folder(folder)
             made = plan(base.source.tensors, fraction=fraction)
-            return cls(made, base, _kept(made, base, kept))
+            return cls(made, base, _base_kept(made, base, kept))
         except ModelError as error:
             raise KinshipError(
                 f"the base cannot be sampled ({error}); set triage.sample: 0"
             ) from error
 
-    def on_hub(self, model: Tokens) -> bytes:
+    def on_hub(self, model: Tokens) -> Sampled:
         """
-        The compact vector of a model of which only byte ranges are read.
+        What is kept of a model of which only byte ranges are read.
 
         Raises:
             ModelError: It is no descendant of the base, or broken.
             Transient: It cannot be had now.
         """
-        return sketch(sampled(self.plan, self.base_sample, self.base, model).sample)
+        return self._kept(sampled(self.plan, self.base_sample, self.base, model).sample)
 
-    def on_disk(self, model: Descendant) -> bytes:
+    def on_disk(self, model: Descendant) -> Sampled:
         """The same of a model or adapter in a folder."""
-        return sketch(take_local(self.plan, self.base_sample, model))
+        return self._kept(take_local(self.plan, self.base_sample, model))
+
+    def _kept(self, sample: Sample) -> Sampled:
+        return Sampled(sketch(sample), departure(sample, self.base_sample))
 
 
-def _kept(planned: Plan, base: Tokens, path: Path) -> BaseSample:
+def _base_kept(planned: Plan, base: Tokens, path: Path) -> BaseSample:
     try:
         return BaseSample.load(path, planned)
     except KinshipError:
@@ -174,7 +186,7 @@ class _Digests(Mapping[str, frozenset[str]]):
         try:
             content = (self._folder / file).read_bytes()
         except OSError as error:
-            raise ModelError(f"{self._folder / file}: cannot be read: {error.strerror}") from error
+            raise unreadable(self._folder / file, error) from error
         sha256 = hashlib.sha256(content).hexdigest()
         # Git's object id, which the Hub tells of small files.
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)

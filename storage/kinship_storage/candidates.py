@@ -131,6 +131,13 @@ class Candidates:
             number = model_number(self._store, model)
             self._store.replace("samples", {"plan": plan, "model": number, "vector": vector})
 
+    def sample_plan(self) -> str | None:
+        """The plan that most vectors were taken under; None where there are none."""
+        found = self._store.query(
+            "SELECT plan FROM samples GROUP BY plan ORDER BY count(*) DESC, plan LIMIT 1"
+        )
+        return found[0]["plan"] if found else None
+
     def sample(self, plan: str, model: str) -> bytes | None:
         return self.sampled(plan, [model]).get(model)
 
@@ -142,6 +149,15 @@ class Candidates:
             [dumps(sorted(models)), plan],
         )
         return {values["id"]: values["vector"] for values in found}
+
+    def sampled_models(self, plan: str, *statuses: Status) -> list[str]:
+        """Ids of those with one of these statuses that were sampled under the plan; sorted."""
+        found = self._store.query(
+            "SELECT m.id FROM samples JOIN models AS m ON m.number = samples.model"
+            " WHERE plan = ? AND m.status IN (SELECT value FROM json_each(?)) ORDER BY m.id",
+            [plan, dumps(statuses)],
+        )
+        return [values["id"] for values in found]
 
 
 _FROM = " FROM models AS m JOIN candidates ON candidates.model = m.number WHERE {where}"

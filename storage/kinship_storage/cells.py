@@ -11,8 +11,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, get_args
 
-from sqlite_utils import Database
-
+from kinship_storage.database import Database
 from kinship_storage.records import Kind, Split, StopKind
 from kinship_storage.schema import create
 from kinship_storage.transitions import Cause, JobStatus, Status
@@ -129,6 +128,25 @@ def _decision(text: str) -> Any:
     return found
 
 
+def _ancestry(text: str) -> Any:
+    found = _mapping(text)
+    parts = found.get("parts")
+    if not (
+        all(isinstance(found.get(name), bool) for name in ("stranger", "merge"))
+        and all(isinstance(found.get(name), int) for name in ("matrices", "unlike"))
+        and all(_is_number(found.get(name), needed=False) for name in ("likeness", "rest"))
+        and isinstance(parts, list)
+        and all(isinstance(part, dict) and isinstance(part.get("model"), str) for part in parts)
+        and all(_is_number(part.get(name)) for part in parts for name in ("coefficient", "error"))
+    ):
+        raise ValueError(f"holds {_shown(text)}, which is no ancestry")
+    return found
+
+
+def _is_number(value: object, *, needed: bool = True) -> bool:
+    return isinstance(value, int | float) or (value is None and not needed)
+
+
 def _files(text: str) -> Any:
     found = _mapping(text)
     if not all(isinstance(value, str) for value in found.values()):
@@ -160,6 +178,7 @@ def _shown(value: object) -> str:
 _PARSED: Mapping[tuple[str, str], Callable[[Any], Any]] = {
     ("home", "value"): _json,
     ("models", "recipe"): _mapping,
+    ("candidates", "ancestry"): _ancestry,
     ("generations", "settings"): _mapping,
     ("generations", "decision"): _decision,
     ("gates", "settings"): _mapping,

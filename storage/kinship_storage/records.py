@@ -27,6 +27,7 @@ __all__ = [
     "JobStatus",
     "Kind",
     "Model",
+    "Partial",
     "Publication",
     "Score",
     "Split",
@@ -111,6 +112,8 @@ class Candidate:
         novelty: One minus its highest kinship to the population when it was triaged; None where
             that is unknown.
         novelty_error: Standard error of `novelty`.
+        ancestry: How far it is from the base, and which known models it is made of, as its sample
+            tells (`kinship_daemon.ancestry`); None where nobody looked.
         read_bytes: Bytes read from the hub to triage it.
         gone: The hub has it no more.
     """
@@ -123,6 +126,7 @@ class Candidate:
     triaged: bool = False
     novelty: float | None = None
     novelty_error: float | None = None
+    ancestry: Mapping[str, Any] | None = None
     read_bytes: int = 0
     gone: bool = False
 
@@ -162,6 +166,28 @@ class Score:
     seed: int
     harness: str
     samples: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Partial:
+    """
+    How far some weights are with the selection documents, where they have not answered all.
+
+    Attributes:
+        rung: They may answer the documents up to this one.
+        best: They were stopped, for they could hardly be among so many best; None while they go on.
+        share: Of the documents, that they had answered then.
+        mean: Their score on all documents as foretold; None until the race is over.
+        stderr: Standard deviation of what is foretold.
+    """
+
+    weights: str
+    settings: str
+    rung: int
+    best: int | None = None
+    share: float | None = None
+    mean: float | None = None
+    stderr: float | None = None
 
 
 @dataclass(frozen=True)

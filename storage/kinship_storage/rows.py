@@ -18,6 +18,7 @@ from kinship_storage.records import (
     Generation,
     Job,
     Model,
+    Partial,
     Publication,
     Score,
 )
@@ -40,6 +41,7 @@ R = TypeVar("R")
 
 _JSON: Mapping[type, frozenset[str]] = {
     Model: frozenset({"recipe"}),
+    Candidate: frozenset({"ancestry"}),
     Generation: frozenset({"settings", "decision"}),
     Gate: frozenset({"settings"}),
     Publication: frozenset({"files"}),
@@ -51,6 +53,7 @@ _TABLES: Mapping[type, str] = {
     Candidate: "candidates",
     File: "files",
     Score: "scores",
+    Partial: "partials",
     Generation: "generations",
     Gate: "gates",
     Publication: "publications",

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlite_utils import Database
-
+from kinship_storage.database import Database
 from kinship_storage.errors import LineageError
 from kinship_storage.migrations.fifth import FIFTH
 from kinship_storage.migrations.first import FIRST
 from kinship_storage.migrations.fourth import FOURTH
 from kinship_storage.migrations.second import SECOND
+from kinship_storage.migrations.sixth import SIXTH
 from kinship_storage.migrations.third import third
 
 __all__ = ["APPLICATION_ID", "MIGRATIONS", "check", "create", "migrate", "version"]
@@ -24,7 +24,7 @@ APPLICATION_ID = 0x4B494E53  # "KINS": tells our files from other programs' data
 
 Migration = tuple[str, ...] | Callable[[Database], None]
 
-MIGRATIONS: tuple[Migration, ...] = (FIRST, SECOND, third, FOURTH, FIFTH)
+MIGRATIONS: tuple[Migration, ...] = (FIRST, SECOND, third, FOURTH, FIFTH, SIXTH)
 
 
 def create(db: Database) -> None:

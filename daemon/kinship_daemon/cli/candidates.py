@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from kinship_daemon import config as configuration
+from kinship_daemon.ancestry import ancestry_mark
 from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
 from kinship_daemon.cli.layout import fitted, terminal_width
-from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage
-from kinship_daemon.cli.reasons import by_reason, lines
+from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage, place_options
 from kinship_daemon.config import Config
 from kinship_daemon.explain import set_aside_words
+from kinship_daemon.reasons import by_reason, lines
 from kinship_daemon.report import amount
 from kinship_storage.lineage import Lineage
 
@@ -23,9 +24,9 @@ __all__ = ["candidates_command"]
 # Daily budgets as the lineage notes them, and the limit of each.
 _SPENT = {"candidates": "candidates_per_day", "download_bytes": "download_gb_per_day"}
 _ORDER = ("place", "value")  # of those who wait
-_HEADS = (*_ORDER, "model", "novelty", "downloads", "likes", "size", "state")
-_WORDS = {"model", "state"}
-_LEAST = ("likes", "downloads", "size", "value", "state")  # go first where it is narrow
+_HEADS = (*_ORDER, "model", "novelty", "downloads", "likes", "size", "state", "ancestry")
+_WORDS = {"model", "state", "ancestry"}
+_LEAST = ("likes", "downloads", "size", "value", "state", "ancestry")  # go first where it is narrow
 _ROWS = 20
 _NAMES = 3
 
@@ -33,8 +34,7 @@ _Row = dict[str, Any]
 
 
 @click.command("candidates")
-@click.option("base", "--base", help="The home of this base.")
-@click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder.")
+@place_options
 @click.option(
     "config_file",
     "--config",
@@ -146,7 +146,11 @@ def _list(rows: Sequence[_Row], name: str, limit: int | None) -> Iterator[str]:
     if name in {"refused", "quarantined"}:
         yield from _by_reason(rows, limit)
         return
-    heads = _HEADS if name == "waiting" else _HEADS[len(_ORDER) : -1]
+    given = _HEADS if name == "waiting" else _HEADS[len(_ORDER) :]
+    needless = set() if name == "waiting" else {"state"}
+    if not any(ancestry_mark(row["ancestry"]) for row in rows[:limit]):
+        needless.add("ancestry")
+    heads = [head for head in given if head not in needless]
     yield from _aligned(heads, [_cells(row, heads) for row in rows[:limit]])
     if limit is not None and len(rows) > limit:
         yield f"and {len(rows) - limit:,} more; --limit {len(rows)} shows all"
@@ -175,6 +179,7 @@ def _cells(row: _Row, heads: Sequence[str]) -> list[str]:
         "likes": f"{row['likes']:,}",
         "size": "-" if row["bytes"] is None else amount(row["bytes"], "bytes"),
         "state": "triaged" if row["triaged"] else "noticed",
+        "ancestry": ancestry_mark(row["ancestry"]),
     }
     return [cells[head] for head in heads]
 

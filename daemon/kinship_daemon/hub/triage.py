@@ -13,7 +13,7 @@ from kinship_daemon.hub.front_matter import relation, tags
 from kinship_daemon.hub.records import Listing, Repo
 from kinship_daemon.model_files import most_bytes
 
-__all__ = ["Refusal", "Rules", "listed_refusal", "refusal", "remarks"]
+__all__ = ["Refusal", "Rules", "by_rule", "listed_refusal", "refusal", "remarks"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ _QUANTISED = re.compile(
 _TYPED = re.compile(r"base_model:(finetune|adapter|merge|quantized):")
 
 
-def _by_rule(what: str, setting: str) -> Refusal:
+def by_rule(what: str, setting: str) -> Refusal:
+    """A refusal that holds until that setting changes."""
     return Refusal(f"{what} ({setting} admits such)", "settings", setting)
 
 
-_GATED = _by_rule("gated", "triage.allow_gated")
-_MERGE = _by_rule("a merge", "triage.allow_merges")
-_ADAPTER = _by_rule("an adapter", "triage.allow_adapters")
+_GATED = by_rule("gated", "triage.allow_gated")
+_MERGE = by_rule("a merge", "triage.allow_merges")
+_ADAPTER = by_rule("an adapter", "triage.allow_adapters")
 _BASE = Refusal("the base itself")
 _DISABLED = Refusal("disabled by the hub", "world")
 _QUANTISED_COPY = Refusal("a quantised copy")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import BudgetReached, ModelError
@@ -14,6 +15,11 @@ from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.records import Repo, UnknownRepo
 from kinship_daemon.hub.triage import Refusal, remarks
 from kinship_daemon.ranking import ranked
+from kinship_daemon.steps.ancestry import (
+    ancestry,
+    ancestry_again,
+    ancestry_objection,
+)
 from kinship_daemon.steps.novelty import novelties_beside, novelty
 from kinship_daemon.steps.objections import (
     check_again,
@@ -29,6 +35,7 @@ from kinship_daemon.weights.adapter import is_adapter, refuse_other_base
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.descendant import Descendant, descend
 from kinship_daemon.weights.fit import refuse_other_calculation
+from kinship_daemon.weights.sample.ancestry import Departure
 from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate, File, Model
@@ -46,6 +53,7 @@ class Examined:
     Attributes:
         moved: Id of the model whose bytes these are under another name, which is gone.
         plan: Under which `vector`, its compact sample, was taken; None if it has one already.
+        ancestry: What its sample tells against those who are known by now.
         novelties: Those of others who wait, which become less by its admission.
     """
 
@@ -63,6 +71,7 @@ class Examined:
     vector: bytes | None = None
     novelty: float | None = None
     novelty_error: float | None = None
+    ancestry: Mapping[str, Any] | None = None
     novelties: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -105,15 +114,21 @@ def _run(context: Context, work: Work) -> Examined:
         # Once more: the rules and the others may have changed since it was triaged.
         if (ruled := rule_objection(context, repo)) is not None:
             check_again(context, repo, ruled)
-        refusal = ruled or objection(context, model, repo) or _too_large(context, repo)
+        told = _ancestry(context, model)
+        refusal = (
+            ruled
+            or objection(context, model, repo)
+            or _too_large(context, repo)
+            or ancestry_objection(context, told)
+        )
         if refusal is not None:
-            return Examined(context.today, refusal, declared(repo.card))
+            return Examined(context.today, refusal, declared(repo.card), ancestry=told)
         _check_day(context, model, repo)
         folder = context.files.fetch(model, repo, newcomer=True)
     except UnknownRepo:
         return Examined(context.today, GONE, model.license)
     try:
-        found = _inspected(context, model, repo, folder)
+        found = _inspected(context, model, repo, folder, told)
     except ModelError:
         context.files.discard(folder)
         raise
@@ -122,8 +137,19 @@ def _run(context: Context, work: Work) -> Examined:
     return found
 
 
-def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Examined:
-    """What the fetched files themselves say."""
+def _ancestry(context: Context, model: Model) -> Mapping[str, Any] | None:
+    """Against those who came after its triage."""
+    candidate = context.lineage.candidate(model.id)
+    if candidate is None or context.sampler is None:
+        return None
+    vector = context.lineage.sample(context.sampler.plan.identity, model.id)
+    return ancestry_again(context, model.id, vector, candidate.ancestry)
+
+
+def _inspected(
+    context: Context, model: Model, repo: Repo, folder: Path, told: Mapping[str, Any] | None
+) -> Examined:
+    """What the fetched files themselves say; `told` of its ancestry, where it was sampled."""
     if is_adapter(folder):
         refuse_other_base(folder, context.base.id)
     elif not context.config.triage.allow_other_calculation:
@@ -131,10 +157,12 @@ def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Exam
     found = descend(context.base_checkpoint, folder)
     hashes = {name: context.files.sha256(folder / name) for name in found.files}
     copy = same_weights(context, model, hashes)
-    refusal = copy_objection(context, copy)
+    vector, departure = _vector(context, model, found)
+    if vector is not None and departure is not None:
+        told = ancestry(context, model.id, vector, departure)
+    refusal = copy_objection(context, copy) or ancestry_objection(context, told)
     if refusal is not None:
-        return Examined(context.today, refusal, declared(repo.card))
-    vector, fresh = _vector(context, model, found)
+        return Examined(context.today, refusal, declared(repo.card), ancestry=told)
     far, error = (None, None) if vector is None else novelty(context, vector)
     return Examined(
         context.today,
@@ -149,20 +177,28 @@ def _inspected(context: Context, model: Model, repo: Repo, folder: Path) -> Exam
         ),
         remarks=(*remarks(repo), *([found.differs] if found.differs else [])),
         moved=None if copy is None else copy.id,
-        plan=None if context.sampler is None or not fresh else context.sampler.plan.identity,
+        plan=None
+        if context.sampler is None or departure is None
+        else context.sampler.plan.identity,
         vector=vector,
         novelty=far,
         novelty_error=error,
+        ancestry=told,
         novelties={} if vector is None else novelties_beside(context, vector),
     )
 
 
-def _vector(context: Context, model: Model, found: Descendant) -> tuple[bytes | None, bool]:
-    """Its compact vector, and whether it was taken now, as of an adapter."""
+def _vector(
+    context: Context, model: Model, found: Descendant
+) -> tuple[bytes | None, Departure | None]:
+    """Its compact vector; with how far it is from the base if it was taken now, as an adapter's."""
     if context.sampler is None:
-        return None, False
+        return None, None
     known = context.lineage.sample(context.sampler.plan.identity, model.id)
-    return (known, False) if known is not None else (context.sampler.on_disk(found), True)
+    if known is not None:
+        return known, None
+    sampled = context.sampler.on_disk(found)
+    return sampled.vector, sampled.departure
 
 
 def _too_large(context: Context, repo: Repo) -> Refusal | None:
@@ -193,6 +229,7 @@ def _size(repo: Repo) -> int:
 def _commit(lineage: Lineage, work: Work, found: Examined) -> None:
     name = str(work.model)
     lineage.update_model(name, license=found.license)
+    lineage.update_candidate(name, ancestry=found.ancestry)
     if found.refusal is not None:
         refuse(lineage, name, found.refusal, found.day)
         return
@@ -229,4 +266,4 @@ def _tell(context: Context, work: Work, found: Examined) -> None:
     say("admit", f"{name} ({found.license or 'no licence'})", model=name)
 
 
-STEP = Step(_KIND, "hub", _plan, _run, _commit, _tell, holds_up=False, repeats=True)
+STEP = Step(_KIND, "hub", _plan, _run, _commit, _tell, holds_up=False, feeds=True, repeats=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError, Transient
@@ -16,7 +17,8 @@ from kinship_daemon.hub.look_ahead import LookAhead
 from kinship_daemon.hub.records import RangesRefused, Repo, UnknownRepo
 from kinship_daemon.hub.triage import Refusal
 from kinship_daemon.ranking import popularity
-from kinship_daemon.sampling import in_folder, on_hub
+from kinship_daemon.sampling import Sampled, in_folder, on_hub
+from kinship_daemon.steps.ancestry import ancestry, ancestry_objection, ancestry_remark
 from kinship_daemon.steps.novelty import novelty
 from kinship_daemon.steps.objections import (
     check_again,
@@ -46,6 +48,7 @@ class Seen:
         day: Of the budget that it counts for.
         fault: What is wrong with its bytes.
         nbytes: Size of its weights, in bytes.
+        ancestry: What the sample tells of it (`kinship_daemon.ancestry`).
         plan: Under which `vector`, its compact sample, was taken; None where none was.
         read: Bytes read for it.
     """
@@ -59,6 +62,7 @@ class Seen:
     vector: bytes | None = None
     novelty: float | None = None
     novelty_error: float | None = None
+    ancestry: Mapping[str, Any] | None = None
     read: int = 0
 
 
@@ -68,12 +72,12 @@ class _Sample:
     What was read of a candidate's weights.
 
     Attributes:
-        vector: Its compact sample; None where none was taken.
+        sampled: None where no sample was taken.
         read: Bytes read for it.
         problem: Why it could not be sampled.
     """
 
-    vector: bytes | None
+    sampled: Sampled | None
     read: int
     problem: str | None = None
 
@@ -95,6 +99,8 @@ def _plan(context: Context) -> Iterator[Work]:
     limit = context.config.limits.candidates_per_day
     left = max(0, limit - round(context.spent(BUDGET)))
     turns = [_work(context, candidate.model) for candidate in waiting[:left]]
+    if not turns:
+        return
     ready = [work for work in turns if _may_start(context, work)]
     numbers = {work.model: number for number, work in enumerate(ready)}
     admitted = {model.weights for model in context.lineage.models(status="admitted")}
@@ -109,7 +115,7 @@ def _plan(context: Context) -> Iterator[Work]:
             ahead = None if number is None else partial(looks.result, number)
             yield replace(work, ahead=ahead)
             advance(1)
-    if turns and len(waiting) > left:
+    if len(waiting) > left:
         rest = f"{len(waiting) - left} stay queued for the next day (UTC)"
         message = f"limits.candidates_per_day {limit} reached; {rest}"
         context.report.event("warning", message)
@@ -147,11 +153,20 @@ def _run(context: Context, work: Work) -> Seen:
         return Seen(context.today, fault=error)
     if sample.problem is not None:
         context.report.event("warning", sample.problem, model=model.id)
-    vector = sample.vector
-    far, uncertain = (None, None) if vector is None else novelty(context, vector)
-    plan = None if context.sampler is None else context.sampler.plan.identity
-    return Seen(
-        context.today, None, None, licence, nbytes, plan, vector, far, uncertain, sample.read
+    seen = Seen(context.today, license=licence, nbytes=nbytes, read=sample.read)
+    if context.sampler is None or sample.sampled is None:
+        return seen
+    vector = sample.sampled.vector
+    far, uncertain = novelty(context, vector)
+    found = ancestry(context, model.id, vector, sample.sampled.departure)
+    return replace(
+        seen,
+        refusal=ancestry_objection(context, found),
+        plan=context.sampler.plan.identity,
+        vector=vector,
+        novelty=far,
+        novelty_error=uncertain,
+        ancestry=found,
     )
 
 
@@ -175,6 +190,7 @@ def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
         read_bytes=seen.read,
         novelty=seen.novelty,
         novelty_error=seen.novelty_error,
+        ancestry=seen.ancestry,
     )
 
 
@@ -184,6 +200,9 @@ def _tell(context: Context, work: Work, seen: Seen) -> None:
     if seen.fault is not None:
         facts = {"model": work.model, "cause": seen.fault.cause}
         context.report.event("quarantine", f"{work.model}: {seen.fault}", **facts)
+    remark = ancestry_remark(seen.ancestry)
+    if remark is not None and seen.refusal is None:
+        context.report.event("warning", f"{work.model}: {remark}", model=work.model)
 
 
 STEP = Step("triage", "hub", _plan, _run, _commit, _tell, holds_up=False, repeats=True)

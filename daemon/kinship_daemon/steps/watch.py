@@ -33,7 +33,7 @@ def rules(context: Context) -> Rules:
 
 
 def rules_of(config: Config) -> Rules:
-    others = {"allow_other_calculation", "exclude", "only_publishable", "sample"}
+    others = {"ancestry", "allow_other_calculation", "exclude", "only_publishable", "sample"}
     chosen = config.triage.model_dump(exclude=others)
     return Rules(**chosen)
 

@@ -8,6 +8,7 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from kinship_daemon.ancestry import ancestry_mark, ancestry_words
 from kinship_daemon.foreign.shown import one_line
 from kinship_daemon.report import amount
 
@@ -56,6 +57,8 @@ def environment() -> Environment:
         "lines": _lines,
         "path": escape,  # of a drawing: our own numbers, as long as they are
         "web": _web,
+        "ancestry_mark": ancestry_mark,
+        "ancestry": ancestry_words,
     }
     return found
 

@@ -36,6 +36,7 @@ def facts(view: View, name: str) -> dict[str, Any]:
         raise UnknownModel(f"no model {shown(name)!r} in this home")
     told = chapters(lineage, model)
     children = [m for m in lineage.models("merge") if model.id in m.parents]
+    candidate = lineage.candidate(model.id)
     publication = lineage.publication(model.id)
     gate = view.gates.get(model.id)
     return {
@@ -46,6 +47,7 @@ def facts(view: View, name: str) -> dict[str, Any]:
         "role": model.role,
         "best": model.id == view.best,
         "score": view.score(model),
+        "stopped": view.stopped(model),
         "reason": model.reason,
         "opens_again": None if model.cause is None else opens_again(model),
         "parents": list(model.parents),
@@ -67,6 +69,7 @@ def facts(view: View, name: str) -> dict[str, Any]:
         "url": _url(view, model),
         "licence": model.license,
         "gated": model.gated,
+        "ancestry": None if candidate is None else candidate.ancestry,
         "weights": model.weights,
         "parameters": model.parameters,
         "created": model.created,
