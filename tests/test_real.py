@@ -1,4 +1,4 @@
-"""The table kept of the real zoo, and what the documentation says of it; nothing is trained here."""
+"""The table kept of the real zoo, and what is said of it; nothing is trained here."""
 
 from pathlib import Path
 
