@@ -1,4 +1,4 @@
-"""`python -m tests.real.demo`: slerp beside sums on every pair of the demo's models, in a minute."""
+"""`python -m tests.real.demo`: slerp beside sums on all pairs of the demo's models, in a minute."""
 
 from itertools import combinations
 
