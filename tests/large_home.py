@@ -128,7 +128,7 @@ def _notice(lineage: Lineage, chance: random.Random, candidates: int) -> None:
             triaged=number % 4 != 0,
             novelty=chance.random() if number % 4 else None,
             novelty_error=0.01 if number % 4 else None,
-            ancestry=MERGED if number % 40 == 1 else None,
+            ancestry=MERGED if number % 40 == 2 else None,
         )
         listed.append(row(candidate, model=first + number))
     for table, rows in (("models", models), ("candidates", listed)):

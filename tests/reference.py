@@ -130,6 +130,14 @@ def metagpt(base: torch.Tensor, tensors: list[torch.Tensor], scale: float = 1.0)
     return base + scale * sum(s * (t - base) for s, t in zip(shares, tensors, strict=True))
 
 
+def frobenius(
+    base: torch.Tensor, tensors: list[torch.Tensor], k: float, scale: float
+) -> torch.Tensor:
+    powers = [float((t - base).norm()) ** k for t in tensors]
+    merged = sum(power * (t - base) for power, t in zip(powers, tensors, strict=True))
+    return base + scale * merged / sum(powers)
+
+
 def _minus(tensor: torch.Tensor, origin: torch.Tensor | None) -> torch.Tensor:
     return tensor if origin is None else tensor - origin
 
@@ -141,6 +149,7 @@ def _plus(tensor: torch.Tensor, origin: torch.Tensor | None) -> torch.Tensor:
 # Every span method by its name: (base, tensors, its parameters with none left out) -> the child.
 SPAN: dict[str, Callable[[torch.Tensor, list[torch.Tensor], Mapping[str, Any]], torch.Tensor]] = {
     "extrapolation": lambda _, ws, p: extrapolation(p["lambda"], *ws),
+    "frobenius": lambda b, ws, p: frobenius(b, ws, p["k"], p["lambda"]),
     "karcher": lambda _, ws, p: karcher(ws, p["max_iter"], p["tol"]),
     "linear": lambda _, ws, p: linear(p["weight"], ws, p["normalize"]),
     "metagpt": lambda b, ws, p: metagpt(b, ws, p["lambda"]),

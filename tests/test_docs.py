@@ -12,8 +12,11 @@ from documented import leaves, tables
 from kinship_daemon import config, demo
 from kinship_daemon.cli import app
 from kinship_daemon.home import Home
+from kinship_storage.records import Partial
 from small_candidates import MERGED, notice, waiting
 from small_lineage import fill, finetune, merge, open_lineage
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "json.md").read_text()
@@ -55,6 +58,7 @@ def family(tmp_path_factory):
         lineage.move_model("demo/odd", "quarantine", reason="no header", cause="world")
         lineage.add_model(merge("m2", ("demo/add", "m1"), generation=2, status="admitted"))
         lineage.update_model("m2", not_published="licence unknown")
+        lineage.put_partial(Partial("recipe:m2", "fp1", 1, 3, 0.1, 0.5, 0.02))
         for name, end in (("a", lineage.wait), ("b", lineage.fail)):
             key = lineage.submit("score", {"model": name}, "m1").key
             lineage.start(key)
@@ -174,6 +178,31 @@ def test_evaluate_scores_a_homes_merge_as_the_daemon_did(demo_home, tmp_path):
     assert {t["task"]: t["score"] for t in found["tasks"]} == {
         task: score["score"] for task, score in scores.items()
     }
+
+
+def test_tune_knows_its_parents_scores_and_its_recipe_can_be_merged(demo_home, tmp_path):
+    asked = ["demo/add", "demo/sort", "--base", "demo", "--home", demo_home, "--budget", "1"]
+    few = ["--set", "evaluate.limit=40", "--method", "task_arithmetic", "--format", "json"]
+    done = warm_workers.run(["tune", *asked, *few], tmp_path)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    compare("tune --format json", found)
+    (trial,) = found["trials"]
+    assert trial["parameters"] == {"weight": [0.5, 0.5], "lambda": 1.0}
+    assert trial["score"] == pytest.approx(found["best"]["score"])
+    lineage = printed("lineage", "--home", demo_home, "--format", "json")
+    founders = {m["id"]: m["selection"] for m in lineage["models"]}
+    for parent in found["parents"]:
+        tasks = founders[parent["model"]].values()
+        assert parent["score"] == pytest.approx(sum(t["score"] for t in tasks) / len(tasks))
+    assert len(list(tmp_path.rglob("tune/*.json"))) == 1, (
+        "the home's own scores are not asked again"
+    )
+    (tmp_path / "best.yml").write_text(found["recipe"])
+    result = CliRunner().invoke(
+        app, ["merge", str(tmp_path / "best.yml"), str(tmp_path / "out"), "--home", str(demo_home)]
+    )
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("name", ["explain", "recipe"])

@@ -382,6 +382,7 @@ OURS = [
     Recipe("wudi", ("a", "b"), {"ridge": 0.1}),
     Recipe("iso_cts", ("a", "b", "c"), {"common": GRADIENT, "lambda": 1.5}),
     Recipe("metagpt", ("a", "b"), {"lambda": 0.5}),
+    Recipe("frobenius", ("a", "b"), {"k": 1.0}),
 ]
 
 

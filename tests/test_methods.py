@@ -103,6 +103,7 @@ def settings(name: str, count: int) -> list[dict[str, Any]]:
     arithmetic = {"weight": weight, "lambda": 0.3, "normalize": False}
     turn = {"weight": weight, "of_deltas": False}
     several: dict[str, list[dict[str, Any]]] = {
+        "frobenius": [{"k": k, "lambda": 0.8} for k in (2.0, 0.0, -1.0)],
         "karcher": [{"max_iter": 10, "tol": 1e-5}, {"max_iter": 1, "tol": 1e-6}],
         "linear": [{"weight": weight, "normalize": choice} for choice in (True, False)],
         "metagpt": [{"lambda": 1.0}, {"lambda": 0.4}],
@@ -234,7 +235,7 @@ OTHERWISE = {
 }
 
 
-OURS = {"extrapolation", "metagpt"}  # mergekit has no such method
+OURS = {"extrapolation", "frobenius", "metagpt"}  # mergekit has no such method
 
 
 @pytest.mark.parametrize(
@@ -346,6 +347,18 @@ def test_metagpt_weighs_whole_models():
     # Over both tensors the squared lengths are 25 + 25 and 0 + 225.
     assert factors == [pytest.approx([0, 50 / 275, 225 / 275])] * 2
     assert factors_of("metagpt", products_of([B, B, B]), {"lambda": 1.0}) == [[1, 0, 0]]
+
+
+@pytest.mark.parametrize("k", [-3.0, -1.0, 0.5, 2.0, 40.0])
+def test_frobenius_weighs_by_a_power_of_each_tensors_lengths(k):
+    small, large = products_of([B, B + U, B + 2 * U]), products_of([B, B + 3e-3 * V, B])
+    settings = {"k": k, "lambda": 1.0}
+    first, second = factors_of("frobenius", torch.cat([small, large]), settings)
+    assert first == pytest.approx([0, 1 / (1 + 2**k), 2**k / (1 + 2**k)])
+    assert second == [0, 1, 0], "who does not differ there has no weight there"
+    assert factors_of("frobenius", products_of([B, B, B]), settings) == [[1, 0, 0]]
+    mean = {"k": 0.0, "lambda": 1.0}
+    assert factors_of("frobenius", large, mean) == [[0, 0.5, 0.5]]
 
 
 def test_directions_that_cannot_be_normalised_are_refused():

@@ -40,6 +40,7 @@ _COMMANDS = {
     "kinship": ("kinship", "Kinship of models: folders or hub ids."),
     "merge": ("merge", "Make a model from a mergekit recipe."),
     "evaluate": ("evaluate", "Score a model as the daemon would."),
+    "tune": ("tune", "Find the best method and coefficients to merge some models."),
     "estimate": ("estimate", "How long a run takes, what it downloads, how much disk it needs."),
     "doctor": ("doctor", "Device, memory, disk, hub, token, versions: is all in place?"),
     "config": ("choices", "Show, check or describe the configuration."),
