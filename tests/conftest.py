@@ -8,6 +8,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Else every process that a test starts compiles all our modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Tests run side by side: threads that wait for each other's core cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,12 +1,12 @@
 """
 Runs the daemon again and again on one home, each time killed with SIGKILL at another point.
 
-    python kill_points.py HOME KIND:MOMENT ... -- kinship-daemon's arguments
+    KIND:MOMENT ... -- kinship-daemon's arguments
 
 MOMENT is `before` (the job is written down as running), `during` (half a second later: its worker
 is at it, or still starting), `amid` (its work is done, nothing is written), or `after` (its result
-is committed). The imports are done once: every run is a fork of this process, which has started no
-thread, and so are their workers of another (`warm_workers.py`).
+is committed). It has one evaluation worker and two by turns, and works in a process of
+`warm_workers.py`: every run is a fork of it.
 """
 
 import os
@@ -15,9 +15,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
-import warm_workers
-from kinship_daemon import child_process, scheduler, startup  # noqa: F401 - imported for the forks
-from kinship_daemon.cli import app, run  # noqa: F401
+from kinship_daemon.cli import app
 from kinship_storage.jobs import Jobs
 
 
@@ -69,16 +67,11 @@ def fork(arguments, point=None):
 
 
 def main():
-    warm_workers.warm()
-    child_process._CONTEXT = warm_workers.CONTEXT
     split = sys.argv.index("--")
     points, arguments = sys.argv[1:split], sys.argv[split + 1 :]
-    for point in points:
-        status = fork(arguments, point)
+    for number, point in enumerate(points):
+        workers = ["--set", f"evaluate.workers={1 + number % 2}"]
+        status = fork([*arguments, *workers], point)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         print(f"{point} {'killed' if killed else f'not killed: {status}'}", flush=True)
     sys.exit(os.waitstatus_to_exitcode(fork(arguments)))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,6 +4,9 @@ import random
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+
+from kinship_daemon.weights.sample import sketch
 from kinship_policies.policy import Decision, Member, Population
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate, Gate, Generation, Model, Publication
@@ -22,6 +25,7 @@ def make(
     generations: int = 40,
     merges: int = 22,
     candidates: int = 10_000,
+    sampled: int = 300,
 ) -> None:
     """Everyone that the daemon would have met by then, in the small lineage's words."""
     with open_lineage(home / "lineage.db") as lineage:
@@ -31,6 +35,18 @@ def make(
         with lineage.transaction():
             _evolve(lineage, chance, founders, generations, merges)
             _notice(lineage, chance, candidates)
+            _sample(lineage, sampled)
+
+
+def _sample(lineage: Lineage, number: int) -> None:
+    """Half of them of founders, half of those who wait, like nobody and with one length."""
+    noise = np.random.default_rng(0)
+    known = [m for s in ("admitted", "seen") for m in lineage.models("finetune", s)[: number // 2]]
+    for model in known:
+        vector = np.zeros((), dtype=sketch._RECORD)
+        vector["mark"], vector["scale"], vector["parameters"] = sketch._MARK, 1.0, 7
+        vector["cells"] = noise.normal(size=vector["cells"].shape)
+        lineage.put_sample("plan", model.id, vector.tobytes())
 
 
 def _evolve(

@@ -28,5 +28,5 @@ def work(path, url, pipe):
     ):
         pipe.send("ready")
         while (message := pipe.recv()) is not None:
-            lineage.add_event("publish", message)
+            lineage.add_event(*message)
             pipe.send("committed")

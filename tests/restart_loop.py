@@ -5,13 +5,15 @@ Runs the daemon on one home as often as it is told to, to be killed from outside
 
 For every line on standard input it starts a run and prints its process id; when that has ended, it
 prints its wait status. The imports are done once: every run is a fork of this process, which has
-started no thread. What the runs say goes to standard error.
+started no thread, and so are their workers of another (`warm_workers.py`). What the runs say goes
+to standard error.
 """
 
 import os
 import sys
 
-from kinship_daemon import scheduler, startup  # noqa: F401 - imported for the forks
+import warm_workers
+from kinship_daemon import child_process, scheduler, startup  # noqa: F401 - imported for the forks
 from kinship_daemon.cli import app, run  # noqa: F401
 from kinship_daemon.errors import KinshipError
 from wide_world import impatient
@@ -34,6 +36,8 @@ def start(arguments):
 
 
 def main():
+    warm_workers.warm()
+    child_process._CONTEXT = warm_workers.CONTEXT
     impatient()
     while sys.stdin.readline():
         child = start(sys.argv[1:])

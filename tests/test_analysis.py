@@ -126,15 +126,16 @@ def test_learning_ends_where_the_best_no_longer_rises_by_its_noise(tmp_path):
     assert saturation.top_kinship == pytest.approx((0.6 + 0.9) / 2)
 
 
-def test_a_stop_between_generations_leaves_each_its_own_kinship(tmp_path):
+def test_the_top_is_that_of_the_generation_before_a_decision_or_a_stop(tmp_path):
     with lineage_of(tmp_path / "lineage.db", list(zip(KINSHIPS, GAINS, strict=True))) as lineage:
         before = analyse(lineage).top_kinships
         for number, (generation, kinship) in enumerate(((None, 0.99), (6, 0.97)), start=6):
-            decision = {"merges": [], "top": [], "top_mean_kinship": kinship}
+            decision = {"merges": [], "top": ["m1"], "top_mean_kinship": kinship}
             lineage.add_generation(
                 Generation(number, generation, "topk-kinship", {}, 0, decision), {"members": []}
             )
-        assert analyse(lineage).top_kinships == {**before, 6: 0.97}
+            # After generation 5 the policy stopped, and went on once there was somebody new.
+            assert analyse(lineage).top_kinships == {**before, 5: kinship}
 
 
 def test_too_few_merges_conclude_nothing(tmp_path):

@@ -33,7 +33,7 @@ FOLDERS = {
     },
     "execute": {
         *("child_process", "durable", "errors", "evaluate", "execute", "extensions"),
-        "weights",
+        *("hub", "weights"),  # a node has its models from the hub
     },
     "hub": {"durable", "errors", "extensions", "foreign", "hub", "model_files", "ranges"},
 }

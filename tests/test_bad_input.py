@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import command
 import tiny
 import turns
+import warm_workers
 from kinship_daemon import config, startup
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.report import JsonReporter
@@ -255,7 +256,7 @@ def test_a_wrong_choice_is_refused_before_anything_is_fetched(tiny_hub, home, ke
 
 
 def test_a_task_that_does_not_exist_is_refused_before_anything_is_fetched(tiny_hub, home):
-    result = command.run(
+    result = warm_workers.run(
         [
             *("run", "--base", "org/base", "--hub", tiny_hub, "--home", home, "--once"),
             *(

@@ -171,8 +171,6 @@ QUESTIONS = [
     lambda lineage: lineage.ancestors(lineage.model("m1")),
     lambda lineage: lineage.set_aside("world"),
     lambda lineage: lineage.due_models(NOW),
-    lambda lineage: lineage.runnable(),
-    lambda lineage: lineage.next_due(),
     lambda lineage: lineage.jobs(model="m1"),
     lambda lineage: lineage.sampled(PLAN, ["demo/add"]),
     lambda lineage: lineage.scores("sha256:add"),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import command
-from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.home import Home
+from kinship_daemon.reasons import by_reason, lines
 from kinship_storage.records import Model
 from small_candidates import MERGED, STRANGER, waiting
 from small_lineage import fill, finetune, open_lineage
@@ -209,16 +209,13 @@ def test_status_names_a_few_that_were_set_aside_one_by_one(call, home):
 def test_status_says_of_a_lineage_what_it_holds(call, home):
     found = json.loads(call("status", "--home", home, "--json").out)
     assert found["models"] == {
-        "base admitted": 1,
-        "finetune admitted": 2,
-        "finetune quarantined": 1,
-        "finetune refused": 3,
-        "finetune seen": 3,
-        "merge admitted": 1,
+        "base": {"admitted": 1},
+        "finetune": {"admitted": 2, "quarantined": 1, "refused": 3, "seen": 3},
+        "merge": {"admitted": 1},
     }
     assert found["jobs"] == {"done": 1}
     assert (found["base"], found["decisions"]) == ("demo/base", 2)
-    assert found["best"] == "m1 1.0000 (selection)"
+    assert found["best"] == {"model": "m1", "score": 1.0, "split": "selection"}
     assert [line["model"] for line in found["set_aside"]] == [
         *("demo/bad", "demo/gguf", "demo/huge", "demo/large")
     ]

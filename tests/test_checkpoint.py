@@ -1,7 +1,11 @@
 """Opening model folders: what is found in good ones, and what is said of bad ones."""
 
+import errno
 import json
+import os
+import resource
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,44 @@ def test_a_tensor_is_mapped_not_copied(tmp_path):
     tensor = Checkpoint.open(tmp_path).tensor("big")
     assert float(tensor.view(torch.int16).max()) == 0  # every page was touched
     assert private_kb() - before < 16 * 1024
+
+
+def test_what_was_read_of_a_file_stays_no_longer_than_the_tensor(tmp_path):
+    tiny.bare(tmp_path, FEW)
+    file = str(tmp_path / "model.safetensors")
+    checkpoint = Checkpoint.open(tmp_path)
+    tensor = checkpoint.tensor("a")
+    assert file in Path("/proc/self/maps").read_text()
+    del tensor
+    assert file not in Path("/proc/self/maps").read_text()
+
+
+@contextmanager
+def no_more_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_the_machine_lacks_is_no_fault_of_the_model(tmp_path):
+    tiny.bare(tmp_path, FEW)
+    checkpoint = Checkpoint.open(tmp_path)
+    why = f"model.safetensors: cannot be read: {os.strerror(errno.EMFILE)}"
+    for read in (lambda: checkpoint.tensor("a"), lambda: Checkpoint.open(tmp_path)):
+        with no_more_descriptors(), pytest.raises(ModelError, match=why) as found:
+            read()
+        assert found.value.cause == "world"
+
+
+def test_a_file_that_becomes_shorter_is_said(tmp_path):
+    tiny.bare(tmp_path, FEW)
+    checkpoint = Checkpoint.open(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelError, match="cannot be read: it is shorter than it was"):
+        checkpoint.tensor("b")
 
 
 def test_a_file_cut_short_is_truncated(tmp_path):

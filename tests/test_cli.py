@@ -230,7 +230,7 @@ def test_config_check_tells_every_mistake(call, tmp_path):
     assert refused.err.count("\n") == 4
 
 
-def test_config_check_loads_the_tasks_where_asked(call, tmp_path):
+def test_config_check_loads_the_tasks_where_asked(call, warm_worker, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("base: demo\nevaluate: {selection: [demo_nothing]}\n")
     assert call("config", "check", file).code == 0

@@ -10,7 +10,7 @@ import yaml
 
 from kinship_daemon import config
 from kinship_daemon.cli.doctor import oddities
-from kinship_daemon.startup import SECRET, webhook_secret
+from kinship_daemon.startup import SECRET, devices_here, evaluation_settings, webhook_secret
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -82,9 +82,48 @@ def test_the_image_installs_what_the_package_needs():
     assert all((root / name).exists() for name in sources)
 
 
-def test_the_compose_file_mounts_files_that_exist():
-    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["kinship-daemon"]
+@pytest.mark.parametrize(
+    ("file", "name"), [("compose.yaml", "kinship-daemon"), ("ray-compose.yaml", "head")]
+)
+def test_the_compose_files_mount_files_that_exist(file, name):
+    service = yaml.safe_load((DEPLOY / file).read_text())["services"][name]
     mounts = [v.split(":")[0] for v in service["volumes"] if v.startswith(".")]
     assert mounts
     assert all((DEPLOY / mount).exists() for mount in mounts)
     assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).exists()
+
+
+def test_the_example_config_for_ray_needs_no_gpu_where_the_daemon_is():
+    loaded = config.load(DEPLOY / "ray-config.yaml")
+    assert list(oddities(loaded)) == []
+    assert devices_here(loaded) == {"cpu"}
+    assert evaluation_settings(loaded).worker_devices() == ("cuda",)
+
+
+def test_the_ray_cluster_is_one_by_rays_own_schema():
+    pytest.importorskip("ray", reason="RAY IS NOT TESTED: it cannot be imported here")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
+    assert all((DEPLOY.parent / mount).exists() for mount in cluster["file_mounts"].values())
+    loaded = config.load(DEPLOY / "ray-config.yaml")
+    assert loaded.executor.workers == cluster["max_workers"]
+    prepared = prepare_config(cluster)
+    validate_config(prepared)
+    assert prepared["available_node_types"]["gpu"]["resources"]["GPU"] == 1
+
+
+def test_the_ray_nodes_of_the_compose_file_join_its_head():
+    compose = yaml.safe_load((DEPLOY / "ray-compose.yaml").read_text())
+    head, *workers = compose["services"].values()
+    assert "ray start --head --port=6379 " in head["command"][0]
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker["entrypoint"] == ["ray"]
+        assert "--address=head:6379" in worker["command"]
+        assert worker["build"] == head["build"]
+        assert "environment" not in worker, "a worker needs no secret"
+    devices = [w["deploy"]["resources"]["reservations"]["devices"][0] for w in workers]
+    assert devices[0] != devices[1]
+    volumes = [v.split(":")[0] for s in (head, *workers) for v in s["volumes"]]
+    assert {v for v in volumes if not v.startswith(".")} == set(compose["volumes"])

@@ -1,15 +1,21 @@
 """`estimate` times the base and says what lies ahead; nothing is started."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 import command
 from documented import leaves, tables
-from kinship_daemon import config
+from kinship_daemon import config, startup
 from kinship_daemon.cli import estimate as estimate_command
-from kinship_daemon.estimate import Estimate, Probe, estimate_lines
+from kinship_daemon.cli import run
+from kinship_daemon.estimate import Estimate, estimate_lines
+from kinship_daemon.evaluate.timing import Probe
+from kinship_daemon.execute import site
+from kinship_daemon.home import Home
+from kinship_daemon.report import JsonReporter
 
 PAGE = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
 
@@ -34,6 +40,32 @@ def test_the_demo_is_timed_and_no_home_is_made(call, tmp_path):
     section = PAGE.partition("## kinship-daemon estimate ")[2].partition("\n## ")[0]
     known = set(tables(section)["field"])
     assert leaves(found, known) == known
+
+
+def test_while_a_daemon_has_the_device_nothing_is_timed(call, tmp_path):
+    with Home(tmp_path / "home").hold():
+        found = call("--base", "demo", "--home", tmp_path / "home")
+    assert found.code == 0, found.err
+    assert "has the device" in found.out
+    assert "a model" not in found.out
+
+
+def test_a_dry_run_times_the_base_in_the_worker_that_is_there(
+    shelf, warm_worker, monkeypatch, tmp_path
+):
+    begun, out = [], StringIO()
+
+    def lend(settings, **given):
+        begun.append(settings)
+        return shelf.lend(settings, **given)
+
+    monkeypatch.setattr(site, "open_evaluator", lend)
+    given = config.load(base="demo", home=tmp_path / "home", overrides=["evaluate.limit=8"])
+    report = JsonReporter(out)
+    with startup.opened(given, report, check_evaluation=True, dry_run=True) as d:
+        run.tell_estimate(d)
+    assert "a model: about" in out.getvalue()
+    assert len(begun) == 1  # to see whether the base can be asked
 
 
 def test_a_base_that_is_not_here_is_not_fetched_to_be_timed(call, tiny_hub, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import command
 import tiny
+import warm_workers
 from hub_daemon import Clock
 from kinship_daemon import config, startup
 from kinship_daemon.errors import BudgetReached, KinshipError, ModelError, Transient, WorkerDied
@@ -402,7 +402,7 @@ def test_a_stage_that_a_killed_process_left_is_published_as_it_is(home, monkeypa
 def test_a_limit_reached_ends_a_run_that_is_to_end_with_one_line(tmp_path):
     arguments = ["run", "--base", "demo", "--until-converged", "--home", tmp_path / "home"]
     limits = ["--set", "limits.merges_per_day=1", "--set", "evaluate.limit=8"]
-    result = command.run([*arguments, *limits], tmp_path)
+    result = warm_workers.run([*arguments, *limits], tmp_path)
     assert result.code == 3
     assert "limits.merges_per_day" in result.err
     assert result.err.count("\n") == 1

@@ -2,18 +2,21 @@
 
 import hashlib
 import re
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-import command
+import kill_points
+import warm_workers
+import worker_kills
 from kinship_daemon import demo
 from test_main_job import history
 
-KINDS = ("watch", "triage", "admit", "ledger", "score", "decide", "validate", "gate", "publish")
+KINDS = (
+    *("watch", "triage", "admit", "ledger", "score", "race"),
+    *("decide", "validate", "gate", "publish"),
+)
 POINTS = [f"{kind}:{moment}" for kind, moment in product(KINDS, ("before", "amid", "after"))]
 # The ledger is whole on the disk before its job is done: a kill amid leaves nothing to do again.
 POINTS.remove("ledger:after")
@@ -25,11 +28,14 @@ POINTS.insert(POINTS.index("validate:amid"), "validate:during")
 ARGUMENTS = [
     *("run", "--base", "demo", "--until-converged", "--log-json"),
     *("--set", "evaluate.limit=60", "--set", "gate.min_gain=-1"),
+    # Two rungs, and somebody stops at the first.
+    *("--set", "evaluate.chunk=30", "--set", "evaluate.race_width=0.2"),
     # However many workers there are, the scores are the same.
     *("--set", "evaluate.threads=1"),
     *("--set", "policy={use: topk-kinship, k: 2, max_founders: 3}"),
 ]
-TWO_WORKERS = ("--set", "evaluate.workers=2")
+INLINE = ("--set", "executor.use=inline")
+FOUR_WORKERS = ("--set", "evaluate.workers=4")
 
 
 def content(hub: Path) -> dict[str, str]:
@@ -42,50 +48,38 @@ def content(hub: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory) -> Path:
-    """The home of a daemon that was never disturbed."""
+    """The home of a daemon that was never disturbed, and did one thing after another."""
     place = tmp_path_factory.mktemp("calm")
-    undisturbed = command.run([*ARGUMENTS, "--home", place / "home"], place)
+    undisturbed = warm_workers.run([*ARGUMENTS, *INLINE, "--home", place / "home"], place)
     assert undisturbed.code == 0, undisturbed.err
     assert (place / "home" / "hub" / demo.NAMESPACE).is_dir()
+    assert history(place / "home")["partials"], "somebody was stopped"
     return place / "home"
 
 
 @pytest.mark.slow
-def test_two_workers_killed_ten_times_end_in_the_same_lineage_as_one(calm, tmp_path):
-    killed, script = tmp_path / "killed", Path(__file__).with_name("worker_kills.py")
-    result = subprocess.run(
-        [sys.executable, script, "1", "--", *ARGUMENTS, *TWO_WORKERS, "--home", killed],
-        env=command.environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    kills, asked = map(int, re.findall(r"killed (\d+) of (\d+)", result.stderr)[0])
+def test_four_workers_killed_ten_times_end_in_the_same_lineage_as_inline(calm, tmp_path):
+    killed = tmp_path / "killed"
+    arguments = ["1", "--", *ARGUMENTS, *FOUR_WORKERS, "--home", killed]
+    result = warm_workers.run(arguments, tmp_path, work=worker_kills.main)
+    assert result.code == 0, result.err
+    kills, asked = map(int, re.findall(r"killed (\d+) of (\d+)", result.err)[0])
     assert kills == 10, f"asked {asked} times"
     assert history(killed) == history(calm)
     assert content(killed / "hub") == content(calm / "hub")
 
 
 @pytest.mark.slow
-def test_killed_at_every_step_it_ends_in_the_same_lineage(calm, tmp_path):
+def test_killed_at_every_step_with_one_worker_or_two_it_ends_in_the_same_lineage(calm, tmp_path):
     killed = tmp_path / "killed"
-    script = Path(__file__).parent / "kill_points.py"
-    result = subprocess.run(
-        [sys.executable, script, *POINTS, "--", *ARGUMENTS, "--home", killed],
-        env=command.environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    deaths = [line for line in result.stdout.splitlines() if not line.startswith("{")]
-    assert deaths == [f"{point} killed" for point in POINTS], result.stderr
-    assert result.returncode == 0, result.stderr
+    arguments = [*POINTS, "--", *ARGUMENTS, "--home", killed]
+    result = warm_workers.run(arguments, tmp_path, work=kill_points.main, timeout=500)
+    deaths = [line for line in result.out.splitlines() if not line.startswith("{")]
+    assert deaths == [f"{point} killed" for point in POINTS], result.err
+    assert result.code == 0, result.err
 
     assert history(killed) == history(calm)
     assert content(killed / "hub") == content(calm / "hub")
     assert not list((killed / "staging").glob("*"))
-    checked = command.run(["verify", "--home", killed], tmp_path)
+    checked = warm_workers.run(["verify", "--home", killed], tmp_path)
     assert (checked.code, checked.err) == (0, "")

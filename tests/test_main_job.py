@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import command
+import warm_workers
 from kinship_daemon import demo
 from kinship_daemon.cli import app
 from kinship_daemon.evaluate.discovery import Judged, saffron
@@ -41,6 +42,8 @@ def history(home: Path) -> dict[str, list[tuple]]:
         " JOIN weights AS x ON x.number = a JOIN weights AS y ON y.number = b",
         "scores": "identity, split, task, settings, metric, task_version, score, stderr, n"
         f" FROM scores {weighed}",
+        "partials": "identity, settings, rung, best, share, mean, partials.stderr"
+        f" FROM partials {weighed}",
         "documents": "identity, split, task, document, value FROM documents"
         " JOIN scores ON scores.number = documents.score"
         " JOIN weights ON weights.number = scores.weights",
@@ -197,7 +200,7 @@ def test_the_published_repo_loads_and_scores_what_its_card_says(repo, publicatio
     assert model.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(repo)("add")["input_ids"]
     asked = lineage.gates_of(publication.model)[-1].n // len(demo.VALIDATION)
-    result = command.run(
+    result = warm_workers.run(
         [
             *("evaluate", repo, "--base", "demo", "--split", "validation", "--format", "json"),
             *("--set", f"evaluate.limit={asked}"),
@@ -232,7 +235,9 @@ def test_the_card_tells_descent_licence_and_recipe(repo, publication, lineage):
 
 def test_the_published_recipe_makes_the_published_weights(repo, place, home, tmp_path):
     out = tmp_path / "again"
-    result = command.run(["merge", repo / "mergekit_config.yml", out, "--hub", home / "hub"], place)
+    result = warm_workers.run(
+        ["merge", repo / "mergekit_config.yml", out, "--hub", home / "hub"], place
+    )
     assert result.code == 0, result.err
     made = AutoModelForCausalLM.from_pretrained(out).state_dict()
     published = AutoModelForCausalLM.from_pretrained(repo).state_dict()
@@ -280,21 +285,21 @@ def test_the_family_is_drawn(form, publication, place, home):
 def test_what_the_lineage_claims_is_verified_and_a_changed_file_is_found(
     first, place, home, repo, tmp_path
 ):
-    good = command.run(["verify", "--home", home], place)
+    good = warm_workers.run(["verify", "--home", home], place)
     assert (good.code, good.err) == (0, "")
     shutil.copytree(home, copy := tmp_path / "home")
     database = sqlite3.connect(copy / "lineage.db")
     with database:
         database.execute("UPDATE scores SET score = score + 0.01 WHERE split = 'validation'")
     database.close()
-    bad = command.run(["verify", "--home", copy], place)
+    bad = warm_workers.run(["verify", "--home", copy], place)
     assert bad.code == 3
     assert "its samples give" in bad.err
 
 
 def test_a_second_run_changes_nothing(first, place, home):
     before = history(home)
-    result = command.run([*RUN, "--home", home], place)
+    result = warm_workers.run([*RUN, "--home", home], place)
     assert result.code == 0, result.err
     assert history(home) == before
     assert not {"publish", "merge", "score"} & {event["event"] for event in result.events}
@@ -303,11 +308,13 @@ def test_a_second_run_changes_nothing(first, place, home):
 def test_a_dry_run_writes_nothing_to_the_hub_and_a_real_one_then_publishes(place, lineage):
     home = place / "dry"
     small = ["--set", "evaluate.limit=60", "--set", "gate.min_gain=-1", "--home", home]
-    dry = command.run(["run", "--base", "demo", "--once", "--dry-run", "--log-json", *small], place)
+    dry = warm_workers.run(
+        ["run", "--base", "demo", "--once", "--dry-run", "--log-json", *small], place
+    )
     assert dry.code == 0, dry.err
     assert any("dry run" in event["message"] for event in dry.events)
     assert not (home / "hub" / demo.NAMESPACE).exists()
-    real = command.run([*RUN, *small], place)
+    real = warm_workers.run([*RUN, *small], place)
     assert real.code == 0, real.err
     assert any(event["event"] == "publish" for event in real.events)
 

@@ -6,11 +6,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from hub_server.server import HubServer
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import Transient
-from kinship_daemon.execute.leaf_sources import from_shared_folder, share
+from kinship_daemon.execute.leaf_sources import from_hub, from_shared_folder, share
 from kinship_daemon.execute.node_cache import Leaf, NodeCache
+from kinship_daemon.model_files import is_sidecar
 from kinship_storage.records import File
 
 SIZE = 1000
@@ -135,3 +138,34 @@ def test_two_who_want_the_same_leaf_bring_it_once(tmp_path, shared):
         user.join(60)
     assert brought == ["a"]
     assert not inside.broken
+
+
+@pytest.fixture
+def hub_leaf(tmp_path, tiny_finetunes, monkeypatch):
+    """A fine-tune on a hub over loopback, as the daemon would name it."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with HubServer() as server:
+        repo = server.add("org/a", tiny_finetunes[0])
+        files = (p for p in sorted(tiny_finetunes[0].iterdir()) if is_sidecar(p.name))
+        weights = tiny_finetunes[0] / "model.safetensors"
+        listed = tuple(File(p.name, p.stat().st_size, hash_file(p)) for p in [*files, weights])
+        yield server, Leaf("org/a", listed, tmp_path / "gone", "another", "org/a", repo)
+
+
+def test_a_leaf_comes_from_the_hub_at_its_revision(tmp_path, hub_leaf):
+    server, a = hub_leaf
+    node = NodeCache(
+        tmp_path / "node", disk_bytes=1e9, sources=[from_hub(server.url, tmp_path / "arriving")]
+    )
+    with node.holding([a]) as held:
+        assert sorted(p.name for p in held[a.key].iterdir()) == sorted(f.path for f in a.files)
+    assert node.keys() == [a.key]
+    assert not list((tmp_path / "arriving").rglob("*.*")), "nothing is kept twice"
+
+
+def test_what_no_hub_has_takes_the_shared_folder(tmp_path):
+    a = leaf(tmp_path, "a")
+    source = from_hub("https://huggingface.co", tmp_path / "arriving")
+    node = NodeCache(tmp_path / "node", disk_bytes=1e9, sources=[source])
+    with pytest.raises(Transient, match=r"set executor\.shared_folder"), node.holding([a]):
+        pass

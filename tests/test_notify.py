@@ -188,7 +188,7 @@ def test_waits_grow(tmp_path, monkeypatch):
         lineage.add_event("publish", "m1")
         beside = Lineage.open(lineage.path, now=lambda: NOW, beside=True, whole=True)
         target = Target("x", away, frozenset(KINDS))
-        delivery._Delivery(beside, target, log, lambda: NOW, Ended()).run()
+        delivery._Delivery(beside, target, log, lambda: NOW, Ended(), 600.0).run()
     assert waits[:5] == [0.02, 0.04, 0.08, 0.1, 0.1]
 
 
@@ -232,9 +232,10 @@ def test_killed_at_twenty_moments_every_event_arrives_with_one_id(tmp_path, rece
     process, pipe = start()
     for number in range(20):
         receiver.answers = [500] if number % 4 == 3 else []
-        pipe.send(f"m{number}")
-        assert pipe.poll(PATIENCE)
-        pipe.recv()
+        for kind in ("publish", "quarantine"):
+            pipe.send((kind, f"{kind} {number}"))
+            assert pipe.poll(PATIENCE)
+            pipe.recv()
         time.sleep(moments.choice((0.0, 0.002, 0.005, 0.01, 0.02)))
         process.kill()
         process.join(PATIENCE)
@@ -243,10 +244,71 @@ def test_killed_at_twenty_moments_every_event_arrives_with_one_id(tmp_path, rece
     pipe.send(None)
     process.join(PATIENCE)
     with open_lineage(path, readonly=True) as lineage:
-        ids = {event.message: event.id for event in lineage.events()}
-    texts = {body["id"]: body["text"] for body in receiver.bodies}
-    assert texts == {ids[f"m{n}"]: f"publish: m{n}" for n in range(20)}
-    assert receiver.ids == [ids[f"m{n}"] for n in range(20)]
+        events = lineage.events()
+    bodies = {body["id"]: body for body in receiver.bodies}
+    told = [body for body in bodies.values() if body["event"] == "publish"]
+    assert {body["id"]: body["text"] for body in told} == {
+        event.id: f"publish: {event.message}" for event in events if event.kind == "publish"
+    }
+    assert [body["id"] for body in told] == [e.id for e in events if e.kind == "publish"]
+    # Alone or with others, none is left out.
+    assert set(told_ids(receiver)) == {event.id for event in events}
+
+
+def quarantined(lineage, *numbers):
+    with lineage.transaction():
+        for n in numbers:
+            lineage.add_event("quarantine", f"org/m{n}: NaN in layer {n}", model=f"org/m{n}")
+
+
+def told_ids(receiver):
+    """Every event that came, alone or with others."""
+    for body in receiver.bodies:
+        together = body["facts"].get("events")
+        yield from [body["id"]] if together is None else [each["id"] for each in together]
+
+
+def test_many_of_a_kind_are_told_as_one_and_hold_up_no_other(tmp_path, receiver):
+    """The first at once, the next when their time has come or the daemon ends; here it ends."""
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        with telling(lineage, to(receiver)):
+            quarantined(lineage, 0)
+            receiver.wait_for(1)
+            quarantined(lineage, *range(1, 500))
+            lineage.add_event("publish", "m1 as us/m1", model="m1")
+            receiver.wait_for(2)
+            assert receiver.bodies[1]["text"] == "publish: m1 as us/m1"
+        first, _, many = receiver.bodies
+        ids = [event.id for event in lineage.events() if event.kind == "quarantine"]
+    assert first["text"] == "quarantine: org/m0: NaN in layer 0"
+    assert many["text"] == "quarantine: 499: 499  NaN in layer …: org/m1, org/m10, org/m100, …"
+    assert many["facts"]["count"] == 499
+    assert list(told_ids(receiver)) == [ids[0], receiver.bodies[1]["id"], *ids[1:]]
+
+
+def test_a_digest_that_was_not_taken_is_told_again_with_its_id(tmp_path, receiver):
+    """Whatever has come meanwhile: else nobody could tell that they are the same."""
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        asked = []
+
+        def refuse_many(kind, text, facts):
+            asked.append(facts["id"])
+            if "count" in facts:
+                raise OSError
+
+        with telling(lineage, Target("chat", refuse_many, frozenset(KINDS))):
+            quarantined(lineage, 0)
+            deadline = time.monotonic() + PATIENCE
+            while not asked and time.monotonic() < deadline:
+                time.sleep(0.01)
+            quarantined(lineage, 1, 2, 3)
+        quarantined(lineage, 4)
+        with telling(lineage, to(receiver)):
+            receiver.wait_for(1)
+        first, many = asked
+        assert (receiver.bodies[0]["id"], receiver.bodies[0]["facts"]["count"]) == (many, 3)
+        assert [first, *told_ids(receiver)] == [event.id for event in lineage.events()]
+        assert len(receiver.bodies) == 2  # the fourth came meanwhile
 
 
 def written(tmp_path, text):

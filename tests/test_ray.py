@@ -6,28 +6,29 @@ Clusters take minutes on two cores: KINSHIP_RAY=1 tests them.
 
 import hashlib
 import os
+import queue
 import sys
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kinship_daemon import config, startup
-from kinship_daemon.errors import KinshipError, Transient, UsageError
+from kinship_daemon.errors import KinshipError, Lost, Transient, UsageError
 from kinship_daemon.execute.dispatch import Dispatcher
-from kinship_daemon.execute.executor import Job, Source
+from kinship_daemon.execute.executor import Failed, Job, Needs, Progress, Source
 from kinship_daemon.execute.site import Workshop
 from kinship_daemon.execute.testing import CHECKS
 from kinship_daemon.execute.testing.jobs import Read, Say
 from kinship_daemon.report import JsonReporter
 from kinship_storage.records import File
+from ray_clusters import NODE, ray_cluster
 from turns import evolve, poll
 
-ray = pytest.importorskip("ray", reason="RAY IS NOT TESTED: it cannot be imported here")
+pytest.importorskip("ray", reason="RAY IS NOT TESTED: it cannot be imported here")
 
-from kinship_daemon.execute import ray_executor  # noqa: E402
-from kinship_daemon.execute.ray_executor import RayExecutor  # noqa: E402
+from kinship_daemon.execute import ray_executor
+from kinship_daemon.execute.ray_executor import RayExecutor
 
 SMALL = {
     "evaluate.limit": "16",
@@ -38,27 +39,18 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes, and this process connected to them."""
+    """Two nodes."""
     if os.environ.get("KINSHIP_RAY") != "1":
         pytest.skip("takes minutes; KINSHIP_RAY=1 tests it")
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "num_gpus": 0, "object_store_memory": 10**8},
-    )
-    made.add_node(num_cpus=2, num_gpus=0, object_store_memory=10**8)
-    ray.init(made.address, log_to_driver=False, logging_level="error")
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with ray_cluster() as made:
+        yield made
 
 
 @pytest.fixture
 def opened(cluster, tmp_path):
     def make(**options):
-        options = {"node_cache": str(tmp_path / "node"), **options}
-        return RayExecutor(Workshop(tmp_path / "evaluate.log", options=options))
+        room = {"node_cache": str(tmp_path / "node"), "address": cluster.address}
+        return RayExecutor(Workshop(tmp_path / "evaluate.log", options={**room, **options}))
 
     return make
 
@@ -96,53 +88,83 @@ def test_two_nodes_of_which_one_is_killed_give_the_lineage_of_inline(
     cluster, calm, tmp_path, monkeypatch
 ):
     """Its leaves come by the shared folder: the nodes are told that the daemon is elsewhere."""
-    head, doomed = cluster.head_node.node_id, cluster.list_all_nodes()[-1]
-    do, ends = ray_executor._Worker._do, Counter()
-
-    def deadly(self, job, folders, tell):
-        if self._place and self._place.node_id != head and job.sources and not ends["killed"]:
-            ends["killed"] += 1
-            cluster.remove_node(doomed, allow_graceful=False)
-        do(self, job, folders, tell)
-
-    sent = ray_executor._lost
-
-    def lost(*given):
-        ends["lost"] += 1
-        return sent(*given)
-
-    monkeypatch.setattr(ray_executor._Worker, "_do", deadly)
-    monkeypatch.setattr(ray_executor, "_lost", lost)
-    monkeypatch.setattr(ray_executor, "machine", lambda: "another")
+    doomed, heard = cluster.list_all_nodes()[-1], Heard()
     (tmp_path / "shared").mkdir()
     chosen = {
         "executor.use": "ray",
+        "executor.address": cluster.address,
         "executor.shared_folder": str(tmp_path / "shared"),
         "executor.node_cache": str(tmp_path / "node"),
     }
+    heard.when_two_are_at_work(lambda: cluster.remove_node(doomed, allow_graceful=False))
+    monkeypatch.setattr(RayExecutor, "_tell", heard.tell(RayExecutor._tell))
+    monkeypatch.setattr(ray_executor, "machine", lambda: "another")
     try:
         found = lineage(tmp_path / "home", **chosen)
     finally:
-        cluster.add_node(num_cpus=2, num_gpus=0, object_store_memory=10**8)
-    assert ends["killed"] == 1
-    assert ends["lost"] >= 1
+        cluster.add_node(**NODE)
+    assert heard.lost
     assert list((tmp_path / "node" / "leaves").glob("*/*.safetensors"))
     assert found == calm
     assert len(found[0]) > 3
 
 
-def test_what_a_cluster_cannot_give_is_one_line(cluster, opened, tmp_path):
-    with pytest.raises(Transient, match=r"has 1 CPU, 1 GPU, which .*executor\.gpus_per_worker"):
-        RayExecutor(Workshop(tmp_path / "log", ("cuda:0",)))
-    with pytest.raises(UsageError, match=r"gpus_per_worker is 0\.5, .* on the CPU here"):
-        opened(gpus_per_worker=0.5)
-    with pytest.raises(Transient, match="has 1 CPU, 1 big"):
-        opened(resources={"big": 1})
+class Heard:
+    """What a cluster told the daemon."""
+
+    def __init__(self):
+        self.lost = []
+        self._at_work = set()
+        self._then = None
+
+    def when_two_are_at_work(self, then):
+        """Called once."""
+        self._then = then
+
+    def tell(self, tell):
+        def heard(executor, report):
+            if isinstance(report, Progress):
+                self._at_work.add(report.key)
+            else:
+                self._at_work.discard(report.key)
+            if isinstance(report, Failed) and isinstance(report.error, Lost):
+                self.lost.append(report)
+            if len(self._at_work) == 2 and self._then is not None:
+                then, self._then = self._then, None
+                then()
+            tell(executor, report)
+
+        return heard
+
+
+def test_what_a_cluster_cannot_give_is_said_and_waited_for(cluster, tmp_path):
+    """Its demand is what an autoscaler sees; a node that has it does the work."""
+    said = queue.SimpleQueue()
+    options = {"address": cluster.address, "resources": {"big": 1}}
+    options["node_cache"] = str(tmp_path / "node")
+    executor = RayExecutor(Workshop(tmp_path / "evaluate.log", options=options, say=said.put))
+    words = "no node has room for a worker, which takes 1 CPU, 1 big: work waits for one"
+    assert executor.describe()[-1] == words
+    with closing(Dispatcher(executor)) as dispatcher:
+        dispatcher.begin(Job("say", Say("a"), Needs(device=True)), {})
+        assert said.get(timeout=120).endswith(
+            "waits for room on the Ray cluster: it takes 1 CPU, 1 big"
+        )
+        node = cluster.add_node(**NODE, resources={"big": 1})
+        try:
+            assert dispatcher.result("say")[0] == "a"
+        finally:
+            cluster.remove_node(node)
+
+
+def test_gpus_for_a_daemon_without_any_are_refused(tmp_path):
+    workshop = Workshop(tmp_path / "evaluate.log", options={"gpus_per_worker": 0.5})
+    with pytest.raises(UsageError, match=r"gpus_per_worker is 0\.5, .* set evaluate\.device"):
+        RayExecutor(workshop)
 
 
 def test_without_a_cluster_or_without_ray_one_line_says_what_would_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    workshop = Workshop(tmp_path / "log", options={"address": "127.0.0.1:1"})
+    workshop = Workshop(tmp_path / "evaluate.log", options={"address": "127.0.0.1:1"})
     with pytest.raises(Transient, match=r"address 127\.0\.0\.1:1: no Ray cluster answers there"):
         RayExecutor(workshop)
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -242,6 +242,21 @@ def test_a_look_that_a_hub_did_not_allow_stays_due(service):
     assert turns.looks[:4] == [True, True, True, False]
 
 
+def test_looks_that_take_longer_than_their_interval_leave_time_for_the_work(service):
+    def long_look():
+        running.hurry()  # the clock's, meanwhile
+        return LOOKED
+
+    def end():
+        context.stop.set()
+        return WORKED
+
+    acts = (long_look, WORKED, long_look, NOTHING, long_look, end)
+    context, turns, running = service(*acts, poll_minutes=LONG)
+    assert running.run() is None
+    assert turns.looks == [True, False, True, False, True, False]
+
+
 @pytest.mark.parametrize("passing", [Transient("hub away"), BudgetReached("limit")])
 def test_what_passes_ends_a_run_that_is_to_end(service, passing):
     _, _, running = service(LOOKED, Turn(None, (passing,)), until_converged=True)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import multiprocessing
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from command import call, start
+from kinship_daemon.simulation import evolutions_by, processes
 from kinship_policies.policy import Decision, Proposal
 from kinship_policies.registry import make
 from kinship_policies.simulate.evolution import evolve
@@ -401,6 +404,55 @@ def test_control_c_leaves_no_traceback(tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err.endswith("kinship-daemon: interrupted\n")
+
+
+# By several processes
+
+
+BOTH = ("--policy", "topk-greedy", "--policy", "topk-kinship", "--budget", "4")
+
+
+@pytest.mark.usefixtures("warm_worker")
+def test_runs_and_their_order_are_the_same_however_many_processes_share_them(simulate):
+    arguments = (*BOTH, "--landscape", "synthetic", "--seeds", "45", "--format", "json")
+    alone = simulate(*arguments)
+    assert [run["seed"] for run in json.loads(alone.out)["runs"]][::2] == list(range(45))
+    for workers in (2, 3):
+        assert simulate(*arguments, "--workers", workers).out == alone.out
+
+
+@pytest.mark.usefixtures("warm_worker")
+def test_an_interrupt_ends_the_processes_at_once():
+    def interrupt(_done):
+        raise KeyboardInterrupt
+
+    policies = {"greedy": make("topk-greedy", {})}
+    with pytest.raises(KeyboardInterrupt):
+        list(evolutions_by(processes(2), policies, "synthetic", range(10_000), 40, interrupt))
+    assert not multiprocessing.active_children()
+
+
+class Deadly:
+    """Takes its process along."""
+
+    def propose(self, _population):
+        os._exit(7)
+
+
+class Unsendable:
+    def __init__(self):
+        self.propose = lambda _population: None
+
+
+@pytest.mark.usefixtures("warm_worker")
+def test_a_process_that_dies_and_a_policy_that_cannot_travel_are_told(simulate):
+    place = ("--landscape", "synthetic", "--workers", "2", "--seeds", "2")
+    found = simulate(*place, "--policy", f"{__name__}:Deadly")
+    assert (found.code, found.out) == (3, "")
+    assert found.err.endswith("seeds 0 to 1: its process died (exit code 7)\n")
+    found = simulate(*place, "--policy", f"{__name__}:Unsendable")
+    assert found.code == 2
+    assert found.err.endswith("; leave out --workers\n")
 
 
 def test_a_lineage_that_is_none_is_one_line(simulate, tmp_path):

@@ -13,6 +13,7 @@ import varied_models
 from kinship_daemon import demo
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.ranges import FolderRanges
+from kinship_daemon.web.sample_map import places
 from kinship_daemon.weights.kinship import METRICS, matrix
 from kinship_daemon.weights.recipe import leaf
 from kinship_daemon.weights.remote import open_remote
@@ -116,6 +117,26 @@ def test_models_of_any_strength_can_be_compared(wild):
         found = compare(vector, [sketch(taken)], "cosine")
         taken.deltas.div_(factor)
         assert float(found.value[0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_map_keeps_what_a_plane_can_keep_of_distances(of_demo):
+    """The dashboard's; a plane only brings models nearer to each other."""
+    base, leaves = of_demo
+    taken = samples(base, leaves.values(), fraction=0.2)
+    vectors = [sketch(each) for each in taken]
+    found, share = places(vectors)
+    kin = torch.stack([compare(each, vectors, "cosine").value for each in vectors]).numpy()
+    true = np.sqrt(2 * np.clip(1 - kin, 0, None))
+    shown = np.linalg.norm(found[:, None] - found[None], axis=-1)
+    pairs = np.triu_indices(len(vectors), 1)
+    assert (shown[pairs] <= true[pairs] + 0.05).all()
+    assert np.corrcoef(shown[pairs], true[pairs])[0, 1] > 0.4
+    assert 0.5 < share < 1
+    taken[0].deltas.zero_()  # one that does not differ from the base has no direction
+    rest, _ = places([*vectors, sketch(taken[0])])
+    assert np.isnan(rest[-1]).all()
+    assert np.allclose(rest[:-1], found)
+    assert np.isnan(places(vectors[:2])[0]).all()
 
 
 def test_the_mean_of_a_delta_is_known(tmp_path):

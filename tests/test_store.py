@@ -1,6 +1,8 @@
 """The file in company and on bad disks: readers, other writers, locks, full and read-only."""
 
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -22,6 +24,14 @@ def family(path):
     with open_lineage(path) as lineage:
         fill(lineage)
         yield lineage
+
+
+def test_the_lineage_takes_no_pandas_along_and_leaves_it_to_others():
+    code = (
+        "import sys; import kinship_storage.lineage; "
+        "assert not {'pandas', 'pyarrow'} & {*sys.modules}; import pandas"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_reader_sees_what_was_committed_while_the_daemon_writes(family, path):

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import demo_hub
+import warm_workers
 from hub_server import HubServer
 from kinship_daemon import demo
 
@@ -57,6 +58,11 @@ def first(place, server, config):
     result = demo_hub.run([*RUN, "--hub", server.url, "--config", config], place, server)
     assert result.code == 0, result.err
     return result, list(server.log)
+
+
+def again(arguments, place, server):
+    """As the first run, without its imports."""
+    return warm_workers.run(arguments, place, environment=demo_hub.environment(place, server))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +189,7 @@ def test_the_published_repo_loads_through_the_real_client(loaded, server):
 def test_the_published_repo_scores_exactly_what_its_card_says(published, place, server, config):
     repo = next(iter(published.values()))
     evaluate = ["evaluate", repo, "--config", config, "--split", "validation", "--format", "json"]
-    result = demo_hub.run(evaluate, place, server)
+    result = again(evaluate, place, server)
     assert result.code == 0, result.err
     measured = {row["task"]: row["score"] for row in json.loads(result.out)["tasks"]}
     card = yaml.safe_load(server.repos[repo].head[1]["README.md"].decode().split("---")[1])
@@ -199,7 +205,7 @@ def test_the_published_repo_scores_exactly_what_its_card_says(published, place, 
 def test_a_second_run_asks_once_and_publishes_nothing(first, published, place, server, config):
     heads = {name: repo.head[0] for name, repo in server.repos.items()}
     before = len(server.log)
-    result = demo_hub.run([*RUN, "--hub", server.url, "--config", config], place, server)
+    result = again([*RUN, "--hub", server.url, "--config", config], place, server)
     assert result.code == 0, result.err
     assert not {"publish", "merge", "score", "admit"} & {e["event"] for e in result.events}
     assert {name: repo.head[0] for name, repo in server.repos.items()} == heads
@@ -353,7 +359,7 @@ def contested(tmp_path_factory, published):
         upload = rf"/tester/{raced}\.git/info/lfs/objects/batch"
         server.fault(upload, "edit", method="POST", edit=intrude)
         run = [*RUN, "--config", config]
-        results = [demo_hub.run(run, place, server), demo_hub.run(run, place, server)]
+        results = [again(run, place, server), again(run, place, server)]
         yield Contested(server, results, taken, lost, raced)
 
 

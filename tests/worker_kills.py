@@ -1,12 +1,12 @@
 """
 Runs the daemon to its end, its evaluation worker killed with SIGKILL at ten random moments.
 
-    python worker_kills.py SEED -- kinship-daemon's arguments
+    SEED -- kinship-daemon's arguments
 
 A moment is so long after a worker was asked: it is still starting, at work, or has just answered.
 No request is disturbed twice: whom the worker dies over again at once is set aside for a time.
 Where a worker cannot start, a run that is to end says so and ends; it is started again, as systemd
-would do.
+would do. It works in a process of `warm_workers.py`.
 """
 
 import random
@@ -14,8 +14,6 @@ import sys
 import threading
 from contextlib import suppress
 
-import warm_workers
-from kinship_daemon import child_process
 from kinship_daemon.cli import app
 from kinship_daemon.errors import Transient
 from kinship_daemon.evaluate.worker import WorkerEvaluator
@@ -25,8 +23,6 @@ LONGEST_SECONDS = 0.5
 
 
 def main():
-    warm_workers.warm()
-    child_process._CONTEXT = warm_workers.CONTEXT
     chance, lock = random.Random(int(sys.argv[1])), threading.Lock()
     ask, asked, killed = WorkerEvaluator._ask, 0, 0
     disturbed = set()
@@ -62,7 +58,3 @@ def main():
             app.main(args=sys.argv[3:], standalone_mode=False)
             break
     print(f"killed {killed} of {asked}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main()

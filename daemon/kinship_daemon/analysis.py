@@ -32,6 +32,7 @@ __all__ = [
     "Stage",
     "analyse",
     "correlations",
+    "decisions_after",
 ]
 
 METRICS = ("pcc", "cosine", "euclidean")
@@ -135,7 +136,7 @@ class Analysis:
     Attributes:
         founders: The best score among the fine-tunes.
         rises: Every generation that raised the best score.
-        top_kinships: Mean kinship of the policy's top, by generation.
+        top_kinships: Mean kinship of the policy's top once a generation was scored, by generation.
         too_few: Why correlations are not given; None if they are.
     """
 
@@ -156,6 +157,22 @@ class Analysis:
         return best
 
 
+def decisions_after(lineage: Lineage) -> dict[int, Mapping[str, Any]]:
+    """
+    The last decision after each generation was scored, by that generation; 0 are the fine-tunes.
+
+    What it names as the top is the top of that generation and all before; a stop says so, too.
+    """
+    found: dict[int, Mapping[str, Any]] = {}
+    made = 0
+    for each in lineage.generations():
+        made = made if each.generation is None else each.generation - 1
+        if each.decision.get("top") or made not in found:  # a policy that failed names nobody
+            found[made] = each.decision
+        made = made if each.generation is None else each.generation
+    return found
+
+
 def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
     """
     Look at every merge that is scored, as its parents are, under the home's present settings.
@@ -166,11 +183,7 @@ def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
     merges = tuple(_merges(lineage, models, scored))
     founders = [model for model in models if not model.parents]
     enough = len(merges) >= FEWEST
-    tops = {
-        g.generation: g.decision.get("top_mean_kinship")
-        for g in lineage.generations()
-        if g.generation is not None  # a stop is of no generation
-    }
+    tops = {n: d.get("top_mean_kinship") for n, d in decisions_after(lineage).items()}
     found = Analysis(
         merges=merges,
         correlations=tuple(correlations(merges)) if enough else (),
@@ -189,7 +202,8 @@ def _scored(lineage: Lineage) -> tuple[list[Model], dict[str, float]]:
     """Everyone scored under the present settings, and the means over tasks by id."""
     settings = _settings(lineage)
     means = lineage.mean_scores("selection", settings)
-    models = [m for m in lineage.scored_models("selection", settings) if m.kind != "base"]
+    scored = lineage.scored_models("selection", settings)
+    models = [m for m in scored if m.kind != "base" and m.weights in means]
     return models, {m.id: means[str(m.weights)] for m in models}
 
 
@@ -323,7 +337,7 @@ def _stages(found: Analysis, metric: str) -> list[Stage]:
 def _stage(found: Analysis, metric: str, name: str, generations: Sequence[int]) -> Stage:
     merges = [merge for merge in found.merges if merge.generation in generations]
     kinships = [kin for merge in merges if (kin := merge.kinship[metric]) is not None]
-    tops = [kin for n in generations if (kin := found.top_kinships.get(n)) is not None]
+    tops = [kin for n in generations if (kin := found.top_kinships.get(n - 1)) is not None]
     return Stage(
         name=name,
         generations=tuple(generations),

@@ -83,9 +83,9 @@ class ChildProcess:
         self._process.kill()
         self._process.join(timeout=_KILL_SECONDS)
 
-    def ending(self) -> str:
-        """How the child ended, in words; waits for its end."""
-        self._process.join(timeout=_KILL_SECONDS)
+    def ending(self, seconds: float = _KILL_SECONDS) -> str:
+        """How the child ended, in words; waits so long for its end."""
+        self._process.join(timeout=seconds)
         code = self._process.exitcode
         if code is None or code >= 0:
             return f"exit code {code}"

@@ -119,10 +119,12 @@ class Executor(Section):
     """An executor of `kinship_daemon.executors`: who does the work that takes a device."""
     address: str = "auto"
     """For `ray`: `auto` (the cluster of this machine), HOST:PORT, ray://HOST:PORT, or `local`."""
+    workers: int | None = Field(None, ge=1)
+    """How many Ray workers, also where the cluster must grow for them; by default all that fit."""
     gpus_per_worker: float | None = Field(None, ge=0)
     """GPUs that a Ray worker takes, also fractions; by default 1 on CUDA and 0 on the CPU."""
     resources: dict[str, float] = Field(default_factory=dict)
-    """Further Ray resources that a worker takes, by name."""
+    """Further Ray resources that a worker takes, by name; also CPU (1), and memory in bytes."""
     shared_folder: UserPath | None = None
     """A folder that the daemon may write and all nodes see: other machines read models there."""
     node_cache: str = "~/.cache/kinship-daemon"

@@ -13,6 +13,7 @@ from kinship_daemon.steps import (
     ledger,
     make,
     publish,
+    race,
     refetch,
     score,
     screen,
@@ -34,6 +35,7 @@ STEPS: tuple[Step[Any], ...] = (
     ledger.STEP,  # inner products with everyone: its kinship
     make.STEP,  # merges that algebra cannot make are written
     score.STEP,  # selection scores of founders and merges
+    race.STEP,  # who can hardly be among the best any more is asked no further
     validate.STEP,  # validation scores of merges that beat their parents, and of these
     gate.STEP,  # the verdict; what passes is published in the next turn
     decide.STEP,  # the next generation's merges, or a stop

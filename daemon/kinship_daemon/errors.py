@@ -27,6 +27,7 @@ __all__ = [
     "WorkerDied",
     "machine_words",
     "planning",
+    "unreadable",
 ]
 
 _MACHINE = {
@@ -66,6 +67,13 @@ class ModelError(KinshipError):
         self.cause = cause
         self.setting = setting
         self.model = model
+
+
+def unreadable(path: object, error: OSError) -> ModelError:
+    """A model's file cannot be read. What the machine lacks is no fault of the model's."""
+    is_ours = error.errno in _MACHINE or error.errno == errno.ENOMEM
+    words = f"{path}: cannot be read: {error.strerror or error}"
+    return ModelError(words, cause="world" if is_ours else "model")
 
 
 class PlanFailed(Exception):

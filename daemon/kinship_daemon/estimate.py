@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 from kinship_daemon.config import Config
-from kinship_daemon.evaluate.evaluator import Evaluator
-from kinship_daemon.evaluate.scoring import missing
+from kinship_daemon.evaluate.timing import Probe
 from kinship_daemon.exclusion import excluded
 from kinship_daemon.hub.records import Hub
 from kinship_daemon.hub.triage import listed_refusal
 from kinship_daemon.report import amount
 from kinship_daemon.steps.watch import rules_of
-from kinship_daemon.weights.materialise import Assembly
 from kinship_policies.policy import Member, Policy, Population
-from kinship_storage.records import Split
 
-__all__ = ["Estimate", "Probe", "estimate", "estimate_lines", "probe"]
+__all__ = ["Estimate", "estimate", "estimate_lines"]
 
 _MOST_MEMBERS = 100  # more founders make no first generation larger that anybody could afford
 _HOUR = 3600.0
-
-
-@dataclass(frozen=True)
-class Probe:
-    """
-    What the base showed.
-
-    Attributes:
-        documents: By split, of all its tasks.
-        seconds: By split: one model on all of them, its loading included.
-        asked: Documents that were timed.
-    """
-
-    documents: Mapping[Split, int]
-    seconds: Mapping[Split, float]
-    asked: int
 
 
 @dataclass(frozen=True)
@@ -60,44 +39,6 @@ class Estimate:
     disk_bytes: int
     merges: int | None
     probe: Probe | None
-
-
-def probe(evaluator: Evaluator, base: Assembly) -> Probe:
-    """
-    Time the base on the first chunk of every task.
-
-    Raises:
-        KinshipError: As `Evaluator.check` and `Evaluator.evaluate`.
-    """
-    evaluator.check()
-    splits: tuple[Split, ...] = get_args(Split)
-    asked = {split: missing(evaluator.settings, split) for split in splits}
-    chunk = evaluator.settings.chunk
-    evaluator.probe(base)  # what only the first model has to wait for
-    began = time.monotonic()
-    evaluator.probe(base)
-    loading = time.monotonic() - began
-    paces: dict[str, float] = {}
-    timed = 0
-    for tasks in asked.values():
-        for task, documents in tasks.items():
-            if task.task in paces or not documents:
-                continue
-            few = documents[:chunk]
-            began = time.monotonic()
-            evaluator.evaluate(base, {task: few})
-            seconds = time.monotonic() - began
-            # Of a short task the loading is most: it counts once for each model, not here.
-            paces[task.task] = max(seconds - loading, seconds / 10) / len(few)
-            timed += len(few)
-    return Probe(
-        documents={s: sum(map(len, tasks.values())) for s, tasks in asked.items()},
-        seconds={
-            s: loading + sum(paces.get(t.task, 0.0) * len(d) for t, d in tasks.items())
-            for s, tasks in asked.items()
-        },
-        asked=timed,
-    )
 
 
 def estimate(

@@ -11,6 +11,7 @@ from kinship_daemon.errors import DocumentsChanged, KinshipError, ModelError, Wo
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.execute.evaluation import Evaluators, Ingredients, NamedAssembly
 from kinship_daemon.execute.executor import Source
+from kinship_daemon.file_cache import FileHashes, all_files
 from kinship_daemon.report import Reporter
 from kinship_daemon.weights.materialise import leaf_assembly
 from kinship_storage.lineage import Lineage
@@ -68,6 +69,7 @@ def check_base(
     folder: Path,
     lineage: Lineage,
     report: Reporter,
+    sha256: FileHashes,
 ) -> None:
     """
     See that the base itself can be built, filled and asked: else nobody's descendant can.
@@ -81,7 +83,8 @@ def check_base(
     report.event("check", f"asking {base.id} one question")
     weights = str(base.weights)
     named = NamedAssembly.of(leaf_assembly(folder, base.id), {folder: weights})
-    source = Source(tuple(lineage.files(base.id)), base.repo, base.revision)
+    files = all_files(lineage.files(base.id), folder, sha256)
+    source = Source(files, base.repo, base.revision)
     made = Ingredients(named, {weights: source}, {weights: folder})
     try:
         try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kinship_daemon import exclusion, forgetting
 from kinship_daemon.ancestry import ancestry_words
+from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.evaluate.verdict import life_words
 from kinship_policies.policy import Decision, Population
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Model, Score
+from kinship_storage.records import Model, Partial, Score
 
 __all__ = [
     "chapters",
@@ -17,9 +19,14 @@ __all__ = [
     "explain",
     "latest_scores",
     "opens_again",
+    "partial_of",
     "returns",
     "set_aside_words",
 ]
+
+
+# What stands in a setting's place where a command keeps a model out.
+_RETURNS = {exclusion.COMMAND: "when its pattern goes", forgetting.COMMAND: None}
 
 
 def explain(lineage: Lineage, name: str) -> str:
@@ -94,7 +101,7 @@ def opens_again(model: Model) -> str:
 def returns(model: Model) -> str | None:
     """What brings it back with nobody's hand; None where nothing does."""
     if model.cause == "settings":
-        return f"when {model.setting} changes" if model.setting else None
+        return _RETURNS.get(str(model.setting), f"when {model.setting} changes")
     if model.cause == "world":
         return f"by itself at {model.retry_at}" if model.retry_at else "when its hub has it again"
     return None
@@ -147,8 +154,25 @@ def _scores(lineage: Lineage, model: Model, split: str) -> list[str]:
         + [_score_of(parents[name], row.task) for name in known]
         for row in mine
     ]
-    means = [f"{_mean(r):.4f}" for r in (mine, *(parents[name] for name in known))]
-    return lines + _columns([header, *rows, ["mean", *means]])
+    means = [_mean(r) for r in (mine, *(parents[name] for name in known))]
+    lines += _columns([header, *rows, ["mean", *(f"{mean:.4f}" for mean in means)]])
+    if split == "selection" and (partial := partial_of(lineage, model)) is not None:
+        lines.append(_partial_words(partial))
+    return lines
+
+
+def partial_of(lineage: Lineage, model: Model) -> Partial | None:
+    """How far a model is that has not answered all selection documents."""
+    settings = (lineage.get("settings") or {}).get("selection", "")
+    return lineage.partials(settings).get(model.weights or "")
+
+
+def _partial_words(partial: Partial) -> str:
+    if partial.best is None:
+        return "more of its documents are to be asked"
+    if partial.mean is None:
+        return stop_words(partial)
+    return f"{stop_words(partial)}; foretold: {partial.mean:.4f} ± {partial.stderr:.4f}"
 
 
 def latest_scores(lineage: Lineage, model: Model, split: str) -> list[Score]:
@@ -199,6 +223,8 @@ def _fate(lineage: Lineage, model: Model) -> list[str]:
 
 
 def _not_judged(lineage: Lineage, model: Model) -> str:
+    if (partial := partial_of(lineage, model)) is not None:
+        return f"gate: not judged: {_partial_words(partial)}"
     mine = latest_scores(lineage, model, "selection")
     theirs = {p: latest_scores(lineage, lineage.require(p), "selection") for p in model.parents}
     scored = {p: _mean(rows) for p, rows in theirs.items() if rows}

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ancestry", "dot", "mean", "mermaid", "tree"]
+__all__ = ["ancestry", "dot", "mermaid", "tree"]
 
 Export = Mapping[str, Any]
 
 _SHOWN = {"admitted", "proposed"}
-
-
-def mean(scores: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Mean over tasks of an exported model's scores; None if it has none."""
-    return sum(s["score"] for s in scores.values()) / len(scores) if scores else None
 
 
 def tree(export: Export, focus: str | None = None) -> str:
@@ -92,14 +87,15 @@ def _edges(models: list[Mapping[str, Any]], base: str) -> list[tuple[str, str]]:
 
 
 def _leaf(model: Mapping[str, Any], best: Mapping[str, Any]) -> str:
-    value = mean(model["selection"])
+    value, share = model["score"], model["stopped_after"]
     made = f" = {' + '.join(model['parents'])}" if model["parents"] else ""
     score = "" if value is None else f"  {value:.4f}"
     first = f"  best on {best['split']}" if model["id"] == best.get("model") else ""
+    stopped = "" if share is None else f"  stopped after {share:.0%}"
     published = f"  published as {model['published']}" if model["published"] else ""
-    return f"{model['id']}{made}{score}{first}{published}"
+    return f"{model['id']}{made}{score}{stopped}{first}{published}"
 
 
 def _label(model: Mapping[str, Any]) -> str:
-    value = mean(model["selection"])
+    value = model["score"]
     return model["id"] if value is None else f"{model['id']} {value:.4f}"

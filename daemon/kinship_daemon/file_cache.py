@@ -10,20 +10,20 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import BudgetReached, LeafGone, Unavailable
 from kinship_daemon.home import Home
-from kinship_daemon.hub.files import place, wanted
-from kinship_daemon.hub.records import Hub, Repo, UnknownRepo
+from kinship_daemon.hub.files import local_files, place, sidecars, wanted
+from kinship_daemon.hub.records import Hub, Repo, RepoFile, UnknownRepo
 from kinship_daemon.report import Reporter
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Model
+from kinship_storage.records import File, Model
 
-__all__ = ["FileCache", "FileHashes", "NoRoom"]
+__all__ = ["FileCache", "FileHashes", "NoRoom", "all_files"]
 
 # What else becomes larger meanwhile, such as the ledger, as a share of a model.
 _GROWTH = 1.1
@@ -288,6 +288,18 @@ class FileHashes:
         if stat.st_size >= _LARGE_BYTES or len(self._unwritten) >= _MANY:
             self._lineage.remember_hashes(self._unwritten)
             self._unwritten.clear()
+
+
+def all_files(
+    weights: Iterable[File], folder: Path, sha256: Callable[[Path], str]
+) -> tuple[File, ...]:
+    """A model's weights, and the files of its folder that go along with them, by path."""
+    found = {file.path: file for file in weights}
+    names = [path.relative_to(folder) for path in local_files(folder, folder.resolve())]
+    for file in sidecars(RepoFile(name.as_posix(), 0) for name in names):
+        path = folder / file.path
+        found.setdefault(file.path, File(file.path, path.stat().st_size, sha256(path)))
+    return tuple(found[name] for name in sorted(found))
 
 
 def _nbytes(folder: Path) -> int:

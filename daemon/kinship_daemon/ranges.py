@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import ModelError, unreadable
 
 __all__ = ["FolderRanges", "Ranges"]
 
@@ -50,7 +50,7 @@ class FolderRanges:
                     content.seek(start)
                     found.append(content.read(end - start))
         except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise unreadable(path, error) from error
         for (start, end), data in zip(ranges, found, strict=True):
             if len(data) != end - start:
                 raise ModelError(f"{path}: ends before byte {end}; fetch it again")

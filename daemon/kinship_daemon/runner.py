@@ -1,6 +1,9 @@
 """
 The runner: takes steps one at a time, the first kind that has work first.
 
+No device waits meanwhile: see `ahead.py`. What has been answered there is written before anything
+else.
+
 What waits for the world, or for a budget, rests, and so does all that would ask the same of it.
 What else becomes of a fault is said in `faults.py`.
 """
@@ -8,12 +11,12 @@ What else becomes of a fault is said in `faults.py`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from kinship_daemon.ahead import Ahead
 from kinship_daemon.context import Context
 from kinship_daemon.errors import (
     BudgetReached,
@@ -24,7 +27,7 @@ from kinship_daemon.errors import (
 )
 from kinship_daemon.faults import Faults, asked_for, is_ahead
 from kinship_daemon.retry import reopen
-from kinship_daemon.steps.step import Step, Work
+from kinship_daemon.steps.step import Step, Work, guarded, planned
 from kinship_storage.jobs import job_key
 from kinship_storage.records import Job
 
@@ -34,6 +37,8 @@ __all__ = ["SILENT", "Runner", "Turn"]
 SILENT = 5
 # So often a job may be done without a rest: a file that is gone again, say. Then it is a bug.
 _MOST_REPEATS = 5
+# While these are done, devices would wait.
+_LONG = frozenset({"device", "disk", "hub"})
 # Done as often as the clock says, also while there is other work.
 _BY_THE_CLOCK = "watch"
 
@@ -74,9 +79,12 @@ class Runner:
 
     Attributes:
         doing: The step at work now, in words; for any thread.
+        hurried: Whether a look at the hub is due meanwhile: it is taken between two models, while
+            a device is at the next one.
     """
 
     doing: str | None = None
+    hurried: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(self, context: Context, steps: Sequence[Step[Any]]) -> None:
         self._context = context
@@ -86,6 +94,7 @@ class Runner:
         self._repeated: Counter[str] = Counter()  # how often a job was done since the last rest
         self._dues: list[datetime] = []  # of what this turn found waiting
         self._planned: dict[str, set[str]] = {}  # keys by kind, of plans seen to their end
+        self._ahead = Ahead(context)
 
     def loop(self, now: datetime, *, look: bool = False, skip: Iterable[str] = ()) -> Turn:
         """
@@ -104,19 +113,27 @@ class Runner:
         left_out = {*skip} if look else {*skip, _BY_THE_CLOCK}
         waiting: list[KinshipError] = []
         self._dues, self._planned = [], {}
+        asking = [step for step in self._steps if step.needs == "device"]
+        asking = [s for s in asking if s.kind not in left_out and self._resting(s, now) is None]
+        self._ahead.turn(asking)
+        if answered := self._ahead.answered():
+            for step in asking:
+                if self._work_through(step, now, waiting, answered):
+                    return Turn(step.kind, tuple(waiting))
         for step in self._steps:
             if step.kind in left_out:
                 continue
             rest = self._resting(step, now)
             if rest is not None:
-                with _planned(step, self._context) as plan:
+                with planned(step, self._context) as plan:
                     faults: list[Exception] = []
-                    if next(_guarded(plan, faults), None) is not None or faults:
+                    if next(guarded(plan, faults), None) is not None or faults:
                         self._dues.append(rest.until)
                         waiting += [rest.error] if rest.holds_up else []
                 continue
             if self._work_through(step, now, waiting):
                 return Turn(step.kind, tuple(waiting))
+        self._ahead.leave()
         self._repeated.clear()
         self._forget_unplanned(now)
         return Turn(None, tuple(waiting), self._due(now))
@@ -152,10 +169,32 @@ class Runner:
             if is_left_out and (due is None or not is_ahead(due, now)):
                 self._context.lineage.retry(job.key)
 
-    def _work_through(self, step: Step[Any], now: datetime, waiting: list[KinshipError]) -> bool:
-        """All of a kind's work that can be done. Returns whether any was."""
-        with _planned(step, self._context) as plan:
-            return self._work_down(step, plan, now, waiting)
+    def _is_better_left(self, step: Step[Any]) -> bool:
+        """Whether the rest of a kind's work is for another turn."""
+        if step.needs == "device":
+            return self.hurried() and self._ahead.is_busy
+        return step.needs in _LONG and bool(self._ahead.answered())
+
+    def _work_through(
+        self,
+        step: Step[Any],
+        now: datetime,
+        waiting: list[KinshipError],
+        only: Collection[str] | None = None,
+    ) -> bool:
+        """
+        All of a kind's work that can be done. Returns whether any was.
+
+        Args:
+            only: Keys of jobs; the others are left for another turn.
+        """
+        with planned(step, self._context) as plan:
+            if only is None:
+                return self._work_down(step, plan, now, waiting)
+            some = (work for work in plan if job_key(step.kind, work.inputs) in only)
+            worked = self._work_down(step, some, now, waiting)
+        self._planned.pop(step.kind, None)  # it was not seen to its end
+        return worked
 
     def _work_down(
         self, step: Step[Any], plan: Iterable[Work], now: datetime, waiting: list[KinshipError]
@@ -164,7 +203,7 @@ class Runner:
         missed: Transient | None = None
         seen: set[str] = set()
         faults: list[Exception] = []  # one at most: it ends the plan
-        for work in _guarded(plan, faults):
+        for work in guarded(plan, faults):
             if self._context.stop.is_set():
                 raise Stopped
             key = job_key(step.kind, work.inputs)
@@ -188,6 +227,8 @@ class Runner:
                 missed, silent = error, silent + 1
                 if self._hub_is_away(error) or silent == SILENT:
                     break
+            if worked and self._is_better_left(step):
+                break
         else:
             self._planned[step.kind] = seen
         worked |= self._met_in_plan(step, faults, waiting)
@@ -247,6 +288,8 @@ class Runner:
             return False
         if (due := _due(job)) is not None and due > now:
             lineage.retry(job.key)
+        if step.needs in _LONG:
+            self._ahead.ask()
         lineage.start(job.key)
         self.doing = step.kind if work.model is None else f"{step.kind} of {work.model}"
         try:
@@ -256,6 +299,7 @@ class Runner:
         except Exception as error:
             self._faults.met(step, work, job.key, error)
         else:
+            self._ahead.note(step)
             self._faults.went_well(step, job.key)
             self._note_done(step, work, job.key)
             self._tell(step, work, result)
@@ -298,25 +342,6 @@ class Runner:
         self._repeated[key] += 1
         if self._repeated[key] > _MOST_REPEATS:
             raise RuntimeError(f"{step.kind} is done again and again: {dict(work.inputs)}")
-
-
-@contextmanager
-def _planned(step: Step[Any], context: Context) -> Iterator[Iterator[Work]]:
-    """A step's plan, which ends here, with all that it began, and not when it is collected."""
-    plan = step.plan(context)
-    try:
-        yield plan
-    finally:
-        if isinstance(plan, Generator):
-            plan.close()
-
-
-def _guarded(plan: Iterable[Work], faults: list[Exception]) -> Iterator[Work]:
-    """A plan up to what is raised while it is made, which is put into `faults`."""
-    try:
-        yield from plan
-    except Exception as error:
-        faults.append(error)
 
 
 def _due(job: Job) -> datetime | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.errors import KinshipError, ModelError, unreadable
 from kinship_daemon.hub.records import Repo
 from kinship_daemon.ranges import FolderRanges, Ranges
 from kinship_daemon.weights.descendant import Descendant
@@ -73,7 +73,7 @@ def in_folder(folder: Path, name: str | None = None) -> Tokens:
     try:
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     except OSError as error:
-        raise ModelError(f"{folder}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(folder, error) from error
     source = open_remote(name or str(folder), FolderRanges(folder), sizes)
     return Tokens(source, sizes, _Digests(folder, sizes))
 
@@ -186,7 +186,7 @@ class _Digests(Mapping[str, frozenset[str]]):
         try:
             content = (self._folder / file).read_bytes()
         except OSError as error:
-            raise ModelError(f"{self._folder / file}: cannot be read: {error.strerror}") from error
+            raise unreadable(self._folder / file, error) from error
         sha256 = hashlib.sha256(content).hexdigest()
         # Git's object id, which the Hub tells of small files.
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)

@@ -113,6 +113,7 @@ class Service:
         # What earlier starts made was shown then.
         self._shown = max(self._made(), default=0)
         self._is_idle = False
+        running.hurried = self._look_is_due.is_set
 
     def run(self) -> Generation | None:
         scheduler = BackgroundScheduler(timezone=UTC)
@@ -139,12 +140,17 @@ class Service:
 
     def _turns(self) -> Generation | None:
         self._look_is_due.set()
+        looked = False
         while not self._context.stop.is_set():
             self._bell.clear()
-            look = self._look_is_due.is_set()
-            self._look_is_due.clear()
+            # One look after another, as where each takes longer than their interval, would leave
+            # no time for what they find.
+            look = self._look_is_due.is_set() and not looked
+            if look:
+                self._look_is_due.clear()
             turn = self._running.loop(self._context.now(), look=look)
-            if look and turn.kind != "watch":
+            looked = turn.kind == "watch"
+            if look and not looked:
                 # The hub is away, or was just now: the look is taken as soon as it may be.
                 self._look_is_due.set()
             if turn.kind in {"decide", None}:
@@ -156,7 +162,8 @@ class Service:
             if self._until_converged:
                 return self._ended(turn, stop)
             self._say_idle(stop)
-            self._wait(turn.due)
+            if look or not self._look_is_due.is_set():
+                self._wait(turn.due)
         return None
 
     def _ended(self, turn: Turn, stop: Generation | None) -> Generation:

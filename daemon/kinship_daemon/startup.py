@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +36,7 @@ from kinship_daemon.report import Reporter, count
 from kinship_daemon.retry import try_again
 from kinship_daemon.steps.living import living
 from kinship_daemon.steps.publish import tidy
+from kinship_daemon.steps.rungs import no_race
 from kinship_daemon.weights import gram
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.recipe import Recipe, check
@@ -47,6 +49,7 @@ from kinship_storage.rows import stamp
 __all__ = [
     "SECRET",
     "check_token",
+    "devices_here",
     "evaluation_settings",
     "home_of",
     "opened",
@@ -91,7 +94,7 @@ def opened(
     settings = evaluation_settings(config)
     home = home_of(config)
     is_new = not home.path.exists()
-    workshop = workshop_for(config, settings, home.evaluation_log, stop)
+    workshop = workshop_for(config, settings, home, stop)
     with (
         home.hold(),
         _nothing_left(home) if is_new else nullcontext(),
@@ -99,7 +102,7 @@ def opened(
         recording(logged, home.activity, {"pid": os.getpid(), "started": stamp(now())}) as reporter,
         Lineage.open(home.lineage, now=now) as lineage,
         forgets_changed_documents(lineage),
-        closing(Evaluators(open_executor(config.executor.use, workshop), stop)) as evaluators,
+        closing(_evaluators(config, workshop, reporter, stop)) as evaluators,
     ):
         lineage.recover()
         tidy(home, lineage)
@@ -111,9 +114,11 @@ def opened(
         settings = with_documents(evaluators, settings, lineage, reporter, load=check_evaluation)
         model, folder = _base(config, repo, hub, home, lineage, reporter, sha256)
         if check_evaluation:
-            check_base(evaluators, settings, model, folder, lineage, reporter)
+            check_base(evaluators, settings, model, folder, lineage, reporter, sha256)
         try_again(config, settings, lineage, reporter)
         _say_new_scores(settings, lineage, reporter)
+        if config.evaluate.race and (needs := no_race(config, policy)):
+            reporter.event("race", f"there is none: {needs} needs all selection documents")
         lineage.put("hub", hub.name)
         clock = now
         yield Context(
@@ -148,12 +153,18 @@ def opened(
 def _check(config: Config, *, dry_run: bool) -> None:
     """All that can be wrong in a configuration before a home is held or a hub asked."""
     check(_recipe(config), ())
-    for device in {config.kinship.device, config.evaluate.device}:
+    for device in devices_here(config):
         resolve_device(device)
     webhook_secret(config)
     if not dry_run:
         check_token(config)
     the_base(config)
+
+
+def devices_here(config: Config) -> set[str]:
+    """Kinds of devices, as the config names them, that this machine must have."""
+    elsewhere = config.executor.use not in {"inline", "local"}
+    return {config.kinship.device} | (set() if elsewhere else {config.evaluate.device})
 
 
 def _recipe(config: Config) -> Recipe:
@@ -269,11 +280,15 @@ def home_of(config: Config) -> Home:
 
 
 def evaluation_settings(config: Config) -> Settings:
-    return Settings.of(config.evaluate, config.seed)
+    """What this machine makes of the config's: a worker elsewhere must not make more of it."""
+    settings = Settings.of(config.evaluate, config.seed)
+    if settings.resolved_device() == "cuda":
+        return settings.but(device="cuda")
+    return settings.but(device="cpu", threads=settings.resolved_threads())
 
 
 def workshop_for(
-    config: Config, settings: Settings, log: Path, stop: threading.Event | None = None
+    config: Config, settings: Settings, home: Home, stop: threading.Event | None = None
 ) -> Workshop:
     """
     What an executor is given of this machine.
@@ -281,8 +296,20 @@ def workshop_for(
     Raises:
         UsageError: A device that is named is not there.
     """
-    devices, options = settings.worker_devices(), config.executor.model_dump()
-    return Workshop(log, devices, options=options, stop=stop or threading.Event())
+    return Workshop(
+        home.evaluation_log,
+        settings.worker_devices(),
+        options=config.executor.model_dump(),
+        hub=str(home.demo_hub) if config.hub == "demo" else config.hub,
+        stop=stop or threading.Event(),
+    )
+
+
+def _evaluators(
+    config: Config, workshop: Workshop, report: Reporter, stop: threading.Event
+) -> Evaluators:
+    workshop = replace(workshop, say=lambda words: report.event("executor", words))
+    return Evaluators(open_executor(config.executor.use, workshop), stop)
 
 
 def _utc() -> datetime:

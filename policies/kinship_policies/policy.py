@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["Decision", "Fact", "Member", "Past", "Policy", "Population", "Proposal", "Role"]
+__all__ = [
+    "Decision",
+    "Fact",
+    "Member",
+    "Past",
+    "Policy",
+    "Population",
+    "Proposal",
+    "Role",
+    "kept_best",
+]
 
 Role = Literal["pair", "exploration"]
 # Facts that cost something to gather and to record: a policy that wants them names them in `uses`.
@@ -37,6 +47,9 @@ class Member:
             its mean); None where it is not known.
         samples: Per selection task, the score of every document, in the same order for every
             member; empty unless the policy uses `samples`.
+        stderr: Standard error of `score`; None where it is not known.
+        documents: Selection documents that it was asked; None where that is not known. Fewer than
+            others were is who could hardly be among the k best: its score is foretold.
     """
 
     name: str
@@ -48,6 +61,8 @@ class Member:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     length: float | None = None
     samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    stderr: float | None = None
+    documents: int | None = None
 
 
 @dataclass(frozen=True)
@@ -291,7 +306,8 @@ class Decision:
     saturated: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # Not `asdict`: it copies every string, and simulations do this thousands of times.
+        return {**vars(self), "merges": tuple(dict(vars(merge)) for merge in self.merges)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -335,6 +351,17 @@ class Policy(Protocol):
 
     A class attribute `uses: ClassVar[frozenset[Fact]]` names the costlier facts that it wants to be
     given; without it there are none of them.
+
+    An attribute or property `keeps: int` says how many of the best it goes on from: whoever can
+    hardly be among these is not asked all documents. Without it, and with the fact `samples`,
+    everyone is.
     """
 
     def propose(self, population: Population) -> Decision: ...
+
+
+def kept_best(policy: Policy) -> int | None:
+    """What a policy says of itself in `keeps`; None where it needs all documents of everyone."""
+    uses: frozenset[Fact] = getattr(policy, "uses", frozenset())
+    keeps = getattr(policy, "keeps", None)
+    return keeps if isinstance(keeps, int) and keeps > 0 and "samples" not in uses else None

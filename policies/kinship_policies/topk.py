@@ -57,6 +57,11 @@ class TopKGreedy(BaseModel):
     patience: int = Field(default=1, ge=1)
     extrapolate: float | None = Field(default=None, gt=0, le=2)
 
+    @property
+    def keeps(self) -> int:
+        """Scores of the others only put founders and newcomers in order."""
+        return self.k
+
     def propose(self, population: Population) -> Decision:
         """The next generation's merges, or why evolution stops here."""
         if len(population.members) > 1 and spent(population):

@@ -131,6 +131,13 @@ class Candidates:
             number = model_number(self._store, model)
             self._store.replace("samples", {"plan": plan, "model": number, "vector": vector})
 
+    def sample_plan(self) -> str | None:
+        """The plan that most vectors were taken under; None where there are none."""
+        found = self._store.query(
+            "SELECT plan FROM samples GROUP BY plan ORDER BY count(*) DESC, plan LIMIT 1"
+        )
+        return found[0]["plan"] if found else None
+
     def sample(self, plan: str, model: str) -> bytes | None:
         return self.sampled(plan, [model]).get(model)
 

@@ -11,8 +11,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, get_args
 
-from sqlite_utils import Database
-
+from kinship_storage.database import Database
 from kinship_storage.records import Kind, Split, StopKind
 from kinship_storage.schema import create
 from kinship_storage.transitions import Cause, JobStatus, Status

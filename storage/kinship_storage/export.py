@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kinship_storage.records import Candidate, Gate, Generation, Model
+from kinship_storage.records import Candidate, Gate, Generation, Model, Partial
 from kinship_storage.store import Store
 from kinship_storage.tables import Tables
 
@@ -22,7 +22,12 @@ def export(lineage: Tables, store: Store) -> dict[str, Any]:
     that it does not name shows its latest score of each task.
     """
     models, best = lineage.models(), lineage.best()
-    scores = _scores(store, lineage.get("settings") or {})
+    settings = lineage.get("settings") or {}
+    scores, means = (
+        _scores(store, settings),
+        lineage.mean_scores("selection", settings.get("selection")),
+    )
+    partials = lineage.partials(settings.get("selection", ""))
     by_id = {model.id: model for model in models}
     published = {p.model: p.repo for p in lineage.publications()}
     verdicts = {gate.model: gate for gate in lineage.judgements()}  # the last of each
@@ -32,6 +37,8 @@ def export(lineage: Tables, store: Store) -> dict[str, Any]:
         "models": [
             {
                 **_model(model, scores.get(model.weights or "", {}), published.get(model.id)),
+                "score": means.get(model.weights or ""),
+                "stopped_after": _share(partials.get(model.weights or "")),
                 "gate": _gate(verdicts.get(model.id)),
             }
             for model in models
@@ -75,6 +82,10 @@ def _model(model: Model, scores: dict[str, Scores], published: str | None) -> di
         "gated": model.gated,
         "size": model.size,
     }
+
+
+def _share(partial: Partial | None) -> float | None:
+    return None if partial is None else partial.share
 
 
 def _gate(verdict: Gate | None) -> dict[str, Any] | None:

@@ -140,15 +140,6 @@ class Jobs:
         found = self._store.rows("jobs", where, list(wanted.values()), order="number")
         return [record(Job, values) for values in found]
 
-    def runnable(self) -> list[Job]:
-        """Those that can start now, in the order they were submitted."""
-        found = self._store.query(
-            "SELECT * FROM jobs WHERE status = 'pending'"
-            " OR status = 'waiting' AND (due IS NULL OR due <= ?) ORDER BY number",
-            [stamp(self._now())],
-        )
-        return [record(Job, values) for values in found]
-
     def count_jobs(self) -> dict[JobStatus, int]:
         """How many there are of each status."""
         found = self._store.query("SELECT status, count(*) AS number FROM jobs GROUP BY status")
@@ -174,11 +165,6 @@ class Jobs:
             "SELECT max(finished) AS finished FROM jobs WHERE kind = ? AND status = 'done'", [kind]
         )
         return None if found[0]["finished"] is None else moment(found[0]["finished"])
-
-    def next_due(self) -> datetime | None:
-        """When the next wait is over; None if no job waits for a time."""
-        found = self._store.query("SELECT min(due) AS due FROM jobs WHERE status = 'waiting'")
-        return None if found[0]["due"] is None else moment(found[0]["due"])
 
     def recover(self) -> int:
         """

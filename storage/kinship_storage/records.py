@@ -27,6 +27,7 @@ __all__ = [
     "JobStatus",
     "Kind",
     "Model",
+    "Partial",
     "Publication",
     "Score",
     "Split",
@@ -165,6 +166,28 @@ class Score:
     seed: int
     harness: str
     samples: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Partial:
+    """
+    How far some weights are with the selection documents, where they have not answered all.
+
+    Attributes:
+        rung: They may answer the documents up to this one.
+        best: They were stopped, for they could hardly be among so many best; None while they go on.
+        share: Of the documents, that they had answered then.
+        mean: Their score on all documents as foretold; None until the race is over.
+        stderr: Standard deviation of what is foretold.
+    """
+
+    weights: str
+    settings: str
+    rung: int
+    best: int | None = None
+    share: float | None = None
+    mean: float | None = None
+    stderr: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from kinship_storage.records import (
     Generation,
     Job,
     Model,
+    Partial,
     Publication,
     Score,
 )
@@ -52,6 +53,7 @@ _TABLES: Mapping[type, str] = {
     Candidate: "candidates",
     File: "files",
     Score: "scores",
+    Partial: "partials",
     Generation: "generations",
     Gate: "gates",
     Publication: "publications",

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlite_utils import Database
-
+from kinship_storage.database import Database
 from kinship_storage.errors import LineageError
 from kinship_storage.migrations.fifth import FIFTH
 from kinship_storage.migrations.first import FIRST

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from kinship_storage.errors import LineageError
-from kinship_storage.records import Score, Split
+from kinship_storage.records import Partial, Score, Split
 from kinship_storage.rows import record, row, weights_number
 from kinship_storage.store import Row, Store
 
@@ -101,38 +101,55 @@ class Scores:
         return [score for _, score in self._scores(wanted, samples=samples)]
 
     def mean_scores(self, split: Split, settings: str | None = None) -> dict[str, float]:
-        """Mean over tasks by weights: the latest scores, or the latest under these settings."""
-        return {
-            weights: sum(scores[task][0] for task in sorted(scores)) / len(scores)
-            for weights, scores in self._by_task(split, settings).items()
-        }
+        """
+        Mean over tasks by weights: the latest scores, or the latest under these settings.
 
-    def mean_errors(self, split: Split, settings: str | None = None) -> dict[str, float]:
-        """Standard error of `mean_scores`, by weights; a task whose error is unknown adds none."""
+        Weights that have more documents to answer have none; those that were stopped before the end
+        have the mean that is foretold for them (`Partial`).
+        """
+        found = self._store.query(
+            "SELECT identity, task, coalesce(partials.mean, score) AS score FROM scores"
+            " JOIN weights ON weights.number = scores.weights"
+            " LEFT JOIN partials ON split = 'selection' AND partials.weights = scores.weights"
+            " AND partials.settings = scores.settings"
+            " WHERE split = ?1 AND (?2 IS NULL OR scores.settings = ?2)"
+            " AND (partials.rung IS NULL OR partials.mean IS NOT NULL) ORDER BY scores.number",
+            [split, settings],
+        )
+        tasks: dict[str, dict[str, float]] = {}
+        for values in found:
+            tasks.setdefault(values["identity"], {})[values["task"]] = values["score"]
         return {
-            weights: math.hypot(*(error for _, error in scores.values())) / len(scores)
-            for weights, scores in self._by_task(split, settings).items()
+            weights: sum(scores[task] for task in sorted(scores)) / len(scores)
+            for weights, scores in tasks.items()
         }
 
     def count_documents(self) -> int:
         """How many answers there are, of all models and settings."""
         return int(self._store.query("SELECT coalesce(sum(n), 0) AS n FROM scores")[0]["n"])
 
-    def _by_task(
-        self, split: Split, settings: str | None
-    ) -> dict[str, dict[str, tuple[float, float]]]:
-        """The latest (score, standard error) by weights and task."""
+    def partials(self, settings: str) -> dict[str, Partial]:
+        """Whose selection scores are not of all documents, by weights in their order."""
         found = self._store.query(
-            "SELECT identity, task, score, stderr FROM scores"
-            " JOIN weights ON weights.number = weights"
-            " WHERE split = ?1 AND (?2 IS NULL OR settings = ?2) ORDER BY scores.number",
-            [split, settings],
+            "SELECT partials.*, identity FROM partials JOIN weights ON weights.number = weights"
+            " WHERE settings = ? ORDER BY identity",
+            [settings],
         )
-        tasks: dict[str, dict[str, tuple[float, float]]] = {}
-        for values in found:
-            pair = (values["score"], values["stderr"] or 0.0)
-            tasks.setdefault(values["identity"], {})[values["task"]] = pair
-        return tasks
+        return {
+            values["identity"]: record(Partial, values, weights=values["identity"])
+            for values in found
+        }
+
+    def put_partial(self, partial: Partial) -> None:
+        """Notes how far it is, in the place of what was noted before."""
+        with self._store.transaction():
+            number = weights_number(self._store, partial.weights)
+            self._store.replace("partials", row(partial, weights=number))
+
+    def drop_partial(self, weights: str, settings: str) -> None:
+        """It has answered all documents."""
+        where = f"{_WEIGHTS} AND settings = ?"
+        self._store.execute(f"DELETE FROM partials WHERE {where}", [weights, settings])  # noqa: S608  # names are this file's own
 
     def _add_score(self, score: Score) -> None:
         number = weights_number(self._store, score.weights)

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sqlite_utils import Database
-
 from kinship_storage.connections import BUSY_SECONDS, in_a_line, primary_code, reading, writing
 from kinship_storage.damage import damage
+from kinship_storage.database import Database
 from kinship_storage.errors import DamagedLineage, LineageError
 from kinship_storage.schema import MIGRATIONS, check, migrate
 

@@ -17,6 +17,12 @@ class Tables(Home, Models, Candidates, Scores, Decisions, Results, Jobs, Events)
     """What every part knows."""
 
     def best(self) -> Best | None:
-        """The best model under the home's selection settings; None before the first score."""
+        """
+        The best model under the home's selection settings; None before the first score.
+
+        It has answered all documents.
+        """
         settings = (self.get("settings") or {}).get("selection")
-        return best(self.models(status="admitted"), self.mean_scores("selection", settings))
+        means, partials = self.mean_scores("selection", settings), self.partials(settings or "")
+        whole = {weights: mean for weights, mean in means.items() if weights not in partials}
+        return best(self.models(status="admitted"), whole)

@@ -38,6 +38,7 @@ ModelEvent = Literal[
     "admit",
     "refuse",
     "quarantine",
+    "forget",
     "reopen",
     "repropose",
 ]
@@ -123,7 +124,7 @@ MODELS: LifeCycle[Status, ModelEvent] = LifeCycle(
             "seen": "A hub lists it. It waits for triage and admission.",
             "proposed": "A policy asked for this merge. It waits to be made and scored.",
             "admitted": "It is part of the population: policies may choose it.",
-            "refused": "A rule, or the hub, keeps it out.",
+            "refused": "A rule, the hub, or somebody who said `forget` keeps it out.",
             "quarantined": "Something went wrong with it. It costs nobody else anything.",
         }
     ),
@@ -136,11 +137,19 @@ MODELS: LifeCycle[Status, ModelEvent] = LifeCycle(
             "admit": "It passed every check (what came from a hub), or it has scores (a merge).",
             "refuse": "A rule says no, or the quick screen does. Not for merges.",
             "quarantine": "A step on it failed for good, or for now.",
+            "forget": "Somebody wants it out, for good: only `retry` with its name undoes that.",
             "reopen": "Its cause is gone: it waits for triage again. Not for merges.",
             "repropose": "Its cause is gone: it waits to be made again. Only for merges.",
         }
     ),
-    causes=MappingProxyType({"notice_refused": _ANY, "refuse": _ANY, "quarantine": _ANY}),
+    causes=MappingProxyType(
+        {
+            "notice_refused": _ANY,
+            "refuse": _ANY,
+            "quarantine": _ANY,
+            "forget": ("settings",),
+        }
+    ),
     transitions=MappingProxyType(
         {
             (None, "notice"): "seen",
@@ -154,7 +163,13 @@ MODELS: LifeCycle[Status, ModelEvent] = LifeCycle(
             ("proposed", "quarantine"): "quarantined",
             ("admitted", "refuse"): "refused",
             ("admitted", "quarantine"): "quarantined",
+            ("seen", "forget"): "refused",
+            ("proposed", "forget"): "refused",
+            ("admitted", "forget"): "refused",
+            ("refused", "forget"): "refused",
+            ("quarantined", "forget"): "refused",
             ("refused", "reopen"): "seen",
+            ("refused", "repropose"): "proposed",
             ("quarantined", "reopen"): "seen",
             ("quarantined", "repropose"): "proposed",
         }

@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.bench.ancestry import ancestry
 from tests.bench.bench import Bench
+from tests.bench.demo import demo
 from tests.bench.device import device
 from tests.bench.evaluation import evaluation
 from tests.bench.gate import gate
@@ -28,9 +29,10 @@ from tests.bench.merges import linear, slerp, ties
 from tests.bench.models import nbytes
 from tests.bench.processes import CommandFailed
 from tests.bench.sample import sample
+from tests.bench.simulations import simulations
 from tests.bench.table import Progress, Row, gigabytes, machine, markdown, progress
 from tests.bench.unborn import unborn
-from tests.bench.workers import workers
+from tests.bench.workers import on_ray, workers
 
 from kinship_daemon.errors import KinshipError
 
@@ -52,9 +54,12 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "lineage": lineage,
     "look": look,
     "gate": gate,
+    "demo": demo,
     "device": device,
     "evaluation": evaluation,
     "workers": workers,
+    "simulations": simulations,
+    "ray": on_ray,
 }
 _WRITING = ("linear", "slerp", "ties")
 
@@ -140,7 +145,10 @@ def _options() -> argparse.Namespace:
         help="what `evaluation` asks: transformers' own or one GGUF file (random weights)",
     )
     parser.add_argument(
-        "--evolutions", type=int, default=1_000, help="simulated of each kind, for gate (1000)"
+        "--evolutions",
+        type=int,
+        default=1_000,
+        help="simulated of each kind, for gate (1000); ten times as many for simulations",
     )
     parser.add_argument(
         "--only",

@@ -48,7 +48,7 @@ def _row(bench: Bench, base: Path, leaves: Sequence[Path]) -> Row:
     tensors = [_flats(name, [base, *leaves]) for name in kept]
     read = sum(flat.nbytes for flats in tensors for flat in flats)
     ours, peer = float("inf"), float("inf")
-    for _ in range(max(5, bench.repeat)):
+    for _ in range(2 * bench.repeat):
         ours = min(ours, _seconds(lambda: gram.extend(start, opened, {}, models)))
         peer = min(peer, _seconds(lambda: _subtract(tensors)))
     speed, subtract = read / ours / 1e9, read / peer / 1e9

@@ -7,9 +7,13 @@ from datetime import UTC, datetime
 from itertools import combinations
 from statistics import median
 
+from click.testing import CliRunner
 from tests.bench.bench import Bench
+from tests.bench.processes import CommandFailed
 from tests.bench.table import Row, verdict
 
+from kinship_daemon.cli import app
+from kinship_daemon.home import Home
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Generation, Model, Score
 
@@ -27,13 +31,14 @@ _NOW = datetime(2026, 1, 31, 8, 15, tzinfo=UTC)
 
 
 def lineage(bench: Bench) -> list[Row]:
-    path = bench.scratch / "lineage.db"
+    home = Home(bench.scratch / "home")
+    home.path.mkdir()
     bench.progress.runs(f"a lineage of {_MODELS:,} models and {_DECISIONS} decisions")
-    with Lineage.open(path, now=lambda: _NOW) as opened:
+    with Lineage.open(home.lineage, now=lambda: _NOW) as opened:
         decisions = list(_fill(opened, random.Random(0)))
-        status = [_timed(_status, opened) for _ in range(bench.repeat)]
+        status = [_timed(_status, home) for _ in range(bench.repeat)]
         start = [_timed(opened.damage) for _ in range(bench.repeat)]
-    megabytes = path.stat().st_size / 1e6
+    megabytes = home.lineage.stat().st_size / 1e6
     return [
         _row("lineage: status", status, f"{_MODELS:,} models"),
         _row("lineage: bookkeeping of a decision", decisions[-bench.repeat :], "the last ones"),
@@ -65,17 +70,11 @@ def _timed(call: Callable[..., object], *args: object) -> float:
     return time.perf_counter() - start
 
 
-def _status(opened: Lineage) -> object:
-    """What `kinship-daemon status` reads."""
-    return (
-        opened.count_models(),
-        opened.count_jobs(),
-        opened.count_set_aside(),
-        opened.last_generation(),
-        opened.best(),
-        opened.next_due(),
-        opened.publications(),
-    )
+def _status(home: Home) -> None:
+    """The command, but for the start of an interpreter."""
+    done = CliRunner().invoke(app, ["status", "--home", str(home.path)])
+    if done.exit_code != 0:
+        raise CommandFailed(done.output)
 
 
 def _fill(opened: Lineage, chance: random.Random) -> Iterator[float]:

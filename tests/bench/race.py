@@ -1,77 +1,141 @@
 """The race on selection, on simulated homes: what losers are asked, and who is stopped wrongly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tests.bench.homes import Born, Home
 
-from kinship_daemon.evaluate.race import Asked, can_hardly_reach, forecast
+from kinship_daemon.evaluate.looks import LOOKS
+from kinship_daemon.evaluate.race import RUNGS, Asked, Forecast, can_hardly_be_among, forecast
 
 __all__ = ["Raced", "race"]
 
-_RUNGS = 10
+_BEST = 3
+_SHARES = tuple(rung / LOOKS for rung in RUNGS[:-1])
 
 
 @dataclass(frozen=True)
 class Raced:
     """
-    Every merge of some homes against its best parent.
+    Every merge of some homes against all that were there before it, and founders among themselves.
 
     Attributes:
-        losers: Share of the documents that those were asked who end no better than the parent.
-        winners: Share of those who end better and were stopped.
-        own_mean: As `losers`, where a child's own mean alone foretells its end, as surely.
+        losers: Share of the documents that those merges were asked who end below the three best.
+        winners: Share of those who end among them and were stopped.
+        everyone: Share of the documents that all merges were asked.
+        own_mean: As `losers`, where a merge's own answers alone foretell its end.
+        founders: As `everyone`, of founders; nobody has answered all before them.
+        founders_stopped: As `winners`, of founders.
+        beside_parents: Losers and winners where only the better parent is to be beaten.
         count: Of losers.
     """
 
     losers: float
     winners: float
+    everyone: float
     own_mean: float
+    founders: float
+    founders_stopped: float
+    beside_parents: tuple[float, float]
     count: int
 
 
 def race(homes: Iterable[Home], width: float) -> Raced:
-    losers, own, stopped = [], [], []
+    found, own, beside, first = _Tally(), _Tally(), _Tally(), _Tally()
     for home in homes:
+        whole = [born for born in home.models.values() if not born.parents]
+        _founders(whole, width, first)
         for born in home.merges:
-            parents = sorted((home.models[name] for name in born.parents), key=lambda b: b.score)
-            goal = parents[-1].score
-            asked = _asked(born, parents, goal, width)
-            if born.score > goal:
-                stopped.append(asked < 1)
-            else:
-                losers.append(asked)
-                own.append(_asked_by_mean(born, goal, width))
-    return Raced(_mean(losers), _mean(stopped), _mean(own), len(losers))
+            parents = [home.models[name] for name in born.parents]
+            known = _pair(parents, whole)
+            ends = [Forecast(each.score) for each in whole]
+            goal = sorted((end.mean for end in ends), reverse=True)[_BEST - 1]
+            asked = _asked(born, known, ends, _BEST, width)
+            found.add(asked, wins=born.score > goal)
+            own.add(_asked(born, [], ends, _BEST, width), wins=born.score > goal)
+            better = max(parent.score for parent in parents)
+            sure = _asked(born, _pair(parents, parents), [Forecast(better)], 1, width)
+            beside.add(sure, wins=born.score > better)
+            if asked == 1:
+                whole.append(born)
+    return Raced(
+        found.losers,
+        found.stopped,
+        found.everyone,
+        own.losers,
+        first.everyone,
+        first.stopped,
+        (beside.losers, beside.stopped),
+        len(found.lost),
+    )
 
 
-def _asked(born: Born, parents: list[Born], goal: float, width: float) -> float:
+class _Tally:
+    """Shares of the documents that losers and winners were asked."""
+
+    def __init__(self) -> None:
+        self.lost: list[float] = []
+        self.won: list[float] = []
+
+    def add(self, asked: float, *, wins: bool) -> None:
+        (self.won if wins else self.lost).append(asked)
+
+    @property
+    def losers(self) -> float:
+        return _mean(self.lost)
+
+    @property
+    def everyone(self) -> float:
+        return _mean([*self.lost, *self.won])
+
+    @property
+    def stopped(self) -> float:
+        return _mean([asked < 1 for asked in self.won])
+
+
+def _founders(founders: Sequence[Born], width: float, tally: _Tally) -> None:
+    """They go up together; each is held against what is foretold of the others."""
+    best = {b.name for b in sorted(founders, key=lambda born: -born.score)[:_BEST]}
+    going, asked = list(founders), {born.name: 1.0 for born in founders}
+    for share in _SHARES:
+        ends = {born.name: forecast(_so_far(born, [], share)) for born in going}
+        for born in [*going]:
+            others = [end for name, end in ends.items() if name != born.name]
+            if can_hardly_be_among(ends[born.name], others, _BEST, width):
+                going.remove(born)
+                asked[born.name] = share
+    for born in founders:
+        tally.add(asked[born.name], wins=born.name in best)
+
+
+def _pair(parents: Sequence[Born], whole: Sequence[Born]) -> list[Born]:
+    """Parents who have answered all, then the best who have; the better one last."""
+    chosen = [parent for parent in parents if parent in whole]
+    chosen += [born for born in sorted(whole, key=lambda b: -b.score) if born not in chosen]
+    return sorted(chosen[:2], key=lambda born: born.score)
+
+
+def _asked(
+    born: Born, known: Sequence[Born], others: Sequence[Forecast], best: int, width: float
+) -> float:
     """Share of the selection documents after which it is stopped; 1 for one that is not."""
-    one, other = parents[0].selection, parents[-1].selection
-    for rung in range(1, _RUNGS):
-        share = rung / _RUNGS
-        tasks = [
-            Asked(answers[: round(share * len(answers))], first, second)
-            for answers, first, second in zip(born.selection, one, other, strict=True)
-        ]
-        if can_hardly_reach(forecast(tasks), goal, width):
+    for share in _SHARES:
+        if can_hardly_be_among(forecast(_so_far(born, known, share)), others, best, width):
             return share
     return 1.0
 
 
-def _asked_by_mean(born: Born, goal: float, width: float) -> float:
-    """The same, where only its own answers are looked at."""
-    for rung in range(1, _RUNGS):
-        share = rung / _RUNGS
-        seen = [answers[: round(share * len(answers))] for answers in born.selection]
-        mean = sum(float(task.mean()) for task in seen) / len(seen)
-        # The unseen are as uncertain as the seen; finite, so the error falls to 0 at the end.
-        variances = [float(t.var()) / len(t) * (1 - share) for t in seen]
-        if mean + width * np.sqrt(sum(variances)) / len(seen) < goal:
-            return share
-    return 1.0
+def _so_far(born: Born, known: Sequence[Born], share: float) -> list[Asked]:
+    return [
+        Asked(
+            answers[: round(share * len(answers))],
+            len(answers),
+            np.array([each.selection[task] for each in known]) if known else None,
+        )
+        for task, answers in enumerate(born.selection)
+    ]
 
 
-def _mean(values: list[float] | list[bool]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else 0.0

@@ -27,6 +27,7 @@ _COMMANDS = {
     "notify": ("notify", "Send a test event to everyone that events are told."),
     "retry": ("retry", "Open again what was refused, set aside or put off."),
     "exclude": ("exclude", "Leave repos alone whose name matches a pattern."),
+    "forget": ("forget", "Take a model, or a merge, out of the population for good."),
     "lineage": ("home_reports", "Who descends from whom, by which recipe, with which scores."),
     "explain": ("home_reports", "Why a model was made, how it did, why it was published or not."),
     "recipe": ("recipe", "A merge's recipe as mergekit's YAML, from fine-tunes alone."),

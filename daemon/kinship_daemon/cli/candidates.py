@@ -13,9 +13,9 @@ from kinship_daemon.ancestry import ancestry_mark
 from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
 from kinship_daemon.cli.layout import fitted, terminal_width
 from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage
-from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.config import Config
 from kinship_daemon.explain import set_aside_words
+from kinship_daemon.reasons import by_reason, lines
 from kinship_daemon.report import amount
 from kinship_storage.lineage import Lineage
 

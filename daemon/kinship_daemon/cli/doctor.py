@@ -30,6 +30,7 @@ from kinship_daemon.hub.records import Hub
 from kinship_daemon.report import amount, count
 from kinship_daemon.startup import (
     check_token,
+    devices_here,
     evaluation_settings,
     home_of,
     the_base,
@@ -118,12 +119,11 @@ def _estimate(config: Config) -> Iterator[_Line]:
 
 
 def _device(config: Config) -> _Line:
-    wanted = {config.evaluate.device, config.kinship.device}
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
         return True, "device", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-    if "cuda" in wanted:
+    if "cuda" in devices_here(config):
         return False, "device", "config asks for cuda and torch sees none; set device: auto or cpu"
     return True, "device", "cpu (torch sees no CUDA device)"
 
@@ -133,7 +133,7 @@ def _executor(config: Config) -> Iterator[_Line]:
     name = config.executor.use
     try:
         settings = evaluation_settings(config)
-        workshop = workshop_for(config, settings, home_of(config).evaluation_log)
+        workshop = workshop_for(config, settings, home_of(config))
         with closing(open_executor(name, workshop)) as executor:
             yield from ((True, "executor", f"{name}: {place}") for place in executor.describe())
     except KinshipError as error:

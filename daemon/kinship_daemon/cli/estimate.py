@@ -14,8 +14,9 @@ from kinship_daemon import demo
 from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import config_options, echo_json, format_option, now
 from kinship_daemon.config import Config
-from kinship_daemon.estimate import Estimate, Probe, estimate, estimate_lines, probe
+from kinship_daemon.estimate import Estimate, estimate, estimate_lines
 from kinship_daemon.evaluate.evaluator import open_evaluator
+from kinship_daemon.evaluate.timing import Probe, probe
 from kinship_daemon.home import state_directory
 from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.open import open_hub
@@ -44,7 +45,8 @@ def estimate_command(
     """
     How long models and generations take, what is downloaded, and how much disk it takes.
 
-    It times the base on a few documents, if the base is here; it starts and fetches nothing else.
+    It times the base on a few documents, if the base is here and no daemon is at work on its home;
+    it starts and fetches nothing else.
     """
     config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
     found = estimated(config, fetch=fetch)
@@ -54,9 +56,13 @@ def estimate_command(
     for about, words in estimate_lines(config, found):
         echo_hanging(f"{about:<12}", words)
     if found.probe is None:
-        echo_hanging(
-            "times       ", "not known: the base is not here; --fetch fetches it to time it"
+        pid = home_of(config).holder()
+        why = (
+            "the base is not here; --fetch fetches it to time it"
+            if pid is None
+            else f"a daemon (pid {pid}) has the device; `status` says how long its models take"
         )
+        echo_hanging("times       ", f"not known: {why}")
 
 
 def estimated(config: Config, *, fetch: bool = False) -> Estimate:
@@ -68,7 +74,8 @@ def estimated(config: Config, *, fetch: bool = False) -> Estimate:
     hub = open_hub(str(demo.HUB) if config.hub == "demo" else config.hub)
     base = the_base(config)
     folder = base_here(config) or (find_base(config.base, config.hub).folder if fetch else None)
-    found = None if folder is None else _timed(config, folder)
+    busy = home_of(config).holder() is not None
+    found = None if folder is None or busy else _timed(config, folder)
     size = _size(hub, config, folder)
     return estimate(config, hub, base.id, size, policy, found)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kinship_daemon import family
+from kinship_daemon.activity import recorded
 from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import (
     echo_json,
@@ -18,11 +20,12 @@ from kinship_daemon.cli.options import (
     home_options,
     open_lineage,
 )
-from kinship_daemon.cli.reasons import by_reason, lines
 from kinship_daemon.errors import KinshipError
+from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.explain import chapters, evolution_words, explain, returns, set_aside_words
 from kinship_daemon.home import Home
-from kinship_daemon.report import count
+from kinship_daemon.reasons import by_reason, lines
+from kinship_daemon.report import amount, count
 from kinship_storage.errors import DamagedLineage
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Job, Status
@@ -47,16 +50,29 @@ def status_command(home: Path | None, base: str | None, form: str, as_json: bool
         return
     click.echo(f"home        {facts['home']}")
     click.echo(f"base        {facts['base']}")
-    click.echo(f"daemon      {facts['daemon']}")
-    click.echo(f"models      {_counts(facts['models'])}")
+    pid = facts["daemon"]["pid"]
+    click.echo(f"daemon      {'not running' if pid is None else f'running (pid {pid})'}")
+    for job in facts["running"]:
+        echo_hanging("at work     ", f"{_what(job)}, since {job['started']}")
+    if facts["step"] is not None:
+        echo_hanging("at work     ", _step_words(facts["step"]))
+    counts = {
+        f"{kind} {status}": number
+        for kind, by_status in facts["models"].items()
+        for status, number in by_status.items()
+    }
+    click.echo(f"models      {_counts(counts)}")
     click.echo(f"jobs        {_counts(facts['jobs'])}")
     click.echo(f"decisions   {facts['decisions']}")
     echo_hanging("evolution   ", facts["evolution"])
-    click.echo(f"best        {facts['best']}")
+    best = facts["best"]
+    words = "none yet" if best is None else "{model} {score:.4f} ({split})".format(**best)
+    click.echo(f"best        {words}")
     for repo in facts["published"]:
         click.echo(f"published   {repo}")
     for line in facts["not_published"]:
         echo_hanging("passed      ", f"{line['model']}, not published: {line['reason']}")
+    _tell("stopped", [(line["model"], line["reason"]) for line in facts["stopped"]])
     states: tuple[Status, ...] = ("refused", "quarantined")
     aside = {
         status: [
@@ -74,9 +90,26 @@ def status_command(home: Path | None, base: str | None, form: str, as_json: bool
         click.echo(f"names       kinship-daemon candidates --home {found.path} --status {many[0]}")
 
 
-def _job_words(line: Mapping[str, str]) -> tuple[str, str]:
+def _job_words(line: Mapping[str, Any]) -> tuple[str, str]:
     due = f"; tried again at {line['due']}" if line.get("due") else ""
-    return line["job"], f"{line['reason']} ({line['cause']}{due})"
+    return _what(line), f"{line['reason']} ({line['cause']}{due})"
+
+
+def _what(job: Mapping[str, Any]) -> str:
+    return job["kind"] if job["model"] is None else f"{job['kind']} of {job['model']}"
+
+
+def _step_words(step: Mapping[str, Any]) -> str:
+    """How far the step at work is, as far as that is known."""
+    words = [str(step["label"])]
+    if step["total"]:
+        share = 100 * min(step["done"] / step["total"], 1)
+        words.append(f"{share:.0f} % of {amount(step['total'], step['unit'])}")
+    if step["rate"]:
+        words.append(f"{amount(step['rate'], step['unit'])}/s")
+    if step["seconds_left"] is not None:
+        words.append(f"{timedelta(seconds=round(step['seconds_left']))} left")
+    return f"{words[0]}: {', '.join(words[1:])}" if words[1:] else words[0]
 
 
 def _tell(what: str, given: Sequence[tuple[str, str | None]]) -> None:
@@ -95,25 +128,31 @@ def _label(what: str) -> str:
 
 def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
     base = next((model.name for model in lineage.models("base")), lineage.get("base"))
-    last = lineage.last_generation()
+    last, best, pid = lineage.last_generation(), lineage.best(), home.holder()
+    models: dict[str, dict[str, int]] = {}
+    for (kind, status), number in sorted(lineage.count_models().items()):
+        models.setdefault(kind, {})[status] = number
     return {
         "home": str(home.path),
         "base": base,
-        "daemon": f"running (pid {pid})" if (pid := home.holder()) else "not running",
-        "models": {
-            f"{kind} {status}": number
-            for (kind, status), number in sorted(lineage.count_models().items())
-        },
+        "daemon": {"running": pid is not None, "pid": pid},
+        "running": [
+            {"kind": job.kind, "model": job.model, "started": job.started}
+            for job in (lineage.jobs("running") if pid else ())
+        ],
+        "step": recorded(home.activity).get("step") if pid else None,
+        "models": models,
         "jobs": dict(sorted(lineage.count_jobs().items())),
         "decisions": 0 if last is None else last.number,
         "evolution": evolution_words(lineage),
-        "best": _best(lineage),
+        "best": None if best is None else asdict(best),
         "published": [publication.repo for publication in lineage.publications()],
         "not_published": [
             {"model": model.id, "reason": model.not_published}
             for model in lineage.models("merge", "admitted")
             if model.not_published is not None
         ],
+        "stopped": list(_stopped(lineage)),
         "set_aside": list(_set_aside(lineage)),
         "waiting": [{**_job(job), "due": job.due} for job in lineage.jobs("waiting")],
         "failed_jobs": [_job(job) for job in lineage.jobs("failed")],
@@ -121,13 +160,17 @@ def _status(home: Home, lineage: Lineage) -> dict[str, Any]:
 
 
 def _job(job: Job) -> dict[str, str | None]:
-    what = job.kind if job.model is None else f"{job.kind} of {job.model}"
-    return {"job": what, "reason": job.reason, "cause": job.cause}
+    return {"kind": job.kind, "model": job.model, "reason": job.reason, "cause": job.cause}
 
 
-def _best(lineage: Lineage) -> str:
-    found = lineage.best()
-    return "none yet" if found is None else f"{found.model} {found.score:.4f} ({found.split})"
+def _stopped(lineage: Lineage) -> Iterator[dict[str, str]]:
+    """Who was not asked all selection documents, and why."""
+    for weights, partial in lineage.partials(
+        (lineage.get("settings") or {}).get("selection", "")
+    ).items():
+        if partial.best is not None:
+            for model in lineage.by_weights(weights):
+                yield {"model": model.id, "reason": stop_words(partial).removeprefix("stopped ")}
 
 
 def _set_aside(lineage: Lineage) -> Iterator[dict[str, str | None]]:

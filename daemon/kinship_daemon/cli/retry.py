@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +10,7 @@ import click
 
 from kinship_daemon.cli.options import find_home_of, find_model, home_options, now
 from kinship_daemon.errors import UsageError
+from kinship_daemon.forgetting import is_forgotten
 from kinship_daemon.report import count
 from kinship_daemon.retry import reopen
 from kinship_storage.lineage import Lineage
@@ -28,7 +30,8 @@ def retry_command(
     """
     Try again what was refused, quarantined or put off: these MODELs, or all of one cause.
 
-    A running daemon takes them up at its next turn.
+    A running daemon takes them up at its next turn. What `forget` was given is tried again only
+    by its name.
     """
     if bool(models) == (cause is not None):
         raise UsageError("name the models to try again, or a --cause, but not both")
@@ -40,11 +43,13 @@ def retry_command(
             ]
             jobs = [job for job in put_off if job.model is None]  # a look at the hub, a decision
             names = {job.model for job in put_off if job.model is not None}
-            names |= {model.id for model in lineage.set_aside(cause)}
+            aside = lineage.set_aside(cause)
+            names |= {model.id for model in aside if not is_forgotten(model)}
             chosen = [model for name in sorted(names) if (model := lineage.model(name)) is not None]
         else:
             jobs = []
             chosen = [find_model(lineage, name) for name in models]
+            _check_forgotten(lineage, chosen)
         opened = [model for model in chosen if _open(lineage, model)]
         for job in jobs:
             lineage.retry(job.key)
@@ -54,6 +59,16 @@ def retry_command(
         click.echo(f"{' and '.join(told)} to try again; a run on {found.path} does it")
     else:
         click.echo("there is nothing to try again")
+
+
+def _check_forgotten(lineage: Lineage, chosen: Sequence[Model]) -> None:
+    """That no merge comes back without what it rests on."""
+    names = {model.id for model in chosen}
+    for model in chosen:
+        for above in lineage.ancestors(model):
+            if is_forgotten(above) and above.id not in names:
+                words = f"{model.id} rests on {above.id}, which is forgotten; name that, too"
+                raise UsageError(words)
 
 
 def _open(lineage: Lineage, model: Model) -> bool:

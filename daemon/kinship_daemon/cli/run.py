@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
 from pathlib import Path
 
 import click
@@ -13,16 +12,15 @@ from kinship_daemon import family
 from kinship_daemon.cli.options import config_options
 from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Stopped, UsageError
-from kinship_daemon.estimate import estimate, estimate_lines, probe
-from kinship_daemon.evaluate.evaluator import open_evaluator
+from kinship_daemon.estimate import estimate, estimate_lines
 from kinship_daemon.notify.delivery import delivering
 from kinship_daemon.notify.notifier import targets
 from kinship_daemon.report import Reporter, reporter
 from kinship_daemon.scheduler import run_once, serve, stopping_on_signals
 from kinship_daemon.startup import opened
-from kinship_daemon.weights.materialise import leaf_assembly
+from kinship_daemon.steps.assemblies import ingredients
 
-__all__ = ["run_command"]
+__all__ = ["run_command", "tell_estimate"]
 
 
 @click.command("run")
@@ -55,10 +53,10 @@ def run_command(
         with (
             stopping_on_signals(stop),
             opened(config, report, check_evaluation=True, dry_run=dry_run, stop=stop) as d,
-            delivering(d.home.lineage, told, d.report, d.now),
+            delivering(d.home.lineage, told, d.report, d.now, 60 * config.notify.digest_minutes),
         ):
             if dry_run:
-                _tell_estimate(d, report)
+                tell_estimate(d)
             finished = run_once(d) if once else serve(d, until_converged=until_converged)
             _farewell(d, report)
             last = d.lineage.last_generation()
@@ -70,16 +68,13 @@ def run_command(
         raise KinshipError(str(last.stop))
 
 
-def _tell_estimate(d: Context, report: Reporter) -> None:
+def tell_estimate(d: Context) -> None:
     """What a run will take, before it starts."""
-    with (
-        report.progress("time the base on a few documents", None, "documents"),
-        closing(open_evaluator(d.settings, log=d.home.evaluation_log, stop=d.stop)) as evaluator,
-    ):
-        timed = probe(evaluator, leaf_assembly(d.base_folder, d.base.id))
+    with d.report.progress("time the base on a few documents", None, "documents"):
+        timed = d.evaluators.time(d.settings, ingredients(d, d.base))
     found = estimate(d.config, d.hub, d.base.id, d.base_checkpoint.nbytes, d.policy, timed)
     for about, words in estimate_lines(d.config, found):
-        report.event("estimate", f"{about}: {words}")
+        d.report.event("estimate", f"{about}: {words}")
 
 
 def _farewell(d: Context, report: Reporter) -> None:

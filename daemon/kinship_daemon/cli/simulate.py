@@ -19,11 +19,12 @@ from kinship_daemon.cli.layout import fitted, terminal_width
 from kinship_daemon.errors import UsageError
 from kinship_daemon.landscapes import open_landscape
 from kinship_daemon.report import count, reporter
+from kinship_daemon.simulation import evolutions, evolutions_by, processes
 from kinship_policies import registry
 from kinship_policies.policy import Policy
 from kinship_policies.refusals import nearest
 from kinship_policies.simulate.compare import REFERENCE, Comparison, compare, worth
-from kinship_policies.simulate.evolution import Run, evolve, uses
+from kinship_policies.simulate.evolution import Run
 from kinship_policies.simulate.landscape import Landscape
 
 __all__ = ["simulate_command"]
@@ -55,6 +56,14 @@ _WIDTH = 80
     help="Children that each run may evaluate; founders cost nothing.",
 )
 @click.option(
+    "workers",
+    "--workers",
+    type=click.IntRange(min=1, max=1000),
+    default=1,
+    show_default=True,
+    help="Processes that share the runs; the results are the same.",
+)
+@click.option(
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="For every policy that has KEY."
 )
 @click.option("plot", "--plot", type=click.Path(path_type=Path), help="Draw it: .png or .svg.")
@@ -71,6 +80,7 @@ def simulate_command(
     seeds: int | None,
     seed: int,
     budget: int,
+    workers: int,
     overrides: tuple[str, ...],
     plot: Path | None,
     form: str,
@@ -84,7 +94,7 @@ def simulate_command(
         curves.check(plot)
     with open_landscape(place) as landscape:
         numbers = range(seed, seed + _seeds(landscape, seeds))
-        runs = _simulate(chosen, landscape, numbers, budget)
+        runs = _simulate(chosen, landscape, place, numbers, budget, workers)
         compared = compare(runs, budget, seed, varies=landscape.varies)
         {"table": _table, "json": _json}[form](landscape, numbers, budget, runs, compared)
         if plot is not None:
@@ -148,20 +158,25 @@ def _seeds(landscape: Landscape, asked: int | None) -> int:
 
 
 def _simulate(
-    policies: Mapping[str, Policy], landscape: Landscape, seeds: Sequence[int], budget: int
+    policies: Mapping[str, Policy],
+    landscape: Landscape,
+    place: str,
+    seeds: Sequence[int],
+    budget: int,
+    workers: int,
 ) -> list[Run]:
     """Every policy under every seed, in that order of seeds."""
-    runs = []
+    if workers > 1 and place.partition(":")[0] == "demo":
+        raise UsageError(
+            "--workers: the demo's models have an evaluation process of their own; leave it out"
+        )
     report = reporter(log_json=False, stream=sys.stderr)
     total = len(policies) * len(seeds) * budget
     with report.progress("simulate", total, "evaluations") as advance:
-        for seed in seeds:
-            for label, policy in policies.items():
-                world = landscape.world(seed, uses(policy))
-                run = evolve(label, policy, world, seed=seed, budget=budget, tick=advance)
-                advance(budget - run.evaluations)  # those that it did without
-                runs.append(run)
-    return runs
+        if workers == 1:
+            return list(evolutions(policies, landscape, seeds, budget, advance))
+        by = processes(workers)
+        return list(evolutions_by(by, policies, place, seeds, budget, advance))
 
 
 Show = Callable[[Landscape, Sequence[int], int, list[Run], list[Comparison]], None]

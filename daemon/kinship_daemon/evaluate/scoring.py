@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kinship_daemon.evaluate.evaluator import Evaluator
 from kinship_daemon.evaluate.looks import LOOKS
 from kinship_daemon.evaluate.settings import (
@@ -23,7 +26,7 @@ from kinship_storage.records import Score, Split
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["Look", "looks", "missing", "score_split", "scores"]
+__all__ = ["Look", "in_order", "looks", "missing", "score_split", "scores"]
 
 
 def missing(
@@ -76,21 +79,38 @@ class Look:
         ]
 
 
-def looks(settings: Settings, split: Split) -> tuple[Look, ...]:
+def looks(
+    settings: Settings, split: Split, numbers: Iterable[int] = range(1, LOOKS + 1)
+) -> tuple[Look, ...]:
     """
     When to look at the answers to a split; the last time all are there.
 
     Ten equal looks, of whole chunks: where a task has few chunks, some fall together.
+
+    Args:
+        numbers: Which of the ten, ascending.
     """
     orders = {task.task: _order(settings, split, task) for task in settings.tasks(split)}
     least = sum(1 / len(order) for order in orders.values())
     found: dict[float, Look] = {}
-    for number in range(1, LOOKS + 1):
+    for number in numbers:
         there = {name: _upto(order, number, settings.chunk) for name, order in orders.items()}
         share = least / sum(1 / len(some) for some in there.values())
         sets = {name: frozenset(some) for name, some in there.items()}
         found.setdefault(share, Look(number, sets, share))
     return tuple(found.values())
+
+
+def in_order(
+    settings: Settings, split: Split, scores: Sequence[Score]
+) -> list[NDArray[np.float64]]:
+    """What a model answered of each task, in the order in which documents are asked."""
+    there = {score.task: dict(score.samples) for score in scores}
+    return [
+        np.array([known[document] for document in order if document in known], dtype=np.float64)
+        for task in settings.tasks(split)
+        for order, known in [(_order(settings, split, task), there.get(task.task, {}))]
+    ]
 
 
 def _order(settings: Settings, split: Split, task: Task) -> tuple[int, ...]:

@@ -16,6 +16,9 @@ __all__ = ["Dispatcher"]
 
 # So often a wait for the executor looks whether the daemon is to stop.
 _TICK_SECONDS = 0.2
+# So many jobs are begun beyond those at work and the next for each worker: quick workers have
+# something to do while whoever begins them is busy elsewhere.
+_SPARE = 2
 # So often a job whose worker went away, through no fault of the job's, is given to another at once.
 _MOST_LOST = 5
 
@@ -55,11 +58,23 @@ class Dispatcher:
 
     @property
     def ahead(self) -> int:
-        """How many device jobs are worth beginning: those at work, and the next for each worker."""
-        return 2 * self.executor.slots
+        """
+        How many device jobs are worth beginning: those at work, the next for each worker, and a few
+        more; 0 where nothing is done before it is waited for.
+        """
+        slots = self.executor.slots
+        return 2 * slots + _SPARE if slots else 0
 
-    def is_begun(self, key: str) -> bool:
-        return key in self._begun
+    @property
+    def begun(self) -> Mapping[str, Job]:
+        """The jobs whose results nobody has had yet, by key."""
+        return {key: begun.job for key, begun in self._begun.items()}
+
+    def answered(self) -> frozenset[str]:
+        """Of these, the ones whose results need not be waited for."""
+        while not self._told.empty():
+            self._listen(0)
+        return frozenset(key for key, begun in self._begun.items() if begun.answer is not None)
 
     def begin(self, job: Job, folders: Mapping[str, Path]) -> None:
         """Submit a job that is not out yet; its attempt's number is given here."""
@@ -115,7 +130,7 @@ class Dispatcher:
 
     def _listen(self, seconds: float) -> None:
         try:
-            self._hear(self._told.get(timeout=seconds))
+            self._hear(self._told.get(seconds > 0, seconds or None))
         except queue.Empty:
             return
 

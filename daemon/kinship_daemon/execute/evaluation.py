@@ -11,11 +11,12 @@ from typing import Self
 
 from kinship_daemon.errors import EvaluationFailed
 from kinship_daemon.evaluate.settings import Asked, Documents, Evaluation, Settings
+from kinship_daemon.evaluate.timing import Probe, probe
 from kinship_daemon.execute.dispatch import Dispatcher
 from kinship_daemon.execute.executor import Executor, Job, Needs, Site, Source
 from kinship_daemon.weights.assembly import Assembly
 
-__all__ = ["Answered", "Ask", "Evaluators", "Ingredients", "Load", "NamedAssembly"]
+__all__ = ["Answered", "Ask", "Evaluators", "Ingredients", "Load", "NamedAssembly", "Time"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,17 @@ class Ask:
         return Answered(found, time.monotonic() - began)
 
 
+@dataclass(frozen=True)
+class Time:
+    """The job to time a model on a few documents."""
+
+    settings: Settings
+    assembly: NamedAssembly
+
+    def __call__(self, site: Site) -> Probe:
+        return probe(site.evaluator(self.settings), self.assembly.at(site.folder))
+
+
 class Evaluators:
     """Models asked wherever an executor does it. For one thread."""
 
@@ -126,9 +138,18 @@ class Evaluators:
         self._known: list[tuple[Settings, Settings]] = []
 
     @property
-    def ahead(self) -> int:
-        """How many models are worth being asked for at a time."""
-        return self._dispatcher.ahead
+    def room(self) -> int:
+        """How many more models are worth being asked now."""
+        return max(0, self._dispatcher.ahead - len(self._dispatcher.begun))
+
+    @property
+    def begun(self) -> frozenset[str]:
+        """Keys of the models that are asked, or were, and whose answers nobody has had yet."""
+        return frozenset(self._dispatcher.begun)
+
+    def answered(self) -> frozenset[str]:
+        """Those of them that have answered."""
+        return self._dispatcher.answered()
 
     def watch(self, watch: Callable[[str, int, int], None] | None) -> None:
         """Whom to tell how far the jobs are, as `Dispatcher.watch`."""
@@ -157,8 +178,10 @@ class Evaluators:
         job = Job(key, call, Needs(device=True), model.sources)
         self._dispatcher.begin(job, model.folders)
 
-    def is_begun(self, key: str) -> bool:
-        return self._dispatcher.is_begun(key)
+    def is_asked(self, key: str, asked: Asked) -> bool:
+        """Whether a job of that key is out, and asks for the same."""
+        job = self._dispatcher.begun.get(key)
+        return job is not None and isinstance(job.call, Ask) and job.call.asked == asked
 
     def result(self, key: str) -> Answered:
         """
@@ -176,6 +199,18 @@ class Evaluators:
         key = f"ask {model.assembly.identity}"
         self.begin(key, settings, model, asked)
         return self.result(key)
+
+    def time(self, settings: Settings, model: Ingredients) -> Probe:
+        """
+        How long a model takes, found out by a worker that is there anyway.
+
+        Raises:
+            ModelError, KinshipError: As `Evaluator.evaluate`.
+        """
+        job = Job("time", Time(settings, model.assembly), Needs(device=True), model.sources)
+        self._dispatcher.begin(job, model.folders)
+        found: Probe = self._dispatcher.result("time")
+        return found
 
     def leave(self, key: str) -> None:
         """Nobody wants the result of a job any more."""

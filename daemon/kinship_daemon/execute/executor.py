@@ -66,11 +66,9 @@ class Needs:
 
     Attributes:
         device: One of the devices that models are evaluated on, and a worker that owns it.
-        memory_gb: 10^9 bytes of the machine's memory; 0 where that is little.
     """
 
     device: bool = False
-    memory_gb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,8 @@ class Source:
     A checkpoint that a job reads, told apart by what it holds.
 
     Attributes:
-        files: With sizes and SHA-256: whoever has such files has the checkpoint.
+        files: Weights, config and tokenizer, with sizes and SHA-256: whoever has such files has
+            the checkpoint.
         repo: On the hub; None for what was made here.
         revision: Of the repo, a commit.
     """

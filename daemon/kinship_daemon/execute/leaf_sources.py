@@ -1,4 +1,4 @@
-"""Where a node has leaves from: a folder that all machines see."""
+"""Where a node has leaves from: a folder that all machines see, and the hub itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from kinship_daemon.durable import sync
 from kinship_daemon.errors import KinshipError, Unavailable
 from kinship_daemon.execute.node_cache import Leaf, Source
+from kinship_daemon.hub.open import open_hub
 from kinship_storage.records import File
 
-__all__ = ["from_shared_folder", "share"]
+__all__ = ["from_hub", "from_shared_folder", "share"]
 
 
 def from_shared_folder(shared: Path) -> Source:
@@ -26,6 +27,36 @@ def from_shared_folder(shared: Path) -> Source:
             raise Unavailable(f"executor.shared_folder {shared} has no {leaf.key}")
         for file in files:
             _copy(shared / leaf.key / file.path, into / file.path)
+
+    return bring
+
+
+def from_hub(where: str, arriving: Path) -> Source:
+    """
+    Fetches leaves at their revision; what was made here no hub has.
+
+    The node's own token is used, where it has one: it need only read.
+
+    Args:
+        arriving: Where a fetch that was cut off is gone on from.
+    """
+
+    def bring(leaf: Leaf, files: Sequence[File], into: Path) -> None:
+        if leaf.repo is None or leaf.revision is None:
+            raise Unavailable(
+                "it was made by the daemon and is on no hub: set executor.shared_folder"
+            )
+        hub = open_hub(where)
+        fetched = hub.fetch(hub.repo(leaf.repo, leaf.revision), arriving)
+        for file in files:
+            target = into / file.path
+            if hub.copies:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (fetched / file.path).rename(target)
+            else:
+                _copy(fetched / file.path, target)
+        if hub.copies:
+            shutil.rmtree(fetched)
 
     return bring
 

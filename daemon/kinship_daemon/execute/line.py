@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,15 +23,21 @@ class Line:
     Args:
         ready: Called before a worker, by its number, takes a job; returns when it can do one, or
             when all is to end.
+        choose: Which of the jobs that wait a worker, by its number, had best take; the first.
     """
 
     def __init__(
-        self, workers: Sequence[Do], name: str, ready: Callable[[int], None] = lambda _: None
+        self,
+        workers: Sequence[Do],
+        name: str,
+        ready: Callable[[int], None] = lambda _: None,
+        choose: Callable[[int, Sequence[Job]], int] = lambda _, __: 0,
     ) -> None:
         self._ready = ready
-        self._workers = workers
+        self._choose = choose
+        self._workers = list(workers)
         self._name = name
-        self._waiting: deque[_Out] = deque()
+        self._waiting: list[_Out] = []
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []  # begun when there is work for them
         self._idle = 0
@@ -41,13 +46,14 @@ class Line:
     def put(self, out: _Out) -> None:
         with self._changed:
             self._waiting.append(out)
-            if len(self._waiting) > self._idle and len(self._threads) < len(self._workers):
-                number = len(self._threads)
-                name = f"{self._name}-{number}"
-                thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            self._begin()
             self._changed.notify()
+
+    def add(self, worker: Do) -> None:
+        """One more who does jobs; its number is the next."""
+        with self._changed:
+            self._workers.append(worker)
+            self._begin()
 
     def drop(self, key: str, attempt: int) -> bool:
         """Whether it waited; now it does no more."""
@@ -66,6 +72,14 @@ class Line:
         for thread in self._threads:
             thread.join(_END_SECONDS)
 
+    def _begin(self) -> None:
+        if len(self._waiting) > self._idle and len(self._threads) < len(self._workers):
+            number = len(self._threads)
+            name = f"{self._name}-{number}"
+            thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
     def _work(self, number: int) -> None:
         while True:
             self._ready(number)
@@ -75,7 +89,8 @@ class Line:
                 self._idle -= 1
                 if self._closed:
                     return
-                job, folders, tell = self._waiting.popleft()
+                chosen = self._choose(number, [job for job, *_ in self._waiting])
+                job, folders, tell = self._waiting.pop(chosen)
             self._workers[number](job, folders, self._unless_closed(tell))
 
     def _unless_closed(self, tell: Tell) -> Tell:

@@ -2,8 +2,8 @@
 The workers of this machine, the default: one for each device, and processes for what needs none.
 
 A device's worker is a thread that holds a warm evaluator, whose own process owns the device and may
-die alone. What needs no device is done in a process that is started for it, and killed where it is
-not wanted any more.
+die alone. What needs no device is done in a process that stays for the next such job, and is killed
+where its own is not wanted any more.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _TICK_SECONDS = 0.2
 
 class Local:
     """
-    As many jobs at a time as there are devices, and one more that needs none.
+    As many jobs at a time as there are devices, and beside them as many processes as wanted.
 
     Args:
-        workshop: Its devices are taken from there.
+        workshop: Its devices are taken from there, and how many processes.
     """
 
     def __init__(self, workshop: Workshop) -> None:
@@ -42,8 +42,8 @@ class Local:
         sites = [LocalSite(workshop, n, self._closing) for n in range(len(workshop.devices))]
         self._on_devices = Line([_on_site(site) for site in sites], "device")
         self._sites = sites
-        self._processes = _Processes(workshop, self._closing)
-        self._beside = Line([self._processes.do], "process")
+        self._processes = [_Process(workshop, self._closing) for _ in range(workshop.processes)]
+        self._beside = Line([process.do for process in self._processes], "process")
 
     @property
     def slots(self) -> int:
@@ -61,12 +61,13 @@ class Local:
                 return
         for site in self._sites:
             site.cancel(key, attempt)
-        self._processes.cancel(key, attempt)
+        for process in self._processes:
+            process.cancel(key, attempt)
 
     def describe(self) -> list[str]:
         return [
             *(f"{device}: evaluation, one model at a time" for device in self._devices),
-            "beside them: one process at a time for work that needs no device",
+            f"beside them: {len(self._processes)} at a time of what needs no device, in processes",
         ]
 
     def close(self) -> None:
@@ -76,6 +77,8 @@ class Local:
             line.close()
         for site in self._sites:
             site.close()
+        for process in self._processes:
+            process.close()
 
 
 def _on_site(site: LocalSite) -> Do:
@@ -88,18 +91,20 @@ def _on_site(site: LocalSite) -> Do:
     return do
 
 
-class _Processes:
-    """Does one job at a time, each in a new process."""
+class _Process:
+    """Does one job at a time in a process, which stays for the next one unless it is ended."""
 
     def __init__(self, workshop: Workshop, closing: threading.Event) -> None:
         self._ends = (workshop.stop, closing)
         self._lock = threading.Lock()
         self._at: tuple[str, int] | None = None
         self._cancelled = False
+        self._child: ChildProcess | None = None
 
     def do(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
         with self._lock:
             self._at, self._cancelled = (job.key, job.attempt), False
+        report: Report | None = None
         try:
             report = self._done(job, folders, tell)
         except Exception as error:
@@ -114,31 +119,44 @@ class _Processes:
         with self._lock:
             self._cancelled |= self._at == (key, attempt)
 
-    def _done(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> Report | None:
-        child = ChildProcess("kinship-job", _serve)
-        try:
-            child.pipe.send((job, dict(folders)))
-            while not (self._cancelled or any(end.is_set() for end in self._ends)):
-                if not child.pipe.poll(_TICK_SECONDS):
-                    continue
-                report: Report = child.pipe.recv()
-                if not isinstance(report, Far):
-                    return report
-                tell(report)
-            return None
-        except (EOFError, ConnectionError):
-            raise WorkerDied(f"{job.key}: its process died ({child.ending()})") from None
-        finally:
+    def close(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
             child.close()
+
+    def _done(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> Report | None:
+        report = None
+        try:
+            self._child = self._child or ChildProcess("kinship-job", _serve)
+            self._child.pipe.send((job, dict(folders)))
+            while not (self._cancelled or any(end.is_set() for end in self._ends)):
+                if not self._child.pipe.poll(_TICK_SECONDS):
+                    continue
+                heard: Report = self._child.pipe.recv()
+                if not isinstance(heard, Far):
+                    report = heard
+                    break
+                tell(heard)
+        except (EOFError, ConnectionError):
+            how = "it could not be started" if self._child is None else self._child.ending()
+            raise WorkerDied(f"{job.key}: its process died ({how})") from None
+        finally:
+            if report is None:
+                self.close()
+        return report
 
 
 def _serve(pipe: Connection) -> None:
-    """The child's life: one job."""
+    """The child's life: one job after another."""
     settle()
-    job, folders = pipe.recv()
-    report = outcome(job, _ProcessSite(pipe, job, folders))
-    if report is not None:
-        pipe.send(report)
+    while True:
+        try:
+            job, folders = pipe.recv()
+        except EOFError:
+            return
+        report = outcome(job, _ProcessSite(pipe, job, folders))
+        if report is not None:
+            pipe.send(report)
 
 
 class _ProcessSite:

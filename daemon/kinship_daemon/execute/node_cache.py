@@ -16,7 +16,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from kinship_daemon.durable import hash_file, sync
 from kinship_daemon.errors import KinshipError, Stopped, Transient
 from kinship_storage.records import File
 
-__all__ = ["Leaf", "NodeCache", "Source", "machine"]
+__all__ = ["Leaf", "NodeCache", "Source", "leaf_key", "machine"]
 
 _TICK_SECONDS = 0.1
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -38,7 +38,7 @@ class Leaf:
 
     Attributes:
         name: For messages.
-        files: All that it consists of, sorted by path.
+        files: All that it consists of.
         folder: Where it lies on the daemon's machine.
         machine: Which machine that is; see `machine`.
         repo: Where a hub has it, with `revision`; None for what no hub has.
@@ -53,13 +53,21 @@ class Leaf:
 
     @property
     def key(self) -> str:
-        """Hash of the names and contents of its files."""
-        listed = "".join(f"{file.sha256} {file.path}\n" for file in self.files)
-        return hashlib.sha256(listed.encode()).hexdigest()[:32]
+        return leaf_key(self.files)
 
     @property
     def nbytes(self) -> int:
         return sum(file.size for file in self.files)
+
+
+def leaf_key(files: Iterable[File]) -> str:
+    """Hash of the names and contents of a leaf's files."""
+    listed = "".join(f"{file.sha256} {file.path}\n" for file in sorted(files, key=_path))
+    return hashlib.sha256(listed.encode()).hexdigest()[:32]
+
+
+def _path(file: File) -> str:
+    return file.path
 
 
 # Puts these files of a leaf into a folder, or says in a KinshipError why it cannot.
@@ -104,6 +112,10 @@ class NodeCache:
     def has(self, leaf: Leaf) -> bool:
         """Whether it would be there at once, as far as names and sizes tell."""
         return self._in_place(leaf) or _sizes_fit(leaf, self._root / leaf.key)
+
+    def keys(self) -> list[str]:
+        """Of the leaves that are there, whole."""
+        return [key for key in self._keys() if (self._root / key).is_dir()]
 
     @contextmanager
     def holding(self, leaves: Sequence[Leaf]) -> Iterator[dict[str, Path]]:
@@ -186,7 +198,7 @@ class NodeCache:
                     (partial / wrong[0].path).unlink(missing_ok=True)
                     refusals.append(f"{wrong[0].path} arrives with other content than was admitted")
         if self._wrong(leaf, partial):
-            why = "; ".join(refusals) or "there is no hub and no executor.shared_folder to ask"
+            why = "; ".join(refusals) or "there is nobody to ask"
             raise Transient(f"node {self._node} cannot have {leaf.name}: {why}")
         _sweep(partial, {Path(file.path).parts[0] for file in leaf.files})
         for entry in sorted(partial.rglob("*")):

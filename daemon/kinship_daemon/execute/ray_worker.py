@@ -7,19 +7,19 @@ import platform
 import queue
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kinship_daemon.child_process import SECRETS
 from kinship_daemon.execute.executor import Done, Failed, Job, Report
-from kinship_daemon.execute.leaf_sources import from_shared_folder
+from kinship_daemon.execute.leaf_sources import from_hub, from_shared_folder
 from kinship_daemon.execute.node_cache import Leaf, NodeCache, machine
 from kinship_daemon.execute.site import LocalSite, Workshop, outcome
 
 __all__ = ["Place", "RayWorker", "versions"]
 
-_PACKAGES = ("kinship-daemon", "torch", "transformers", "lm-eval")
+_PACKAGES = ("kinship-daemon", "torch", "transformers", "lm-eval", "vllm")
 # So long a look for news waits for some; then it is asked again.
 _LOOK_SECONDS = 1.0
 
@@ -43,13 +43,15 @@ class Place:
         machine: As `node_cache.machine`.
         node: The host's name, for messages.
         node_id: Ray's.
+        leaves: Keys of those that its cache holds.
     """
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, leaves: Sequence[str]) -> None:
         self.machine = machine()
         self.node_id = node_id
         self.node = socket.gethostname()
         self.versions = versions()
+        self.leaves = tuple(leaves)
 
 
 class RayWorker:
@@ -59,22 +61,30 @@ class RayWorker:
     Args:
         device: `cpu` or, of those that Ray gave it, `cuda:0`.
         cache: The node's folder for leaves, and for the log; `~` is the node's.
+        shared: The folder that all nodes see.
+        hub: A URL, or a folder that nodes may see.
     """
 
-    def __init__(self, device: str, cache: str, disk_gb: float, shared: str | None) -> None:
+    def __init__(
+        self, device: str, cache: str, disk_gb: float, shared: str | None, hub: str
+    ) -> None:
         for name in SECRETS:  # a cluster that the daemon has started has its environment
             os.environ.pop(name, None)
         root = Path(cache).expanduser()
         (root / "logs").mkdir(parents=True, exist_ok=True)
         self._site = LocalSite(Workshop(root / "logs" / f"evaluate.{os.getpid()}.log", (device,)))
         sources = [] if shared is None else [from_shared_folder(Path(shared))]
-        self._cache = NodeCache(root / "leaves", disk_bytes=disk_gb * 1e9, sources=sources)
+        self._cache = NodeCache(
+            root / "leaves",
+            disk_bytes=disk_gb * 1e9,
+            sources=[*sources, from_hub(hub, root / "arriving")],
+        )
         self._news: queue.SimpleQueue[Report] = queue.SimpleQueue()
 
     def place(self) -> Place:
         import ray  # noqa: PLC0415 - an extra
 
-        return Place(ray.get_runtime_context().get_node_id())
+        return Place(ray.get_runtime_context().get_node_id(), self._cache.keys())
 
     def begin(self, job: Job, leaves: Mapping[str, Leaf]) -> None:
         """

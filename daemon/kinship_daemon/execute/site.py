@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +24,20 @@ class Workshop:
     Attributes:
         log: The evaluation's log; further workers add their number to its name.
         devices: Where models are evaluated, one worker each: `cpu`, `cuda:0`.
+        processes: How many jobs that need none of them are done at a time.
         options: The config's `executor` section, for who needs more than this.
+        hub: Where models come from: a URL, or a folder.
         stop: Set when the daemon is to stop.
+        say: Tells the user one line about the machines; from any thread.
     """
 
     log: Path
     devices: tuple[str, ...] = ("cpu",)
+    processes: int = 1
     options: Mapping[str, object] = field(default_factory=dict)
+    hub: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
+    say: Callable[[str], None] = lambda _: None
 
 
 class _Any(threading.Event):

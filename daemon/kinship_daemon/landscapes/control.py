@@ -14,35 +14,42 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from kinship_daemon.model_files import SINGLE
+from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.descendant import LowRank, descend
 
 __all__ = ["CONTROLS", "Control", "write_control"]
 
 Control = Literal["random", "rotated"]
 CONTROLS: tuple[Control, ...] = ("random", "rotated")
 
-_WEIGHTS = "model.safetensors"
-
 
 def write_control(control: Control, base: Path, folder: Path, target: Path) -> None:
     """
-    A copy of a fine-tune with deltas that know of no task.
+    A copy of the base with a fine-tune's deltas, after they forgot all tasks.
 
     Args:
-        base, folder: Of one file `model.safetensors` each, with the same tensors.
+        base: Of one file `model.safetensors`.
+        folder: A fine-tune or an adapter of it.
     """
-    shutil.copytree(folder, target)
-    before, after = load_file(base / _WEIGHTS), load_file(folder / _WEIGHTS)
+    opened = Checkpoint.open(base)
+    leaf = descend(opened, folder)
     changed = {}
-    for name, weights in sorted(after.items()):
-        start = before[name].float()
-        delta = weights.float() - start
+    for name in opened.tensors:
+        before, own = opened.tensor(name), leaf.content(name)
+        if isinstance(own, LowRank):
+            delta = own.up @ own.down
+        else:
+            delta = torch.zeros(before.shape) if own is None else own.float() - before.float()
         # One rotation for all fine-tunes, but a draw for each.
         chance = _chance(name if control == "rotated" else f"{folder.name} {name}")
         other = _rotated(delta, chance) if control == "rotated" else _random(delta, chance)
-        changed[name] = (start + other).to(weights.dtype).contiguous()
-    save_file(changed, target / _WEIGHTS, metadata={"format": "pt"})
+        changed[name] = (before.float() + other).to(before.dtype).contiguous()
+    shutil.copytree(base, target, dirs_exist_ok=True)
+    save_file(changed, target / SINGLE, metadata={"format": "pt"})
 
 
 def _random(delta: Tensor, chance: torch.Generator) -> Tensor:

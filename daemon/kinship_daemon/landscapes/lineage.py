@@ -57,6 +57,9 @@ def _scored(lineage: Lineage, row: Row, settings: str | None) -> Model | None:
     if not scores:
         return None
     tasks = {score.task: score.score for score in scores}
+    partial = lineage.partials(settings or "").get(row.weights)
+    if partial is not None:  # without samples: they are not those of the others
+        return None if partial.mean is None else Model(row.id, partial.mean, tasks)
     samples = {score.task: tuple(value for _, value in score.samples) for score in scores}
     return Model(row.id, sum(tasks.values()) / len(tasks), tasks, None, samples)
 

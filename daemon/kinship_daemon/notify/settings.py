@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator
 
 from kinship_daemon.evaluate.settings import Section
 
-__all__ = ["KINDS", "Kind", "Notify", "Recipient", "rendered"]
+__all__ = ["KINDS", "MANY", "Kind", "Notify", "Recipient", "rendered"]
 
 Kind = Literal[
     "publish", "converged", "stopped", "quarantine", "hub_away", "budget", "gate_refused"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# Those that may come by the hundred, and then are told as one.
+MANY: frozenset[Kind] = frozenset({"quarantine", "gate_refused"})
 
 _FIELDS = ("id", "kind", "message", "model", "time")
 
@@ -76,6 +78,8 @@ class Notify(Section):
         "budget",
     )
     """Kinds of events that are told; `gate_refused` is one more."""
+    digest_minutes: float = Field(10.0, ge=0)
+    """After a quarantine or a refusal by the gate, what follows of its kind is told as one."""
     hub_away_minutes: float = Field(60.0, gt=0)
     """A hub that is away for so long is an event."""
 

@@ -266,4 +266,4 @@ def _tell(context: Context, work: Work, found: Examined) -> None:
     say("admit", f"{name} ({found.license or 'no licence'})", model=name)
 
 
-STEP = Step(_KIND, "hub", _plan, _run, _commit, _tell, holds_up=False, repeats=True)
+STEP = Step(_KIND, "hub", _plan, _run, _commit, _tell, holds_up=False, feeds=True, repeats=True)

@@ -10,6 +10,7 @@ from kinship_daemon.context import Context, Rows
 from kinship_daemon.errors import ModelError
 from kinship_daemon.execute.evaluation import Ingredients, NamedAssembly
 from kinship_daemon.execute.executor import Source
+from kinship_daemon.file_cache import all_files
 from kinship_daemon.steps.leaves import first_leaf, is_leaf, source
 from kinship_daemon.weights.gram import Ledger
 from kinship_daemon.weights.kinship import Metric, matrix
@@ -119,7 +120,8 @@ def ingredients(context: Context, model: Model) -> Ingredients:
         weights, folder = str(each.weights), Path(str(lineage.require(each.id).folder))
         names[folder] = weights
         folders[weights] = folder
-        sources[weights] = Source(tuple(lineage.files(each.id)), each.repo, each.revision)
+        files = all_files(lineage.files(each.id), folder, context.files.sha256)
+        sources[weights] = Source(files, each.repo, each.revision)
     return Ingredients(NamedAssembly.of(made, names), sources, folders)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,16 @@ from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Score, Split
 
-__all__ = ["BUDGET", "Evaluated", "base_failure", "evaluate", "record", "together", "work_for"]
+__all__ = [
+    "BUDGET",
+    "Evaluated",
+    "base_failure",
+    "evaluate",
+    "keep",
+    "record",
+    "together",
+    "work_for",
+]
 
 BUDGET = "evaluation_seconds"
 
@@ -66,7 +75,8 @@ def together(
     """
     Pieces of a plan that do not depend on each other, in the order in which they are committed.
 
-    While one is waited for, the executor's workers are at the next ones.
+    While one is waited for, the executor's workers are at the next ones. What was begun stays so
+    when the plan ends, until it is wanted or `keep` is told that it is not.
 
     Args:
         kind: Of the step that they are planned for.
@@ -74,9 +84,18 @@ def together(
     batch = _Batch(context, settings, works, kind)
     try:
         for number, work in enumerate(works):
-            yield replace(work, ahead=partial(batch.answer, number))
+            yield replace(
+                work, ahead=partial(batch.answer, number), begin=partial(batch.begin, number)
+            )
     finally:
         batch.close()
+
+
+def keep(context: Context, keys: Collection[str]) -> None:
+    """Of all models that are asked, go on with these jobs' alone."""
+    for key in context.evaluators.begun.difference(keys):
+        context.evaluators.leave(key)
+        context.files.release(key)
 
 
 def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
@@ -88,7 +107,7 @@ def evaluate(context: Context, settings: Settings, work: Work) -> Evaluated:
         ModelError, Transient: As `Evaluator.evaluate`.
     """
     _check_hours(context)
-    alone = _Batch(context, settings, [work])
+    alone = _Batch(context, settings, [work], "evaluate")
     answer = work.ahead or partial(alone.answer, 0)
     try:
         try:
@@ -150,17 +169,38 @@ class _Batch:
     """Evaluations that do not depend on each other, and one line of progress for all of them."""
 
     def __init__(
-        self, context: Context, settings: Settings, works: Sequence[Work], kind: str | None = None
+        self, context: Context, settings: Settings, works: Sequence[Work], kind: str
     ) -> None:
         self._context = context
         self._settings = settings
         self._works = works
         self._kind = kind
-        self._begun: dict[str, _Asking] = {}
         self._counts: dict[str, int] = {}  # documents asked, of each that was begun
         self._done: dict[str, int] = {}  # of these, answered
         self._shown = ExitStack()
         self._advance: Advance | None = None
+
+    def begin(self, number: int) -> None:
+        """
+        Have one of them asked ahead of its turn.
+
+        Only where there is a worker for it, its files are here and nothing says that its turn will
+        not come.
+        """
+        context, work = self._context, self._works[number]
+        if not context.evaluators.room or self._key(work) in context.evaluators.begun:
+            return
+        job = context.lineage.job(job_key(self._kind, work.inputs))
+        if (job is not None and job.status in {"waiting", "failed"}) or _hours_left(context) <= 0:
+            return
+        try:
+            asking = self._asking(work)
+            if asking.documents and is_here(
+                context, source(context.lineage, work.inputs["weights"])
+            ):
+                self._begin(work, asking)
+        except Exception:
+            return  # met again when it is its turn, and then it is told, of this model
 
     def answer(self, number: int) -> Evaluated:
         """
@@ -170,25 +210,27 @@ class _Batch:
             ModelError, Transient: As `Evaluator.evaluate`.
         """
         work = self._works[number]
-        key = _key(work)
+        key, asking = self._key(work), self._asking(work)
         self._show(number)
-        if key not in self._begun:
-            self._begin(work, self._asking(work))
-        for later in self._works[number + 1 : number + self._context.evaluators.ahead]:
-            self._begin_ahead(later)
-        asking = self._begun.pop(key)
+        found = None
         try:
-            found = self._context.evaluators.result(key) if asking.documents else None
+            if asking.documents:
+                self._begin(work, asking)
+            for later in range(number + 1, len(self._works)):
+                if not self._context.evaluators.room:
+                    break
+                self.begin(later)
+            if asking.documents:
+                found = self._context.evaluators.result(key)
         finally:
             self._context.files.release(key)
         return self._evaluated(work, asking, found)
 
     def close(self) -> None:
-        for key in self._begun:
-            self._context.evaluators.leave(key)
-            self._context.files.release(key)
-        self._begun.clear()
         self._shown.close()
+
+    def _key(self, work: Work) -> str:
+        return job_key(self._kind, work.inputs)
 
     def _asking(self, work: Work) -> _Asking:
         settings = self._context.evaluators.known(self._settings)
@@ -199,30 +241,16 @@ class _Batch:
         return _Asking(settings, known, missing(settings, split, known, work.inputs.get("look")))
 
     def _begin(self, work: Work, asking: _Asking) -> None:
-        context, key = self._context, _key(work)
-        if asking.documents:
-            made = ingredients(context, source(context.lineage, work.inputs["weights"]))
-            names = (source(context.lineage, weights).id for weights in made.sources)
-            context.files.hold(key, *names)
-            context.evaluators.begin(key, asking.settings, made, asking.documents)
-        self._begun[key] = asking
+        """Have it asked these documents, unless it is already."""
+        context, key = self._context, self._key(work)
         self._counts[key] = asking.count
-
-    def _begin_ahead(self, work: Work) -> None:
-        """Begin it, where its files are here and nothing says that its turn will not come."""
-        context = self._context
-        if _key(work) in self._begun:
+        if context.evaluators.is_asked(key, asking.documents):
             return
-        job = context.lineage.job(job_key(str(self._kind), work.inputs))
-        if job is not None and job.status in {"waiting", "failed"}:
-            return
-        try:
-            asking = self._asking(work)
-            model = source(context.lineage, work.inputs["weights"])
-            if asking.documents and is_here(context, model):
-                self._begin(work, asking)
-        except Exception:
-            return  # met again when it is its turn, and then it is told, of this model
+        context.evaluators.leave(key)  # what it was asked is not what is wanted any more
+        made = ingredients(context, source(context.lineage, work.inputs["weights"]))
+        names = (source(context.lineage, weights).id for weights in made.sources)
+        context.files.hold(key, *names)
+        context.evaluators.begin(key, asking.settings, made, asking.documents)
 
     def _evaluated(self, work: Work, asking: _Asking, found: Answered | None) -> Evaluated:
         evaluation = None if found is None else found.evaluation
@@ -258,13 +286,13 @@ class _Batch:
         self._advance(more, sum(self._counts.values()) + left * total)
 
 
-def _key(work: Work) -> str:
-    return job_key("evaluate", work.inputs)
-
-
 def _check_hours(context: Context) -> None:
-    limit = context.config.limits.eval_hours_per_day
-    if context.spent(BUDGET) >= limit * 3600:
+    if _hours_left(context) <= 0:
+        limit = context.config.limits.eval_hours_per_day
         raise BudgetReached(
             f"limits.eval_hours_per_day {limit:g} used up; the next day (UTC) has its own"
         )
+
+
+def _hours_left(context: Context) -> float:
+    return context.config.limits.eval_hours_per_day - context.spent(BUDGET) / 3600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -16,13 +17,14 @@ from kinship_daemon.steps.assemblies import (
     kinship_matrix,
     pairwise_kinship,
 )
-from kinship_daemon.steps.scores import mean_score
+from kinship_daemon.steps.rungs import partials
+from kinship_daemon.steps.scores import known_means, mean_error, mean_score, scores
 from kinship_daemon.weights.gram import Ledger
 from kinship_daemon.weights.kinship import Metric, by_layer, lengths
 from kinship_daemon.weights.recipe import Coefficients
 from kinship_policies.policy import Decision, Fact, Matrix, Member, Past, Population
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Generation, Model, Score
+from kinship_storage.records import Generation, Model, Partial, Score
 
 __all__ = ["is_unchanged", "kept", "next_generation", "policy_identity", "population", "told"]
 
@@ -36,8 +38,9 @@ def population(context: Context) -> Population:
     made_of = [coefficients(context, model) for model in models]
     metric = context.config.kinship.metric
     sizes = lengths(context.ledger, made_of, metric).tolist()
+    stopped = partials(context)
     members = tuple(
-        _member(*everyone[name], length, "samples" in uses)
+        _member(*everyone[name], length, "samples" in uses, stopped)
         for name, length in zip(names, sizes, strict=True)
     )
     decisions = context.lineage.generations()
@@ -143,13 +146,9 @@ def is_unchanged(context: Context, then: Mapping[str, Any]) -> bool:
 
 def _scored(context: Context, *, samples: bool) -> dict[str, tuple[Model, Sequence[Score]]]:
     """Everyone admitted that has scores under today's settings, by name."""
-    settings = context.settings.fingerprint("selection")
-    known = context.lineage.mean_scores("selection", settings)
+    known = known_means(context, "selection")
     return {
-        model.id: (
-            model,
-            context.lineage.scores(model.weights or "", "selection", settings, samples=samples),
-        )
+        model.id: (model, scores(context, model, "selection", samples=samples))
         for model in context.population_models("admitted")
         if model.weights in known
     }
@@ -174,11 +173,23 @@ def policy_identity(context: Context) -> tuple[str, dict[str, Any]]:
     return context.config.policy.use, context.config.policy.settings
 
 
-def _member(model: Model, rows: Sequence[Score], length: float, samples: bool) -> Member:
+def _member(
+    model: Model,
+    rows: Sequence[Score],
+    length: float,
+    samples: bool,
+    stopped: Mapping[str, Partial],
+) -> Member:
     recipe: Mapping[str, Any] = model.recipe or {}
+    score, stderr = mean_score(rows), mean_error(rows)
+    partial = stopped.get(model.weights or "")
+    if partial is not None and partial.mean is not None:
+        # Of all documents, and of what is foretold beside it.
+        stderr = math.hypot(stderr * math.sqrt(partial.share or 1), partial.stderr or 0)
+        score = partial.mean
     return Member(
         name=model.id,
-        score=mean_score(rows),
+        score=score,
         tasks={row.task: row.score for row in rows},
         generation=model.generation,
         parents=model.parents,
@@ -186,6 +197,8 @@ def _member(model: Model, rows: Sequence[Score], length: float, samples: bool) -
         parameters=recipe.get("parameters", {}),
         length=_known(length),
         samples=_answers(rows) if samples else {},
+        stderr=_known(stderr),
+        documents=sum(row.n for row in rows),
     )
 
 

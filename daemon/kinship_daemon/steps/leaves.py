@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kinship_daemon.weights.methods.registry import is_span
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 
@@ -11,6 +10,8 @@ __all__ = ["dependents", "first_leaf", "is_leaf", "leaves", "source"]
 
 def is_leaf(model: Model) -> bool:
     """Whether its weights are its own: a fine-tune, or a merge that algebra cannot make."""
+    from kinship_daemon.weights.methods.registry import is_span  # noqa: PLC0415 - imports torch
+
     return model.recipe is None or not is_span(model.recipe["method"])
 
 

@@ -52,7 +52,7 @@ def _commit(_lineage: Lineage, _work: Work, _ledger: gram.Ledger) -> None:
     """The ledger is a file of its own, whole under its name before this."""
 
 
-STEP = Step("ledger", "cpu", _plan, _run, _commit, say_nothing, repeats=True)
+STEP = Step("ledger", "disk", _plan, _run, _commit, say_nothing, repeats=True)
 
 
 def measured(context: Context, young: Mapping[str, Descendant]) -> Iterator[gram.Ledger]:

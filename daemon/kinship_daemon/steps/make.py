@@ -103,7 +103,7 @@ def _commit(lineage: Lineage, work: Work, made: Written) -> None:
     lineage.update_model(name, folder=str(made.folder))
 
 
-STEP = Step("make", "cpu", _plan, _run, _commit, say_nothing, repeats=True)
+STEP = Step("make", "disk", _plan, _run, _commit, say_nothing, feeds=True, repeats=True)
 
 
 def _path(file: File) -> str:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.forgetting import is_forgotten
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.licence import declared, most_restrictive
 from kinship_daemon.hub.records import Repo, UnknownRepo
@@ -97,11 +98,11 @@ def _identity(hashes: Mapping[str, str | None]) -> str | None:
 
 def copy_objection(context: Context, copy: Model | None) -> Refusal | None:
     """
-    That another model in use has the very same weights.
+    That another model, in use or forgotten, has the very same weights.
 
     None if the hub has that one no more: its bytes have another name now, and it is to go.
     """
-    if copy is None or _is_lost(context, copy):
+    if copy is None or (copy.status == "admitted" and _is_lost(context, copy)):
         return None
     return Refusal(same_as(copy.id))
 
@@ -112,10 +113,10 @@ def same_as(model: str) -> str:
 
 
 def same_weights(context: Context, model: Model, hashes: Mapping[str, str | None]) -> Model | None:
-    """Another model in use with the same weight files; None also where hashes are unknown."""
+    """Another with the same weight files, in use or forgotten; None where hashes are unknown."""
     identity = _identity(hashes)
     for other in () if identity is None else context.lineage.by_weights(identity):
-        if other.id != model.id and other.status == "admitted":
+        if other.id != model.id and (other.status == "admitted" or is_forgotten(other)):
             return other
     return None
 

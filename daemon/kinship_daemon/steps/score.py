@@ -1,4 +1,4 @@
-"""Selection scores of founders and merges: asked once per weights and settings."""
+"""Selection scores of founders and merges: nothing is asked twice, in a race not all at once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import BudgetReached
+from kinship_daemon.evaluate.scoring import Look
 from kinship_daemon.steps.assemblies import assembly
 from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, together, work_for
+from kinship_daemon.steps.rungs import is_stopped, may_answer, partials
 from kinship_daemon.steps.scores import gain, known_means, mean_score, scores
 from kinship_daemon.steps.step import Step, Work
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Model
+from kinship_storage.records import Model, Partial
 
-__all__ = ["STEP", "unscored"]
+__all__ = ["STEP", "to_ask", "unscored"]
 
 _MERGES = "merges"
 
@@ -35,19 +37,35 @@ def _turn(model: Model) -> tuple[bool, float]:
     return model.recipe is None and model.folder is None, -(model.screen or 0.0)
 
 
-def _plan(context: Context) -> Iterator[Work]:
+def to_ask(context: Context) -> list[tuple[Model, Look | None]]:
+    """Who has documents to answer now, and up to where; None for all of them."""
+    known, before = known_means(context, "selection"), partials(context)
     # The same bytes under another name have these scores too.
-    first: dict[str | None, Model] = {}
+    first: dict[str, Model] = {}
     for model in unscored(context):
-        first.setdefault(model.weights, model)
-    works = [work_for(context.settings, model, "selection") for model in first.values()]
+        first.setdefault(model.weights or "", model)
+    found: list[tuple[Model, Look | None]] = []
+    for weights, model in first.items():
+        look = None if weights in known else may_answer(context, weights, before)
+        if look is not None and weights in before:
+            stopped = is_stopped(context, before[weights])
+            if stopped or look.is_answered(scores(context, model, "selection")):
+                continue  # it waits until all others are as far
+        found.append((model, look))
+    return found
+
+
+def _plan(context: Context) -> Iterator[Work]:
+    works = [
+        work_for(context.settings, model, "selection", look) for model, look in to_ask(context)
+    ]
     yield from together(context, "score", context.settings, works)
 
 
 def _run(context: Context, work: Work) -> Evaluated:
     model = context.lineage.require(str(work.model))
     known = scores(context, model, "selection")
-    if known:
+    if known and work.inputs["weights"] not in partials(context):
         assembly(context, model)  # it may have been set aside because it cannot be made
         return Evaluated(known, context.today, 0.0)
     limit = context.config.limits.merges_per_day
@@ -61,6 +79,11 @@ def _run(context: Context, work: Work) -> Evaluated:
 def _commit(lineage: Lineage, work: Work, found: Evaluated) -> None:
     name = str(work.model)
     record(lineage, found)
+    weights, settings = work.inputs["weights"], work.inputs["settings"]
+    if (look := work.inputs.get("look")) is None:
+        lineage.drop_partial(weights, settings)
+    elif weights not in lineage.partials(settings):
+        lineage.put_partial(Partial(weights, settings, look))
     if lineage.require(name).status == "proposed":
         lineage.move_model(name, "admit")
         lineage.spend(_MERGES, found.day, 1)
@@ -68,6 +91,8 @@ def _commit(lineage: Lineage, work: Work, found: Evaluated) -> None:
 
 def _tell(context: Context, work: Work, found: Evaluated) -> None:
     model = context.lineage.require(str(work.model))
+    if "look" in work.inputs:
+        return  # its score is not known yet
     if model.kind != "merge":
         value = mean_score(found.scores)
         context.report.event("score", f"{model.id} {value:.4f}", model=model.id, score=value)
@@ -77,4 +102,4 @@ def _tell(context: Context, work: Work, found: Evaluated) -> None:
     context.report.event("merge", message, model=model.id, score=value, gain=more)
 
 
-STEP = Step("score", "device", _plan, _run, _commit, _tell, repeats=True)
+STEP = Step("score", "device", _plan, _run, _commit, _tell, feeds=True, repeats=True)

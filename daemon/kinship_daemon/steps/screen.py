@@ -59,7 +59,8 @@ def _plan(context: Context) -> Iterator[Work]:
     ]
     settings = quick(context)
     if newcomers and _base_score(context, settings) is None:
-        yield work_for(settings, context.base, "selection")
+        base = [work_for(settings, context.base, "selection")]
+        yield from together(context, "screen", settings, base)
     if _base_score(context, settings) is not None:
         works = [work_for(settings, model, "selection") for model in newcomers]
         yield from together(context, "screen", settings, works)
@@ -99,4 +100,15 @@ def _tell(context: Context, work: Work, found: Screened) -> None:
         context.report.event("refused", f"{work.model}: {found.refusal}", model=work.model)
 
 
-STEP = Step("screen", "device", _plan, _run, _commit, _tell, holds_up=False, repeats=True)
+STEP = Step(
+    "screen",
+    "device",
+    _plan,
+    _run,
+    _commit,
+    _tell,
+    holds_up=False,
+    feeds=True,
+    sifts=True,
+    repeats=True,
+)

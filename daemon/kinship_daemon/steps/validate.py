@@ -10,6 +10,7 @@ from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, togethe
 from kinship_daemon.steps.judgement import judgement, rules_of, unanswered
 from kinship_daemon.steps.leaves import source
 from kinship_daemon.steps.publish import kept_back
+from kinship_daemon.steps.rungs import partials
 from kinship_daemon.steps.score import unscored
 from kinship_daemon.steps.scores import known_means, parents_of
 from kinship_daemon.steps.step import Step, Work, say_nothing
@@ -32,12 +33,13 @@ def families(context: Context) -> Iterator[tuple[Model, list[Model]]]:
     """
     known = known_means(context, "selection")
     first_open = min((_place(m) for m in unscored(context) if m.kind == "merge"), default=None)
+    stopped = partials(context)
     judged = {gate.model for gate in context.lineage.gates(_fingerprint(context))}
     judged |= {publication.model for publication in context.lineage.publications()}
     for child in context.lineage.models(kind="merge", status="admitted"):
         if first_open is not None and _place(child) >= first_open:
             return
-        if child.id in judged or child.weights is None:
+        if child.id in judged or child.weights is None or child.weights in stopped:
             continue
         with planning(child.id):
             others = _beaten(context, child, known)
@@ -125,4 +127,4 @@ def _commit(lineage: Lineage, _work: Work, found: Evaluated) -> None:
     record(lineage, found)
 
 
-STEP = Step("validate", "device", _plan, _run, _commit, say_nothing)
+STEP = Step("validate", "device", _plan, _run, _commit, say_nothing, feeds=True)

@@ -17,6 +17,7 @@ _Facts = Mapping[str, Any]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 624, 14, 222
 _ROW = 22  # of a forest plot
 _DOTS = 25  # of a line; more would be a line themselves
+_WIDE, _HIGH, _EDGE = 640, 400, 30  # the map's frame, and what stays free around it
 _VALUES = 24  # models up to which cells are large enough for numbers
 
 
@@ -76,7 +77,7 @@ def _model(facts: _Facts) -> dict[str, Any]:
         lines, y, task = [], 14, None
         for row in rows:
             if row["task"] != task:
-                y += 0 if task is None else 12
+                y += 0 if task is None else 18
                 task = row["task"]
             y += _ROW
             low = x(row["score"] if row["low"] is None else row["low"])
@@ -94,7 +95,26 @@ def _kinship(facts: _Facts) -> dict[str, Any]:
         for j, value in enumerate(row)
         if value is not None and i != j and len(matrix) <= _VALUES
     ]
-    return {"paths": shaded(matrix), "cells": cells, "shades": range(SHADES)}
+    places = _plane(facts["map"])
+    return {"paths": shaded(matrix), "cells": cells, "shades": range(SHADES), "places": places}
+
+
+def _plane(points: Sequence[_Facts]) -> list[dict[str, Any]]:
+    """The map's points, one unit as long up as across; those who are admitted on top."""
+    if not points:
+        return []
+    edges = [(min(p[at] for p in points), max(p[at] for p in points)) for at in ("x", "y")]
+    room = max(high - low for low, high in edges) or 1.0
+    scale = min((_WIDE - 2 * _EDGE) / room, (_HIGH - 2 * _EDGE) / (edges[1][1] - edges[1][0] or 1))
+    (left, right), (low, high) = edges
+    return [
+        {
+            "x": round(_WIDE / 2 + (p["x"] - (left + right) / 2) * scale, 1),
+            "y": round(_HIGH / 2 - (p["y"] - (low + high) / 2) * scale, 1),
+            "point": p,
+        }
+        for p in sorted(points, key=lambda p: p["status"] == "admitted")
+    ]
 
 
 def _candidates(facts: _Facts) -> dict[str, Any]:

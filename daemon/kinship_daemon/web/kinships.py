@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Kinships", "Share"]
 
 # What pages import when they are asked for: scipy, torch.
-_SLOW = ("analysis", "draw.clustering", "steps.assemblies", "weights.mergekit")
+_SLOW = ("analysis", "draw.clustering", "steps.assemblies", "weights.mergekit", "web.sample_map")
 
 
 @dataclass(frozen=True)

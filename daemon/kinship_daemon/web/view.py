@@ -10,11 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from kinship_daemon.activity import recorded
+from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.home import Home
 from kinship_daemon.retry import SETTINGS_THEN
 from kinship_daemon.web.kinships import Kinships
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import Gate, Model
+from kinship_storage.records import Gate, Model, Partial
 
 __all__ = ["View"]
 
@@ -65,6 +66,11 @@ class View:
         return self.lineage.mean_scores("selection", self.settings.get("selection"))
 
     @cached_property
+    def partials(self) -> dict[str, Partial]:
+        """Whose selection scores are not of all documents, by weights."""
+        return self.lineage.partials(self.settings.get("selection", ""))
+
+    @cached_property
     def best(self) -> str | None:
         """Id of the best model."""
         found = self.lineage.best()
@@ -93,6 +99,11 @@ class View:
     def _config(self) -> dict[str, Any]:
         found: dict[str, Any] = self.lineage.get(SETTINGS_THEN) or {}
         return found
+
+    def stopped(self, model: Model) -> str | None:
+        """Why it was not asked all selection documents; None where it was, or goes on."""
+        partial = self.partials.get(model.weights or "")
+        return None if partial is None or partial.best is None else stop_words(partial)
 
     def score(self, model: Model) -> float | None:
         return self.means.get(model.weights or "")

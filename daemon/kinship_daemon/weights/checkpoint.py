@@ -5,16 +5,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import ModelError, unreadable
 from kinship_daemon.foreign import json_text
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
@@ -73,7 +73,6 @@ class Checkpoint:
 
     path: Path
     tensors: Mapping[str, TensorInfo]
-    _open_files: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
@@ -113,16 +112,20 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor in its own dtype and shape, on the CPU, mapped from its file: not a copy."""
+        """
+        The tensor in its own dtype and shape, on the CPU, mapped from its file: not a copy.
+
+        Each has a mapping of its own, which goes with it. One for the whole file would keep all
+        that was read of it in memory.
+        """
         info = self.tensors[name]
-        file = info.file
+        path, end = self.path / info.file, info.offset + info.nbytes
         try:
-            if file not in self._open_files:
-                self._open_files[file] = safe_open(self.path / file, framework="pt")
-            tensor: torch.Tensor = self._open_files[file].get_tensor(info.name)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self.path / file}: cannot be read: {error}") from error
-        return tensor
+            mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=end)
+        except RuntimeError as error:
+            raise unreadable(path, _os_error(error)) from error
+        own = torch.asarray(mapped[info.offset : end], dtype=torch.uint8)
+        return own.view(DTYPES[info.dtype]).reshape(info.shape)
 
     def config(self) -> Mapping[str, Any] | None:
         """What config.json says now; None where there is none."""
@@ -256,7 +259,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{path.parent}: has no {path.name}") from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+        raise unreadable(path, error) from error
 
 
 def parse_json(path: PurePath, content: bytes) -> dict[str, Any]:
@@ -323,6 +326,14 @@ def why_no_weights(path: PurePath, files: Iterable[str]) -> str:
         listed = ", ".join(map(shown, pickles[:3])) + (", ..." if len(pickles) > 3 else "")
         return f"{path}: only pickle weights ({listed}), which are never read; needs safetensors"
     return f"{path}: has no weights ({SINGLE}, or {INDEX} with its shards)"
+
+
+def _os_error(error: RuntimeError) -> OSError:
+    """What kept torch from mapping a file; it says the number in parentheses at the end."""
+    found = re.search(r"\((\d+)\)$", str(error), re.MULTILINE)
+    if found is None:
+        return OSError("it is shorter than it was")
+    return OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def _index(path: Path) -> Mapping[str, Any]:

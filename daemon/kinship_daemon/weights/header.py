@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import ModelError, unreadable
 from kinship_daemon.foreign.json_text import parse_json
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
@@ -102,7 +102,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             size = path.stat().st_size
             text = file.read(header_length(path, file.read(8), size))
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     return parse_header(path, text, size)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from kinship_daemon import model_files
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import ModelError, unreadable
 from kinship_daemon.foreign.json_text import parse_as
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
@@ -255,7 +255,7 @@ def _typed(folder: Path, name: str, kind: type[_Kind], most: int = _MOST_TOKENS)
     try:
         return parse_as(path.read_bytes(), kind, Limits(nbytes=most_bytes(name), items=most))
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except Malformed as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
 
@@ -264,7 +264,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: cannot be read: not UTF-8") from error
 

@@ -133,6 +133,26 @@ def survives_missing_facts(policy: Policy) -> None:
         _holds_reasons(bare, decision)
 
 
+def survives_partial_scores(policy: Policy) -> None:
+    """What it says it keeps is a number, and whoever was not asked everything may be chosen."""
+    keeps = getattr(policy, "keeps", 1)
+    population = _flat("abcdef")
+    hold(isinstance(keeps, int) and keeps > 0, f"keeps {keeps!r} of the best", population)
+    members = tuple(
+        replace(
+            m,
+            score=m.score - 0.1 * (m.name > "c"),
+            stderr=0.05,
+            documents=8 if m.name > "c" else 16,
+        )
+        for m in population.members
+    )
+    partial = replace(population, members=members)
+    decision = policy.propose(partial)
+    _holds_members_only(partial, decision)
+    _holds_reasons(partial, decision)
+
+
 def finishes(policy: Policy) -> None:
     """It stops by itself within 60 generations on a small landscape, or it knows a last one."""
     landscape = Landscape(_FOUNDERS, optimum=_OPTIMUM)
@@ -153,6 +173,7 @@ CHECKS: tuple[Callable[[Policy], None], ...] = (
     survives_the_smallest,
     survives_the_unknown,
     survives_missing_facts,
+    survives_partial_scores,
     finishes,
 )
 
@@ -199,7 +220,8 @@ def _flat(
 
 
 def _bare(member: Member) -> Member:
-    return replace(member, length=None, samples={}, method=None, parameters={})
+    known = replace(member, samples={}, method=None, parameters={})
+    return replace(known, length=None, stderr=None, documents=None)
 
 
 def _recipe(parents: Iterable[str], method: str | None, parameters: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ __all__ = ["ConformanceError", "Landscape", "Vector", "evolve", "hold"]
 
 Vector = tuple[float, ...]
 
+_DOCUMENTS = 16
+
 
 class ConformanceError(AssertionError):
     """A policy broke a rule that the daemon relies on."""
@@ -60,6 +62,8 @@ class Landscape:
             method=method,
             parameters=dict(parameters or {}),
             length=math.hypot(*delta),
+            stderr=0.1,
+            documents=_DOCUMENTS,
         )
 
     def merge(
@@ -112,7 +116,7 @@ class Landscape:
     def _documents(self, delta: Vector) -> tuple[float, ...]:
         optima = (
             tuple(o + 0.5 * math.cos(3 * j + i) for i, o in enumerate(self._optimum))
-            for j in range(16)
+            for j in range(_DOCUMENTS)
         )
         return tuple(float(_distance(delta, optimum) < 0.6) for optimum in optima)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from sqlite_utils import Database
+from kinship_storage.database import Database
 
 __all__ = ["third"]
 

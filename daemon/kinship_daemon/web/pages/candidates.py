@@ -10,7 +10,7 @@ from kinship_daemon.ranking import popularity
 from kinship_daemon.web.view import View
 from kinship_storage.records import Candidate
 
-__all__ = ["ORDERS", "facts"]
+__all__ = ["ORDERS", "facts", "waiting"]
 
 _ROWS = 50
 _MAPPED = 300  # of those who wait, the next to be fetched
@@ -37,11 +37,8 @@ def facts(view: View, query: Mapping[str, str]) -> dict[str, Any]:
     order = order if order in orders else orders[0]
     given = query.get("page", "")
     page = max(1, int(given)) if given.isascii() and given.isdecimal() and len(given) < 6 else 1
-    weights = {
-        name: view.config(f"admission.{name}", default)
-        for name, default in (("novelty", _NOVELTY), ("popularity", _POPULARITY))
-    }
-    everyone = _waiting(view, weights) if order == "place" else []
+    weights = _weights(view)
+    everyone = waiting(view) if order == "place" else []
     total, rows = _rows(view, status, text, order, page, everyone)
     return {
         "counts": {name: counts.get(("finetune", each), 0) for name, each in STATUS.items()},
@@ -67,7 +64,16 @@ def facts(view: View, query: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _waiting(view: View, weights: Mapping[str, float]) -> list[dict[str, Any]]:
+def _weights(view: View) -> dict[str, float]:
+    return {
+        name: view.config(f"admission.{name}", default)
+        for name, default in (("novelty", _NOVELTY), ("popularity", _POPULARITY))
+    }
+
+
+def waiting(view: View) -> list[dict[str, Any]]:
+    """Everyone who waits, the next to be fetched first."""
+    weights = _weights(view)
     return waiting_rows(
         view.lineage.candidates("seen"),
         novelty=weights["novelty"],

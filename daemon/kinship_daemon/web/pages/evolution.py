@@ -15,7 +15,10 @@ SATURATED = 0.9
 
 
 def facts(view: View) -> dict[str, Any]:
-    from kinship_daemon.analysis import analyse  # noqa: PLC0415 - scipy takes a second to import
+    from kinship_daemon.analysis import (  # noqa: PLC0415 - scipy takes a second to import
+        analyse,
+        decisions_after,
+    )
 
     found = analyse(view.lineage, view.metric)
     scores = {m.id: view.score(m) for m in view.lineage.models(status="admitted")}
@@ -24,15 +27,11 @@ def facts(view: View) -> dict[str, Any]:
         n: {"generation": n, "best": value, "top_score": None, "top_kinship": None}
         for n, value in best.items()
     }
-    for decision in view.lineage.generations():
-        if decision.generation is None:
-            continue
-        top = [s for name in decision.decision.get("top", []) if (s := scores.get(name))]
-        row = generations.setdefault(
-            decision.generation, {"generation": decision.generation, "best": None}
-        )
+    for number, decision in decisions_after(view.lineage).items():
+        top = [s for name in decision.get("top", []) if (s := scores.get(name))]
+        row = generations.setdefault(number, {"generation": number, "best": None})
         row["top_score"] = sum(top) / len(top) if top else None
-        row["top_kinship"] = decision.decision.get("top_mean_kinship")
+        row["top_kinship"] = decision.get("top_mean_kinship")
     return {
         "metric": view.metric,
         "saturated": SATURATED,

@@ -1,9 +1,11 @@
-"""How alike the population is: a clustered matrix, and the pairs that stand out."""
+"""How alike the population is: a clustered matrix, pairs that stand out, a map with who waits."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from kinship_daemon.errors import KinshipError
+from kinship_daemon.web.pages.candidates import waiting
 from kinship_daemon.web.view import View
 from kinship_storage.records import Model
 
@@ -11,6 +13,7 @@ __all__ = ["facts"]
 
 _MOST = 200  # models whose kinships are drawn
 _PAIRS = 10
+_MAPPED = 150  # fine-tunes on the map: of those admitted the best, of those who wait the next
 _DIGITS = 4  # more are rounding of what was measured
 
 
@@ -34,7 +37,32 @@ def facts(view: View) -> dict[str, Any]:
         "scores": [view.score(models[i]) for i in order],
         "matrix": values,
         **_extremes(names, values),
+        **_map(view, [model for model in population if model.kind == "finetune"]),
     }
+
+
+def _map(view: View, admitted: list[Model]) -> dict[str, Any]:
+    """Where fine-tunes stand by their samples; nothing where fewer than three were sampled."""
+    nothing: dict[str, Any] = {"map": [], "map_share": None}
+    plan = view.lineage.sample_plan()
+    if plan is None:
+        return nothing
+    from kinship_daemon.web.sample_map import places  # noqa: PLC0415 - imports torch
+
+    status = {model.id: "admitted" for model in admitted[:_MAPPED]}
+    nearest = [row["model"] for row in waiting(view) if row["novelty"] is not None]
+    status |= dict.fromkeys(nearest[:_MAPPED], "waiting")
+    vectors = view.lineage.sampled(plan, status)
+    try:
+        found, share = places(list(vectors.values()))
+    except KinshipError:
+        return nothing  # one is damaged: `verify` says which
+    points = [
+        {"model": name, "status": status[name], "x": round(x, _DIGITS), "y": round(y, _DIGITS)}
+        for name, (x, y) in zip(vectors, found.tolist(), strict=True)
+        if x == x  # noqa: PLR0124 - not NaN
+    ]
+    return {"map": points, "map_share": round(share, _DIGITS)} if points else nothing
 
 
 def _kept(view: View, chosen: list[Model]) -> tuple[list[Model], list[list[float | None]]]:

@@ -47,6 +47,7 @@ def facts(view: View, name: str) -> dict[str, Any]:
         "role": model.role,
         "best": model.id == view.best,
         "score": view.score(model),
+        "stopped": view.stopped(model),
         "reason": model.reason,
         "opens_again": None if model.cause is None else opens_again(model),
         "parents": list(model.parents),

@@ -56,6 +56,7 @@ def _model(view: View, model: Model) -> dict[str, Any]:
         "status": model.status,
         "reason": model.reason,
         "score": view.score(model),
+        "stopped": view.stopped(model),
         "gate": None if gate is None else ("passed" if gate.passed else "refused"),
         "published": view.repos.get(model.id),
     }
