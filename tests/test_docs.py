@@ -179,7 +179,7 @@ def test_evaluate_scores_a_homes_merge_as_the_daemon_did(demo_home, tmp_path):
 def test_tune_knows_its_parents_scores_and_its_recipe_can_be_merged(demo_home, tmp_path):
     asked = ["demo/add", "demo/sort", "--base", "demo", "--home", demo_home, "--budget", "1"]
     few = ["--set", "evaluate.limit=40", "--method", "task_arithmetic", "--format", "json"]
-    done = command.run(["tune", *asked, *few], tmp_path)
+    done = warm_workers.run(["tune", *asked, *few], tmp_path)
     assert done.code == 0, done.err
     found = json.loads(done.out)
     compare("tune --format json", found)
