@@ -15,15 +15,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers.utils import logging
 
 import tiny
 import warm_workers
+from hub_server import HubServer
 from kinship_daemon import child_process
 from kinship_daemon.execute import site
+from kinship_storage.lineage import Lineage
 from shared_worker import Shelf
+from small_lineage import fill, open_lineage
 
 logging.disable_progress_bar()
+# On a loaded machine any example may take long.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,6 +84,29 @@ def tiny_finetunes(tiny_base: Path) -> list[Path]:
         tiny.finetune(tiny_base, models / "b", seed=2, shard_size="40KB"),
         tiny.finetune(tiny_base, models / "c", seed=3, scale=0.03),
     ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lineage.db"
+
+
+@pytest.fixture
+def lineage(path: Path) -> Iterator[Lineage]:
+    with open_lineage(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def family(lineage: Lineage) -> Lineage:
+    fill(lineage)
+    return lineage
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with HubServer() as running:
+        yield running
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ from kinship_daemon.weights.model_config import (
     other_calculation,
     other_settings,
 )
+from kinship_daemon.weights.pieces import longest_piece
 from kinship_daemon.weights.tokenizer import load_tokenizer, tokenizer_files
 from kinship_daemon.weights.vocabulary import Vocabulary
 
@@ -121,6 +122,10 @@ MESSAGES = [
     b'{"event": {"action": "update"}, "repo": {"name": "a/b\\u00e9"}}',
     b"POST /webhook HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
     b"GET / HTTP/1.0\r\n\r\n",
+]
+PIECES_OF_MODELS = [
+    b"\n\x0a\n\x03abc\x15\x00\x00\x80\xbf\n\x08\n\x01a\x15\x00\x00\x80\xbf\x12\x04spec\x18\x01",
+    b"IQ== 0\nIg== 1\n",
 ]
 PATTERNS = [
     rb"(?:model|base)\.layers\.[0-9]+\.q_proj",
@@ -269,6 +274,7 @@ PARSERS = {
     "config": (try_config, (ModelError,), CONFIGS),
     "adapter config": (try_adapter, (ModelError,), ADAPTERS),
     "tokenizer": (try_tokenizer, (ModelError,), TOKENIZERS),
+    "sentencepiece": (longest_piece, (), PIECES_OF_MODELS),
     "task file": (try_task, (UsageError,), TASKS),
     "webhook": (try_message, (), MESSAGES),
     "hub answer": (try_answer, (KinshipError,), ANSWERS),

@@ -31,7 +31,7 @@ from kinship_storage.lineage import Lineage
 from poll_memory import resident
 
 MOST_MB, MOST_CHARACTERS = 700, 2000
-PATIENCE_SECONDS = 1500
+PATIENCE_SECONDS = 7200  # of a machine that is busy otherwise
 SETTINGS = {
     "policy": "{use: topk-kinship, k: 2, max_founders: 3}",
     "evaluate.selection": "[demo_add]",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from kinship_daemon.evaluate.settings import Settings, Task
+
 # lm-eval resolves `!function` beside the YAML file.
 _CODE = """
 import json
@@ -125,3 +127,27 @@ def probe(folder: Path, name: str, documents: Sequence[dict[str, object]], **cha
     shows = [metric("loglikelihood"), metric("index")]
     process = {"process_results": Function("loglikelihood"), "metric_list": shows}
     return task(folder, name, documents, **(process | changes))
+
+
+def settings(
+    selection: Sequence[str | Task], validation: Sequence[str | Task], /, **changes: object
+) -> Settings:
+    """Of small models on one thread of a CPU, asked every document."""
+    plain = Settings(
+        selection=_specs(selection),
+        validation=_specs(validation),
+        limit=None,
+        batch_size=8,
+        device="cpu",
+        dtype="float32",
+        seed=0,
+        time_limit_minutes=2.0,
+        include_path=(),
+        apply_chat_template=False,
+        threads=1,
+    )
+    return plain.but(**changes)
+
+
+def _specs(tasks: Sequence[str | Task]) -> tuple[Task, ...]:
+    return tuple(Task(task=task) if isinstance(task, str) else task for task in tasks)

@@ -6,7 +6,7 @@ from kinship_policies.policy import Decision, Proposal
 
 
 @dataclass(frozen=True)
-class Patient:
+class PairPolicy:
     """Stops until both parents are there, and when they are merged."""
 
     parents: tuple[str, str]

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import command
-from ray_clusters import NODE
+from ray_clusters import add_node, start_head
 from test_kill import ARGUMENTS, content
 from test_main_job import history
 
@@ -84,7 +84,7 @@ class Machines:
 
     def kill_node(self):
         self._cluster.remove_node(self._node, allow_graceful=False)
-        self._node = self._cluster.add_node(**NODE)
+        self._node = add_node(self._cluster)
 
     def kill_head(self):
         """Its node goes along: it would wait a minute for a head of the same session."""
@@ -97,11 +97,8 @@ class Machines:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
 
     def _start(self):
-        from ray.cluster_utils import Cluster
-
-        head = {**NODE, "gcs_server_port": PORT, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._node = self._cluster.add_node(**NODE)
+        self._cluster = start_head(gcs_server_port=PORT)
+        self._node = add_node(self._cluster)
 
 
 class Daemon:

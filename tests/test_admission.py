@@ -11,7 +11,6 @@ import hub_daemon
 import tiny
 import turns
 from hub_daemon import BASE, CARD, NOON, looks, opened, states, statuses, told
-from hub_server import HubServer
 from kinship_daemon import cycle, runner
 from kinship_daemon.errors import Transient
 from test_adapter import adapter
@@ -27,10 +26,9 @@ def _online():
 
 
 @pytest.fixture
-def server(tiny_base):
-    with HubServer() as running:
-        running.add(BASE, tiny_base, {"license": "apache-2.0"})
-        yield running
+def server(server, tiny_base):
+    server.add(BASE, tiny_base, {"license": "apache-2.0"})
+    return server
 
 
 @pytest.fixture

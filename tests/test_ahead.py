@@ -30,6 +30,10 @@ class Board:
     def room(self):
         return self._places - len(self.begun)
 
+    @property
+    def idle(self):
+        return not self.begun - self.done
+
     def answered(self):
         return self.begun & self.done
 

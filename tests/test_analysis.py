@@ -8,6 +8,7 @@ from scipy import stats
 
 import command
 import small_lineage
+import warm_workers
 from kinship_daemon.analysis import FEWEST, METRICS, Merge, analyse, correlations
 from kinship_storage.records import Generation
 
@@ -166,8 +167,8 @@ def test_the_command_says_writes_and_draws_it(tmp_path):
     assert len(facts["merges"]) == 10
     drawn = (tmp_path / "a.svg").read_bytes()
     assert b"Kinship and gain of 10 merges" in drawn
-    command.run([*arguments, tmp_path / "b.svg"], tmp_path)
+    warm_workers.run([*arguments, tmp_path / "b.svg"], tmp_path)
     assert (tmp_path / "b.svg").read_bytes() == drawn
-    wrong = command.run([*arguments, tmp_path / "a.gif"], tmp_path)
+    wrong = warm_workers.run([*arguments, tmp_path / "a.gif"], tmp_path)
     assert wrong.code == 2
     assert ".png or .svg" in wrong.err

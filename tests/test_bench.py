@@ -131,10 +131,13 @@ def test_an_unknown_measurement_is_refused_with_the_known_ones():
     assert "no measurement 'kernels'; there are pair, all-pairs, kernel" in done.stderr
 
 
-def test_outputs_go_where_they_are_asked_to_and_the_table_knows_what_that_is(part, tmp_path):
-    done = bench("--only", "linear", "--out", tmp_path / "none")
-    assert done.returncode == 2
-    assert f"no folder {tmp_path / 'none'}" in done.stderr
+def test_outputs_go_where_they_are_asked_to_and_the_table_knows_what_that_is(
+    part, inside, capsys, tmp_path
+):
+    with pytest.raises(SystemExit) as ended:
+        inside("--only", "linear", "--out", tmp_path / "none")
+    assert ended.value.code == 2
+    assert f"no folder {tmp_path / 'none'}" in capsys.readouterr().err
     filesystem = part("table").filesystem
     mounts = Path("/proc/mounts")
     if mounts.exists():

@@ -11,7 +11,7 @@ from functools import partial
 import huggingface_hub
 import pytest
 
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN
 from kinship_daemon.errors import Stopped, Transient
 from kinship_daemon.hub.calls import Calls
 from kinship_daemon.hub.client import ApiHub
@@ -30,12 +30,6 @@ SOON = 1.5  # seconds in which a stop must be through; the daemon allows itself 
 @pytest.fixture(autouse=True)
 def online(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-
-
-@pytest.fixture
-def server():
-    with HubServer() as hub:
-        yield hub
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ from small_lineage import NOW, fill, finetune, open_lineage, score
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "lineage.db"
-
-
-@pytest.fixture
 def lineage(path):
     with open_lineage(path) as opened:
         fill(opened)

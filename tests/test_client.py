@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import hub_server
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN
 from kinship_daemon.errors import KinshipError, ModelError, Transient, Unavailable, UsageError
 from kinship_daemon.hub import calls, download, wire
 from kinship_daemon.hub.client import ApiHub, machine_token, token_advice
@@ -38,12 +38,6 @@ def soon(monkeypatch):
     """Tries follow each other sooner than in the world."""
     monkeypatch.setattr(calls, "_BACKOFF_SECONDS", (0.02, 0.05))
     monkeypatch.setattr(download, "_PAUSE_SECONDS", 0.02)
-
-
-@pytest.fixture
-def server():
-    with HubServer() as hub:
-        yield hub
 
 
 @pytest.fixture
@@ -600,6 +594,14 @@ def test_an_absurd_size_is_refused(server, hub, size):
             hub.repo("org/a")
 
 
+def test_sizes_that_are_absurd_together_are_refused(server, hub):
+    shard = {"size": 1 << 49, "sha256": "0" * 64, "pointerSize": 1}
+    entries = [{"rfilename": f"model-0000{n}-of-00002.safetensors", "lfs": shard} for n in (1, 2)]
+    server.add("org/a", model(), extra={"siblings": entries})
+    with pytest.raises(Unavailable, match="in a way that cannot be read"):
+        hub.repo("org/a")
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -755,7 +757,7 @@ def test_an_upload_is_confirmed_to_no_other_server(server, hub, tmp_path, is_red
     assert not [request for request in server.log if request.server == "elsewhere"]
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 418, 451])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 407, 409, 410, 418, 451])
 def test_a_refusal_without_the_hubs_code_is_never_the_models_fault(server, tmp_path, status):
     server.add("org/a", model())
     for token in (TOKEN, None):

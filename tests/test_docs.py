@@ -12,8 +12,11 @@ from documented import leaves, tables
 from kinship_daemon import config, demo
 from kinship_daemon.cli import app
 from kinship_daemon.home import Home
+from kinship_storage.records import Partial
 from small_candidates import MERGED, notice, waiting
 from small_lineage import fill, finetune, merge, open_lineage
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "json.md").read_text()
@@ -55,6 +58,7 @@ def family(tmp_path_factory):
         lineage.move_model("demo/odd", "quarantine", reason="no header", cause="world")
         lineage.add_model(merge("m2", ("demo/add", "m1"), generation=2, status="admitted"))
         lineage.update_model("m2", not_published="licence unknown")
+        lineage.put_partial(Partial("recipe:m2", "fp1", 1, 3, 0.1, 0.5, 0.02))
         for name, end in (("a", lineage.wait), ("b", lineage.fail)):
             key = lineage.submit("score", {"model": name}, "m1").key
             lineage.start(key)

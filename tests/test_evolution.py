@@ -26,7 +26,7 @@ from scripted_policies import Scripted
 from turns import evolve as one_generation
 from turns import poll, take
 
-pytestmark = pytest.mark.usefixtures("shared_worker")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_worker")]
 
 # Few documents, few founders: what is tried here does not depend on how well models do.
 SMALL = {

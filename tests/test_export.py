@@ -7,21 +7,9 @@ import sqlite3
 import pytest
 
 from small_candidates import PLAN, TIME, notice
-from small_lineage import fill, open_lineage, score
+from small_lineage import score
 
 ADD = "weights = (SELECT weights FROM models WHERE id = 'demo/add')"
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "lineage.db"
-
-
-@pytest.fixture
-def family(path):
-    with open_lineage(path) as lineage:
-        fill(lineage)
-        yield lineage
 
 
 def test_the_export_is_the_contract(family):

@@ -1,9 +1,12 @@
 """Limits of the disk: who makes room for whom, who never does, and that nothing is lost by it."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,12 +19,13 @@ import turns
 from hub_daemon import BASE, CARD, NOON, opened, states, statuses, told
 from hub_server import HubServer
 from kinship_daemon import cycle, file_cache
-from kinship_daemon.errors import LeafGone
+from kinship_daemon.errors import LeafGone, Stopped
 from kinship_daemon.file_cache import NoRoom
 from kinship_daemon.steps import assemblies
 from kinship_daemon.verify import problems
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.records import Gate, Generation, Model, Publication, Score
+from small_lineage import open_lineage
 from test_adapter import adapter
 
 DAY = timedelta(days=1)
@@ -451,7 +455,9 @@ def test_a_download_is_hashed_as_it_comes_and_not_once_more(
 ):
     hashed = []
     real = file_cache.hash_file
-    monkeypatch.setattr(file_cache, "hash_file", lambda path: hashed.append(path) or real(path))
+    monkeypatch.setattr(
+        file_cache, "hash_file", lambda path, stop=None: hashed.append(path) or real(path, stop)
+    )
     release(server, folders, "a")
     with opened(server, home, **models(5, size)) as d:
         grow(d)
@@ -460,6 +466,27 @@ def test_a_download_is_hashed_as_it_comes_and_not_once_more(
         folder = d.files.folder(d.lineage.require("org/a"))
         assert file_cache.hash_file(folder / weights.path) == weights.sha256
     assert [path for path in hashed if "org--a" in str(path)] == [folder / weights.path]
+
+
+def test_a_stop_is_heard_while_a_file_is_hashed(tmp_path):
+    large, stop = tmp_path / "large", threading.Event()
+    os.mkfifo(large)  # it ends when somebody says so
+
+    def feed():
+        with large.open("wb") as file, suppress(BrokenPipeError):
+            file.write(bytes(100_000))
+            stop.set()
+            file.write(bytes(10_000_000))
+
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        sha256 = file_cache.FileHashes(lineage, stop)
+        writer = threading.Thread(target=feed)
+        writer.start()
+        with pytest.raises(Stopped):
+            sha256(large)
+        writer.join()
+        with pytest.raises(Stopped):
+            sha256(tmp_path / "small")
 
 
 def test_hashes_of_small_files_are_written_down_many_at_a_time(server, home, tmp_path, monkeypatch):
@@ -480,7 +507,7 @@ def test_hashes_of_small_files_are_written_down_many_at_a_time(server, home, tmp
         assert [sha256(path) for path in paths[1:]] == found[1:]
     with opened(server, home) as d:
         # The last fifty were not written down, as after a kill: they are hashed again.
-        monkeypatch.setattr(file_cache, "hash_file", lambda path: f"again {path.name}")
+        monkeypatch.setattr(file_cache, "hash_file", lambda path, _stop: f"again {path.name}")
         sha256 = file_cache.FileHashes(d.lineage)
         again = [sha256(path).startswith("again") for path in paths[1:]]
     assert again == [False] * 199 + [True] * 50

@@ -1,5 +1,6 @@
 import os
 import shutil
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from kinship_daemon.durable import hash_file
-from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.errors import KinshipError, Transient, UsageError
 from kinship_daemon.hub import folder as folder_module
 from kinship_daemon.hub.folder import FolderHub
 from kinship_daemon.hub.open import open_hub
@@ -132,6 +133,91 @@ def test_a_file_that_cannot_be_read_is_that_repos_problem_alone(root):
     assert len(list(hub.descendants(BASE))) == 2
     assert "cannot be read: Permission denied" in refusal(hub.repo("org/old"), BASE, Rules()).reason
     assert hub.repo("org/new").problem is None
+
+
+def test_a_name_that_is_no_text_is_not_there(root, hub):
+    before = hub.repo("org/old")
+    for name in (b"\xff.json", b"\xff/config.json"):
+        place = root / "org/old" / os.fsdecode(name)
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(b"{}")
+    assert hub.repo("org/old") == before
+    assert len(list(hub.descendants(BASE))) == 2
+
+
+def test_folders_deeper_than_any_repos_are_not_there(root, hub):
+    before = hub.repo("org/old").revision
+    (root / "org/old" / "/".join("d" * 1500)).mkdir(parents=True)
+    (root / "org/old" / "/".join("d" * 1500) / "x").write_bytes(b"x")
+    assert hub.repo("org/old").revision == before
+    subprocess.run(["rm", "-r", root / "org/old/d"], check=True)  # pathlib's own way is no deeper
+
+
+def test_a_file_of_terabytes_that_are_not_on_the_disk_is_not_read(root):
+    hollow = root / "org/old/model.safetensors"
+    os.truncate(hollow, 1 << 42)
+
+    def sha256(path):
+        assert path != hollow
+        return hash_file(path)
+
+    hub = FolderHub(root, sha256=sha256)
+    assert len(list(hub.descendants(BASE))) == 2
+    found = hub.repo("org/old")
+    assert (
+        "model.safetensors is not whole: most of it is holes"
+        in refusal(found, BASE, Rules()).reason
+    )
+
+
+def test_a_large_file_with_some_holes_is_whole(root):
+    weights = root / "org/old/model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(2_000_000)
+        file.write(bytes([1]) * 2_000_000)
+        file.truncate(5_000_000)
+    assert FolderHub(root).repo("org/old").problem is None
+
+
+def test_more_files_than_any_repo_has_are_not_read(root, monkeypatch):
+    monkeypatch.setattr(folder_module, "_MOST_FILES", 4)
+    (root / "org/old/more").write_bytes(b"")
+    hub = FolderHub(root)
+    assert (
+        "it has 5 files; the most allowed is 4"
+        in refusal(hub.repo("org/old"), BASE, Rules()).reason
+    )
+    assert hub.repo("org/new").problem is None
+
+
+@pytest.mark.parametrize("moment", [-(1 << 40), 1 << 40])
+def test_a_file_of_any_year_is_listed(root, hub, moment):
+    os.utime(root / "org/old/config.json", (moment, moment))
+    assert len(list(hub.descendants(BASE))) == 2
+
+
+def test_a_repo_that_is_removed_while_it_is_read_is_unknown(root):
+    def sha256(path):
+        if path.parent.name == "old":
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return hash_file(path)
+
+    hub = FolderHub(root, sha256=sha256)
+    with pytest.raises(UnknownRepo, match=r"org/old in .* was removed while it was looked at"):
+        hub.repo("org/old")
+    make(root, "org/old", age=500)
+    assert [line.id for line in hub.descendants(BASE)] == ["org/new"]
+
+
+def test_a_machine_without_descriptors_says_nothing_of_its_repos(root):
+    def sha256(path):
+        raise OSError(24, "Too many open files", str(path))
+
+    hub = FolderHub(root, sha256=sha256)
+    for look in (lambda: list(hub.descendants(BASE)), lambda: hub.repo("org/old")):
+        with pytest.raises(Transient, match="cannot be read: Too many open files"):
+            look()
 
 
 def test_fetch_gives_the_folder_itself_and_copies_nothing(root, hub, tmp_path):

@@ -27,21 +27,7 @@ LETTERS = "abcdefghij"
 
 def settings(folder: Path, *tasks: str | Task, **changes) -> Settings:
     """Everything whole to selection; validation is asked of a copy in the same words."""
-    specs = tuple(Task(task=task) if isinstance(task, str) else task for task in tasks)
-    plain = Settings(
-        selection=specs,
-        validation=(),
-        limit=None,
-        batch_size=8,
-        device="cpu",
-        dtype="float32",
-        seed=0,
-        time_limit_minutes=1.0,
-        include_path=(folder,),
-        apply_chat_template=False,
-        threads=1,
-    )
-    return plain.but(**changes)
+    return lmtasks.settings(tasks, (), include_path=(folder,), **changes)
 
 
 def answers(scores):

@@ -43,12 +43,6 @@ def online(monkeypatch):
 
 
 @pytest.fixture
-def server():
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture
 def api(server):
     return HfApi(server.url, token=TOKEN)
 

@@ -13,24 +13,7 @@ import pytest
 from kinship_storage.errors import LineageError
 from kinship_storage.jobs import job_key
 from kinship_storage.lineage import Lineage
-from small_lineage import NOW, fill, merge, open_lineage, score
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "lineage.db"
-
-
-@pytest.fixture
-def lineage(path):
-    with open_lineage(path) as opened:
-        yield opened
-
-
-@pytest.fixture
-def family(lineage):
-    fill(lineage)
-    return lineage
+from small_lineage import NOW, merge, open_lineage, score
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import kill_points
 import warm_workers
 import worker_kills
 from kinship_daemon import demo
+from kinship_storage.lineage import Lineage
 from test_main_job import history
 
 KINDS = (
@@ -55,6 +56,22 @@ def calm(tmp_path_factory) -> Path:
     assert (place / "home" / "hub" / demo.NAMESPACE).is_dir()
     assert history(place / "home")["partials"], "somebody was stopped"
     return place / "home"
+
+
+@pytest.mark.slow
+def test_a_policy_sees_who_was_stopped_with_what_is_foretold(calm):
+    with Lineage.open(calm / "lineage.db", now=None, readonly=True) as lineage:
+        stopped = lineage.partials(lineage.get("settings")["selection"])
+        facts = lineage.facts(lineage.last_generation().number)
+        members = {lineage.require(m["name"]).weights: m for m in facts["members"]}
+        best = lineage.require(lineage.best().model).weights
+    assert best in members.keys() - stopped.keys()
+    assert stopped.keys() <= members.keys()
+    for weights, member in members.items():
+        assert member["stderr"] > 0
+        assert member["documents"] == 6 * (30 if weights in stopped else 60)
+        if weights in stopped:
+            assert member["score"] == pytest.approx(stopped[weights].mean)
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from command import call, environment, run
+import warm_workers
+from command import call, environment
 from kinship_daemon.cli.simulate import _seeds
 from kinship_daemon.landscapes import open_landscape
 from kinship_policies.policy import Fact
@@ -289,7 +290,7 @@ def test_a_lineage_without_scores_is_refused(tmp_path):
 def test_the_demo_is_really_merged_and_a_second_run_is_read_from_the_cache(tmp_path):
     arguments = ["simulate", "--landscape", "demo:founders=2", "--policy", "topk-greedy"]
     arguments += ["--seeds", 1, "--budget", 1, "--format", "json"]
-    first = run(arguments, tmp_path)
+    first = warm_workers.run(arguments, tmp_path)
     assert first.code == 0, first.err
     (made,) = json.loads(first.out)["runs"]
     (child,) = made["generations"][0]["merges"]
@@ -298,7 +299,7 @@ def test_the_demo_is_really_merged_and_a_second_run_is_read_from_the_cache(tmp_p
     cache = tmp_path / ".cache" / "kinship-daemon" / "demo-landscape"
     kept = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     (cache / "evaluate.log").unlink()  # an evaluator that is started writes it
-    again = run(arguments, tmp_path)
+    again = warm_workers.run(arguments, tmp_path)
     assert again.out == first.out
     assert not (cache / "evaluate.log").exists()
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()}.items() <= kept.items()

@@ -12,25 +12,7 @@ from kinship_storage.best import Best
 from kinship_storage.errors import LineageError
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Candidate, File, Gate, Generation, Publication
-from small_lineage import fill, finetune, merge, open_lineage, score
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "lineage.db"
-
-
-@pytest.fixture
-def lineage(path):
-    with open_lineage(path) as opened:
-        yield opened
-
-
-@pytest.fixture
-def family(lineage):
-    fill(lineage)
-    return lineage
-
+from small_lineage import finetune, merge, score
 
 # Models
 

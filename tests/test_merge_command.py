@@ -16,6 +16,8 @@ import tiny
 from kinship_daemon.errors import ModelError
 from kinship_daemon.weights import mergekit
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_worker")]
+
 
 @pytest.fixture
 def merge(monkeypatch, capfd, tmp_path):

@@ -182,6 +182,14 @@ def test_of_a_model_only_its_tokens_are_taken_and_of_nobody_code_or_places():
     assert built_from(LLAMA, odd, None) == LLAMA
 
 
+def test_generation_settings_cost_no_more_than_real_ones():
+    said = {"num_beams": 4, "suppress_tokens": [1, 2], "bad_words_ids": [[1], [2, 3]]}
+    assert generation_settings(said) == said
+    for value in (100_000, 0, -1, 2.5, "4", True, None, [4]):
+        assert generation_settings({"num_beams": value}) == {}
+    assert generation_settings({"bad_words_ids": [[1, 2]] * 5000}) == {}
+
+
 def test_generation_settings_decide_on_tokens_alone():
     kept = {"do_sample": True, "temperature": 0.6, "eos_token_id": [1, 2], "max_new_tokens": 3}
     said = {**kept, **REACHING, "cache_implementation": "quantized", "compile_config": {"mode": 1}}

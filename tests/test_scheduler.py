@@ -26,6 +26,8 @@ from kinship_daemon.runner import Turn
 from kinship_storage.errors import DamagedLineage
 from small_lineage import fill, open_lineage
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = ["run", "--base", "demo", "--log-json"]
 
 

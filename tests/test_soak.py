@@ -87,7 +87,7 @@ def overrides(**more: str) -> list[str]:
     settings = {
         # Everyone is listed at every look.
         "watch.relist_hours": "0.000001",
-        "policy": f"{{use: 'pair_policy:Patient', parents: [{', '.join(PARENTS)}]}}",
+        "policy": f"{{use: 'pair_policy:PairPolicy', parents: [{', '.join(PARENTS)}]}}",
         "evaluate.selection": "[demo_add, demo_max]",
         "evaluate.validation": "[demo_add_validation, demo_max_validation]",
         "evaluate.include_path": f"[{demo.TASKS}]",
@@ -105,7 +105,7 @@ def overrides(**more: str) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
-def patiently(work: Callable, *arguments: object) -> object:
+def retried(work: Callable, *arguments: object) -> object:
     """What `work` returns, tried again while the hub is away, as the daemon's clock would."""
     for _ in range(TURNS):
         try:
@@ -124,16 +124,16 @@ def opened(server: HubServer, home: Path) -> Iterator[Context]:
         def once() -> Context:
             return stack.enter_context(startup.opened(loaded, JsonReporter(log)))
 
-        yield patiently(once)
+        yield retried(once)
 
 
 def lived(d: Context, server: HubServer, wide: World) -> None:
     """Everything that the daemon does until nobody waits and nothing is left to gain."""
-    patiently(looked, d)
+    retried(looked, d)
     wide.upset(server)
-    patiently(settled, d)
+    retried(settled, d)
     for _ in range(TURNS):
-        if patiently(turns.evolve, d).stop is not None and d.lineage.publications():
+        if retried(turns.evolve, d).stop is not None and d.lineage.publications():
             return
         d.lineage.recover()
     raise AssertionError("nothing was published")
@@ -194,19 +194,18 @@ def test_faults_refuse_nobody_and_publish_nothing_twice(calm, wide, tmp_path):
         landed = server.fault(f"/api/models/{USER}/.*/commit/main", "lost", method="POST")
         with opened(server, tmp_path / "home") as d:
             lived(d, server, wide)
-            patiently(settled, d)
-            assert patiently(turns.evolve, d).stop is not None
+            retried(settled, d)
+            assert retried(turns.evolve, d).stop is not None
             found = end(d.lineage, server)
     assert weather.failed.total() > 0.25 * weather.asked
-    # The rarest happens to few requests, and maybe to none.
-    assert len(KINDS - weather.failed.keys()) <= 1
+    assert weather.failed.keys() >= KINDS
     assert wide.differs(found.fates) == []
     assert found.published == calm.published
     assert (landed.done, found.commits) == (1, 1)
     assert server.leaks() == []
 
 
-class Mortal:
+class RestartedDaemon:
     """The daemon in a process of its own, which dies and is started again."""
 
     def __init__(self, server: HubServer, home: Path) -> None:
@@ -294,7 +293,7 @@ def is_done(home: Path) -> Callable[[], bool]:
 def test_killed_ten_times_it_ends_as_if_nothing_had_been(calm, wide, tmp_path):
     chance = random.Random(SEED)
     home = tmp_path / "home"
-    with served(wide) as server, closing(Mortal(server, home)) as daemon:
+    with served(wide) as server, closing(RestartedDaemon(server, home)) as daemon:
         server.disorder = weather = Weather(SEED, RATE)
 
         def die(moment: Callable[[], bool]) -> None:
@@ -329,8 +328,7 @@ def test_killed_ten_times_it_ends_as_if_nothing_had_been(calm, wide, tmp_path):
             found = end(lineage, server)
             publications = lineage.publications()
     assert len(deaths) == len(set(deaths)) == 10
-    # What is asked for depends on the moments of the deaths, and with it the rarest faults.
-    assert len(KINDS - weather.failed.keys()) <= 3
+    assert weather.failed.keys() >= KINDS
     assert wide.differs(found.fates) == []
     assert of_any_generation(found.published) == of_any_generation(calm.published)
     assert (found.commits, len(publications)) == (1, 1)

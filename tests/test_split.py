@@ -6,26 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lmtasks
 from kinship_daemon.errors import UsageError
 from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.evaluate.split import chunks, documents
 
 
 def settings(**changes) -> Settings:
-    plain = Settings(
-        selection=(Task(task="add"), Task(task="sort")),
-        validation=(Task(task="add"), Task(task="max")),
-        limit=None,
-        batch_size=4,
-        device="cpu",
-        dtype="float32",
-        seed=0,
-        time_limit_minutes=1.0,
-        include_path=(),
-        apply_chat_template=False,
-        threads=1,
-    )
-    return plain.but(**changes)
+    return lmtasks.settings(["add", "sort"], ["add", "max"], **{"batch_size": 4, **changes})
 
 
 def pick(count=100, split="selection", **changes):

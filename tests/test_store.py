@@ -14,18 +14,6 @@ from kinship_storage.errors import LineageError
 from small_lineage import fill, open_lineage
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "lineage.db"
-
-
-@pytest.fixture
-def family(path):
-    with open_lineage(path) as lineage:
-        fill(lineage)
-        yield lineage
-
-
 def test_the_lineage_takes_no_pandas_along_and_leaves_it_to_others():
     code = (
         "import sys; import kinship_storage.lineage; "

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import command
 import lmtasks
+import warm_workers
 from kinship_daemon.errors import UsageError
 from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.evaluate.task_files import TaskFiles
@@ -130,9 +130,9 @@ def test_includes_that_go_round_in_a_circle_end(folder):
 
 def test_doctor_says_whose_code_an_evaluation_runs(folder, tmp_path):
     asked = ["doctor", "--base", "demo", "--home", tmp_path / "home", "--set"]
-    told = command.run([*asked, f"evaluate.include_path=[{folder}]"], tmp_path)
+    told = warm_workers.run([*asked, f"evaluate.include_path=[{folder}]"], tmp_path)
     assert f"ok  tasks     {folder}: 1 task file, 1 name code to run (!function)" in told.out
     (folder / "bomb.yaml").write_text(BOMB)
-    told = command.run([*asked, f"evaluate.include_path=[{folder}]"], tmp_path)
+    told = warm_workers.run([*asked, f"evaluate.include_path=[{folder}]"], tmp_path)
     assert f"BAD tasks     task file {folder / 'bomb.yaml'}" in told.out
     assert told.code == 3

@@ -15,6 +15,7 @@ from kinship_daemon.errors import ModelError
 from kinship_daemon.model_files import most_bytes
 from kinship_daemon.weights.checkpoint import read_json
 from kinship_daemon.weights.materialise import leaf_assembly, write
+from kinship_daemon.weights.pieces import longest_piece
 from kinship_daemon.weights.tokenizer import load_tokenizer, tokenizer_files, tokens_of
 
 JINJA = "additional_chat_templates/tool.jinja"
@@ -208,6 +209,26 @@ def test_a_sentencepiece_model_is_read_and_a_broken_one_refused(tmp_path):
     assert {"▁the", "<unk>"} <= found.keys()
     model = tmp_path / "model" / "tokenizer.model"
     model.write_bytes(model.read_bytes()[:200])
-    refused(tmp_path / "model", "cannot be loaded")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    refused(tmp_path / "model", "cannot be read: neither SentencePiece's nor tiktoken's")
+    with pytest.raises(ModelError, match="cannot be read"):
         tokens_of(tmp_path / "model")
+    # What transformers would take days to split at every place.
+    length = b"\x80\x89\x7a"  # 2,000,000
+    model.write_bytes(b"\n" + length + bytes(2_000_000))
+    refused(tmp_path / "model", "has a token of 2000000 bytes; the most allowed is 2000")
+
+
+@pytest.mark.parametrize(
+    ("content", "longest"),
+    [
+        (b"\n\x05\n\x03abc\n\x03\n\x01a\x12\x04spec\x18\x01", 5),
+        (b"IQ== 0\nIg== 1\n", 6),
+        (b"", None),
+        (b"\n\x05\n\x03ab", None),  # cut
+        (b"\x0b", None),  # a group, which no such file has
+        (b"\xff" * 30, None),
+        (b"\x08\x01" * 1_000_001, None),
+    ],
+)
+def test_the_longest_token_of_a_sentencepiece_file(content, longest):
+    assert longest_piece(content) == longest

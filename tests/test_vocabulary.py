@@ -13,7 +13,9 @@ import ledgers
 import mergekit_oracle
 import tiny
 from kinship_daemon.errors import ModelError
+from kinship_daemon.evaluate.live import LiveModel
 from kinship_daemon.evaluate.model_slot import ModelSlot
+from kinship_daemon.evaluate.settings import Evaluate, Settings
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.live_model import live_model
@@ -368,7 +370,8 @@ def test_union_is_none_where_all_agree(family):
 
 
 def test_what_is_evaluated_is_what_would_be_published(tmp_path, family):
-    stage = ModelSlot(batch_size=4, device="cpu", dtype="float32", chat_template=False)
+    asked = Evaluate(selection=["a"], validation=["b"], device="cpu", dtype="float32", batch_size=4)
+    stage = ModelSlot(Settings.of(asked, 0), LiveModel.of)
     first = combined(family, {"plain": 0.5, "two": 0.5}, "plain")
     second = combined(family, {"plain": 0.1, "two": 0.9}, "plain")
     models = []

@@ -19,6 +19,8 @@ from hub_server import START, HubServer
 from kinship_daemon.durable import hash_file
 from poll_memory import opened
 
+pytestmark = pytest.mark.slow
+
 BASE = "org/base"
 DESCENT = {"base_model": BASE, "base_model_relation": "finetune", "license": "apache-2.0"}
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -26,10 +26,9 @@ def _online():
 
 
 @pytest.fixture
-def server(tiny_base):
-    with HubServer() as running:
-        running.add(BASE, tiny_base, {"license": "apache-2.0"})
-        yield running
+def server(server, tiny_base):
+    server.add(BASE, tiny_base, {"license": "apache-2.0"})
+    return server
 
 
 @pytest.fixture

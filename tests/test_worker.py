@@ -18,25 +18,14 @@ from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.evaluate.worker import WorkerEvaluator
 from kinship_daemon.weights.materialise import leaf_assembly
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = [{"prompt": f"{letter}{letter}=", "answer": letter} for letter in "abcdefghijkl"]
 
 
 def settings(folder: Path, selection: str, validation: str = "quick", **changes) -> Settings:
     lmtasks.probe(folder, "quick", DOCUMENTS)
-    plain = Settings(
-        selection=(Task(task=selection),),
-        validation=(Task(task=validation),),
-        limit=None,
-        batch_size=8,
-        device="cpu",
-        dtype="float32",
-        seed=0,
-        time_limit_minutes=2.0,
-        include_path=(folder,),
-        apply_chat_template=False,
-        threads=1,
-    )
-    return plain.but(**changes)
+    return lmtasks.settings([selection], [validation], include_path=(folder,), **changes)
 
 
 def is_running(pid: int) -> bool:

@@ -122,17 +122,21 @@ class World:
             for name, fate in found.items()
             if name not in known
             and not _is(fate, gone)
-            and not (name.partition("@")[0] in known and fate.status == "refused")
+            and not _is(fate, self.fates.get(name.partition("@")[0], gone))
         ]
         return wrong + [f"{name}: nobody knows it" for name in strange]
 
 
 class Weather:
-    """Chaos in which some faults happen to files only, some to answers of the API only."""
+    """
+    Chaos in which some faults happen to files only, some to answers of the API only.
+
+    Each kind happens twice at least, however few the requests are.
+    """
 
     def __init__(self, seed: int, rate: float) -> None:
-        self.of_files = Chaos(seed, rate, _OF_FILES)
-        self.of_api = Chaos(seed, rate, _OF_API)
+        self.of_files = Chaos(seed, rate, _OF_FILES, least=2)
+        self.of_api = Chaos(seed, rate, _OF_API, least=2)
         self.asked = 0
 
     def choose(self, server: str, method: str, path: str, query: str, span: str) -> Fault | None:

@@ -40,10 +40,20 @@ class Ahead:
         """Some work of a step was done."""
         self._is_done &= not step.feeds
 
-    def ask(self) -> None:
-        """Have those asked who will be; those who are asked and will not be wanted are left."""
+    def ask(self, before: Step[Any]) -> None:
+        """
+        Have those asked who will be; those who are asked and will not be wanted are left.
+
+        Args:
+            before: The step that is to be taken. One that asks models has its own asked ahead, so
+                that others come in only where a worker would have nothing to do.
+        """
         evaluators = self._context.evaluators
-        if self._is_done or not evaluators.room:
+        if before.needs == "device":
+            is_due = evaluators.idle > 0
+        else:
+            is_due = evaluators.room > 0 or bool(evaluators.answered())
+        if self._is_done or not is_due:
             return
         self._is_done = True
         wanted: dict[str, Work] = {}

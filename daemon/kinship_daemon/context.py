@@ -93,6 +93,11 @@ class Context:
         return Checkpoint.open(self.base_folder)
 
     @cached_property
+    def base_architectures(self) -> list[str]:
+        """Its transformers classes."""
+        return (self.base_checkpoint.config() or {}).get("architectures") or []
+
+    @cached_property
     def sampler(self) -> Sampler | None:
         """What samples of descendants are compared by; None where triage.sample is 0."""
         fraction = self.config.triage.sample

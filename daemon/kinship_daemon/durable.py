@@ -6,11 +6,12 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kinship_daemon.errors import KinshipError, ModelError
+from kinship_daemon.errors import KinshipError, ModelError, Stopped
 
 __all__ = ["hash_file", "sync", "whole_file", "whole_folder"]
 
@@ -18,10 +19,20 @@ __all__ = ["hash_file", "sync", "whole_file", "whole_folder"]
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex, read block by block."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_file(path: Path, stop: threading.Event | None = None) -> str:
+    """
+    SHA-256 of a file, in hex, read block by block.
+
+    Raises:
+        Stopped: `stop` was set meanwhile; a large file takes minutes.
+    """
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            if stop is not None and stop.is_set():
+                raise Stopped
+            digest.update(block[:count])
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Unavailable",
     "UsageError",
     "WorkerDied",
+    "is_scarce",
     "machine_words",
     "planning",
     "unreadable",
@@ -69,9 +70,14 @@ class ModelError(KinshipError):
         self.model = model
 
 
+def is_scarce(error: OSError) -> bool:
+    """Whether the machine lacks something just now: descriptors, memory."""
+    return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
 def unreadable(path: object, error: OSError) -> ModelError:
     """A model's file cannot be read. What the machine lacks is no fault of the model's."""
-    is_ours = error.errno in _MACHINE or error.errno == errno.ENOMEM
+    is_ours = error.errno in _MACHINE or is_scarce(error)
     words = f"{path}: cannot be read: {error.strerror or error}"
     return ModelError(words, cause="world" if is_ours else "model")
 

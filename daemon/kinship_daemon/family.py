@@ -91,7 +91,7 @@ def _leaf(model: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     made = f" = {' + '.join(model['parents'])}" if model["parents"] else ""
     score = "" if value is None else f"  {value:.4f}"
     first = f"  best on {best['split']}" if model["id"] == best.get("model") else ""
-    stopped = "" if share is None else f"  stopped after {share:.0%}"
+    stopped = "" if share is None else f"  stopped after {100 * share:.0f} %"
     published = f"  published as {model['published']}" if model["published"] else ""
     return f"{model['id']}{made}{score}{stopped}{first}{published}"
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kinship_daemon.durable import hash_file
-from kinship_daemon.errors import BudgetReached, LeafGone, Unavailable
+from kinship_daemon.errors import BudgetReached, LeafGone, Stopped, Unavailable
 from kinship_daemon.home import Home
 from kinship_daemon.hub.files import local_files, place, sidecars, wanted
 from kinship_daemon.hub.records import Hub, Repo, RepoFile, UnknownRepo
@@ -266,16 +267,23 @@ class FileHashes:
     file's hash. What a kill loses is hashed again.
     """
 
-    def __init__(self, lineage: Lineage) -> None:
+    def __init__(self, lineage: Lineage, stop: threading.Event | None = None) -> None:
+        """
+        Args:
+            stop: Once it is set, asking for a hash raises Stopped.
+        """
         self._lineage = lineage
+        self._stop = stop or threading.Event()
         self._known = lineage.file_hashes()
         self._unwritten: dict[str, tuple[int, int, str]] = {}
 
     def __call__(self, path: Path) -> str:
+        if self._stop.is_set():
+            raise Stopped  # a look at a folder hub asks for thousands
         name, stat = os.path.realpath(path), path.stat()
         size, modified, known = self._known.get(name, (0, 0, None))
         if known is None or (size, modified) != (stat.st_size, stat.st_mtime_ns):
-            known = hash_file(path)
+            known = hash_file(path, self._stop)
             self._note(name, stat, known)
         return known
 

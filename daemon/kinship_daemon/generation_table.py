@@ -5,7 +5,7 @@ from __future__ import annotations
 from kinship_daemon.context import Context
 from kinship_daemon.steps.rungs import partials
 from kinship_daemon.steps.scores import gain
-from kinship_storage.records import Model
+from kinship_storage.records import Model, Partial
 
 __all__ = ["show_generation"]
 
@@ -23,15 +23,20 @@ def show_generation(context: Context, generation: int) -> None:
 def _row(context: Context, child: Model) -> list[str]:
     kin = context.lineage.kinship(context.config.kinship.metric, *child.parents[:2])
     value, more = gain(context, child)
-    partial = partials(context).get(child.weights or "")
     gate = context.lineage.gate(child.id, context.settings.fingerprint("validation"))
     return [
         child.id,
         " + ".join(child.parents),
         child.role or "",
         "-" if kin is None else f"{kin:.3f}",
-        f"{value:.4f}" + ("" if partial is None else f" (stopped after {partial.share or 0:.0%})"),
+        _score(value, partials(context).get(child.weights or "")),
         f"{more:+.4f}",
         "-" if gate is None else f"{gate.gain:+.4f} [{gate.low:+.4f}, {gate.high:+.4f}]",
         "yes" if context.lineage.publication(child.id) else "",
     ]
+
+
+def _score(value: float, partial: Partial | None) -> str:
+    if partial is None or partial.share is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} (stopped after {100 * partial.share:.0f} %)"

@@ -289,7 +289,7 @@ class Runner:
         if (due := _due(job)) is not None and due > now:
             lineage.retry(job.key)
         if step.needs in _LONG:
-            self._ahead.ask()
+            self._ahead.ask(step)
         lineage.start(job.key)
         self.doing = step.kind if work.model is None else f"{step.kind} of {work.model}"
         try:

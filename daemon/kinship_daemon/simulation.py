@@ -12,7 +12,9 @@ from kinship_daemon.errors import UsageError
 from kinship_daemon.execute.dispatch import Dispatcher
 from kinship_daemon.execute.executor import Executor, Job, Site
 from kinship_daemon.execute.local import Local
+from kinship_daemon.execute.ray_executor import RayExecutor
 from kinship_daemon.execute.site import Workshop
+from kinship_daemon.home import state_directory
 from kinship_daemon.landscapes import open_landscape
 from kinship_policies.policy import Policy
 from kinship_policies.simulate.evolution import Run, evolve, uses
@@ -97,8 +99,17 @@ def evolutions_by(
             yield from dispatcher.result(_name(block))
 
 
-def processes(count: int) -> Executor:
-    """So many processes of this machine, for jobs that need no device."""
+def processes(count: int, ray: str | None = None) -> Executor:
+    """
+    So many processes of this machine, for jobs that need no device.
+
+    Args:
+        ray: The address of a Ray cluster, on whose machines they are instead.
+    """
+    if ray is not None:
+        log = state_directory() / "logs" / "evaluate.log"
+        options = {"address": ray}
+        return RayExecutor(Workshop(log, devices=(), processes=count, options=options))
     return Local(Workshop(Path("evaluate.log"), devices=(), processes=count))
 
 

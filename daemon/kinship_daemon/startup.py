@@ -50,6 +50,7 @@ __all__ = [
     "SECRET",
     "check_token",
     "devices_here",
+    "evaluates_here",
     "evaluation_settings",
     "home_of",
     "opened",
@@ -106,7 +107,7 @@ def opened(
     ):
         lineage.recover()
         tidy(home, lineage)
-        sha256 = FileHashes(lineage)
+        sha256 = FileHashes(lineage, stop)
         hub = _hub(config, home, sha256, stop)
         if not dry_run:
             _check_right(config, hub, lineage, reporter)
@@ -163,8 +164,12 @@ def _check(config: Config, *, dry_run: bool) -> None:
 
 def devices_here(config: Config) -> set[str]:
     """Kinds of devices, as the config names them, that this machine must have."""
-    elsewhere = config.executor.use not in {"inline", "local"}
-    return {config.kinship.device} | (set() if elsewhere else {config.evaluate.device})
+    return {config.kinship.device} | ({config.evaluate.device} if evaluates_here(config) else set())
+
+
+def evaluates_here(config: Config) -> bool:
+    """Whether it is this machine on whose devices models are evaluated."""
+    return config.executor.use in {"inline", "local"}
 
 
 def _recipe(config: Config) -> Recipe:

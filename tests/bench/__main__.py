@@ -27,6 +27,7 @@ from tests.bench.look import look
 from tests.bench.matrices import matrix
 from tests.bench.merges import linear, slerp, ties
 from tests.bench.models import nbytes
+from tests.bench.pages import pages
 from tests.bench.processes import CommandFailed
 from tests.bench.sample import sample
 from tests.bench.simulations import simulations
@@ -58,6 +59,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "device": device,
     "evaluation": evaluation,
     "workers": workers,
+    "pages": pages,
     "simulations": simulations,
     "ray": on_ray,
 }

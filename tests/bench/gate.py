@@ -114,7 +114,7 @@ def _looks(name: str, homes: Sequence[Home]) -> Row:
 def _race(name: str, homes: Sequence[Home]) -> Row:
     width = Evaluate().race_width
     found, others = race(homes, width), {each: race(homes, each) for each in _WIDTHS}
-    beside, stopped = found.beside_parents
+    losers, stopped = found.by_parent
     return Row(
         f"race: {name}",
         f"losers asked {found.losers:.0%}",
@@ -122,12 +122,12 @@ def _race(name: str, homes: Sequence[Home]) -> Row:
         f"{found.winners:.1%} of winners stopped",
         f"at most {_RACE[name]:.0%}, {_MOST_STOPPED:.0%} stopped",
         verdict(
-            max(found.losers, beside) <= _RACE[name], max(found.winners, stopped) <= _MOST_STOPPED
+            max(found.losers, losers) <= _RACE[name], max(found.winners, stopped) <= _MOST_STOPPED
         ),
         notes=(
-            f"{width} standard deviations, to be among the three best; all merges asked "
-            f"{found.everyone:.0%}; where the better parent is to be beaten: losers {beside:.0%}, "
-            f"{stopped:.1%} of winners stopped",
+            f"{width} standard deviations below the three best and the better parent; all merges "
+            f"asked {found.everyone:.0%}; where that parent alone is to be beaten: losers "
+            f"{losers:.0%}, {stopped:.1%} of winners stopped",
             f"founders among themselves asked {found.founders:.0%}, "
             f"{found.founders_stopped:.1%} of the three best stopped",
             *(

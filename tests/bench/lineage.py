@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import combinations
+from pathlib import Path
 from statistics import median
 
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from kinship_daemon.home import Home
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Generation, Model, Score
 
-__all__ = ["lineage"]
+__all__ = ["filled", "lineage"]
 
 _MODELS = 2_000
 _FINETUNES = 400
@@ -51,6 +52,13 @@ def lineage(bench: Bench) -> list[Row]:
             facts={"megabytes": megabytes},
         ),
     ]
+
+
+def filled(path: Path) -> None:
+    """A home's lineage of that size."""
+    with Lineage.open(path, now=lambda: _NOW) as opened:
+        for _ in _fill(opened, random.Random(0)):
+            pass
 
 
 def _row(work: str, seconds: list[float], note: str, *, most: float = _SECONDS) -> Row:

@@ -48,7 +48,8 @@ def _over_http(bench: Bench) -> Row:
             f"`watch.connections` {_SEVERAL} and 1 against one server in a process of its own, "
             f"whose answers come {1000 * _LATE_SECONDS:.0f} ms late; the lineages are "
             f"{'the same' if same else 'NOT the same'}. A quiet look then: "
-            f"{several['requests']} request, {several['quiet']:.2f} s.",
+            f"{several['requests']} request, {several['quiet']:.2f} s. Seconds of CPU: "
+            f"{several['cpu']:.1f} and {one['cpu']:.1f}.",
         ),
         facts={"one": one, "several": several},
     )
@@ -66,7 +67,7 @@ def _in_a_folder(bench: Bench) -> Row:
         f"{found['first']:.1f} s",
         bar="under 20 s",
         verdict=verdict(found["first"] < 20),
-        notes=(f"A quiet look takes {found['quiet']:.2f} s.",),
+        notes=(f"{found['cpu']:.1f} s of CPU. A quiet look takes {found['quiet']:.2f} s.",),
         facts=found,
     )
 

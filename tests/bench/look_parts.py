@@ -102,9 +102,10 @@ def opened(hub: str, home: str, connections: str) -> AbstractContextManager[Cont
 
 def clocked(d: Context) -> None:
     _ = d.sampler  # its plan is made once per base
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     turns.take(d, "watch", "triage")
-    print(json.dumps({"first": time.perf_counter() - start}), flush=True)
+    first = {"first": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+    print(json.dumps(first), flush=True)
     told = [
         (m.id, m.status, m.reason, m.cause, c.triaged, c.bytes, c.read_bytes, c.novelty)
         for c in d.lineage.candidates()

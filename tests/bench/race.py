@@ -21,13 +21,14 @@ class Raced:
     Every merge of some homes against all that were there before it, and founders among themselves.
 
     Attributes:
-        losers: Share of the documents that those merges were asked who end below the three best.
-        winners: Share of those who end among them and were stopped.
+        losers: Share of the documents that those merges were asked who end neither among the three
+            best nor above their better parent.
+        winners: Share of the others who were stopped.
         everyone: Share of the documents that all merges were asked.
         own_mean: As `losers`, where a merge's own answers alone foretell its end.
         founders: As `everyone`, of founders; nobody has answered all before them.
-        founders_stopped: As `winners`, of founders.
-        beside_parents: Losers and winners where only the better parent is to be beaten.
+        founders_stopped: Share of the three best founders who were stopped.
+        by_parent: Losers and winners, where the better parent alone is to be beaten.
         count: Of losers.
     """
 
@@ -37,26 +38,26 @@ class Raced:
     own_mean: float
     founders: float
     founders_stopped: float
-    beside_parents: tuple[float, float]
+    by_parent: tuple[float, float]
     count: int
 
 
 def race(homes: Iterable[Home], width: float) -> Raced:
-    found, own, beside, first = _Tally(), _Tally(), _Tally(), _Tally()
+    found, own, by_parent, first = _Tally(), _Tally(), _Tally(), _Tally()
     for home in homes:
         whole = [born for born in home.models.values() if not born.parents]
         _founders(whole, width, first)
         for born in home.merges:
             parents = [home.models[name] for name in born.parents]
-            known = _pair(parents, whole)
-            ends = [Forecast(each.score) for each in whole]
-            goal = sorted((end.mean for end in ends), reverse=True)[_BEST - 1]
-            asked = _asked(born, known, ends, _BEST, width)
-            found.add(asked, wins=born.score > goal)
-            own.add(_asked(born, [], ends, _BEST, width), wins=born.score > goal)
             better = max(parent.score for parent in parents)
-            sure = _asked(born, _pair(parents, parents), [Forecast(better)], 1, width)
-            beside.add(sure, wins=born.score > better)
+            third = sorted((each.score for each in whole), reverse=True)[_BEST - 1]
+            # Ahead of the third are two more: to be below it is to be below three.
+            goal, known = min(better, third), _pair(parents, whole)
+            asked = _asked(born, known, goal, width)
+            found.add(asked, wins=born.score > goal)
+            own.add(_asked(born, [], goal, width), wins=born.score > goal)
+            sure = _asked(born, _pair(parents, parents), better, width)
+            by_parent.add(sure, wins=born.score > better)
             if asked == 1:
                 whole.append(born)
     return Raced(
@@ -66,7 +67,7 @@ def race(homes: Iterable[Home], width: float) -> Raced:
         own.losers,
         first.everyone,
         first.stopped,
-        (beside.losers, beside.stopped),
+        (by_parent.losers, by_parent.stopped),
         len(found.lost),
     )
 
@@ -116,12 +117,11 @@ def _pair(parents: Sequence[Born], whole: Sequence[Born]) -> list[Born]:
     return sorted(chosen[:2], key=lambda born: born.score)
 
 
-def _asked(
-    born: Born, known: Sequence[Born], others: Sequence[Forecast], best: int, width: float
-) -> float:
+def _asked(born: Born, known: Sequence[Born], goal: float, width: float) -> float:
     """Share of the selection documents after which it is stopped; 1 for one that is not."""
     for share in _SHARES:
-        if can_hardly_be_among(forecast(_so_far(born, known, share)), others, best, width):
+        ahead = [Forecast(goal)]
+        if can_hardly_be_among(forecast(_so_far(born, known, share)), ahead, 1, width):
             return share
     return 1.0
 

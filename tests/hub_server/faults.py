@@ -70,18 +70,27 @@ class Chaos:
     Faults at random, the same ones in every run, whatever the order in which threads ask.
 
     Whether a request fails, and how, follows from the seed, the request (method, path, query
-    without signatures, Range) and how often that same request has come before.
+    without signatures, Range) and how often that same request has come before. Only the first
+    faults, of which each kind is owed some, depend on the order of the requests as well.
     """
 
     def __init__(
-        self, seed: int, rate: float, kinds: Sequence[str] = CHAOS, *, streak: int | None = None
+        self,
+        seed: int,
+        rate: float,
+        kinds: Sequence[str] = CHAOS,
+        *,
+        streak: int | None = None,
+        least: int = 0,
     ) -> None:
         """
         Args:
-            kinds: Actions of `Fault`, or status codes.
+            kinds: Actions of `Fault`, or status codes; one that is there twice is twice as likely.
             streak: The most failures in a row of one same request.
+            least: How often each kind happens before any is left to chance.
         """
         self.seed, self.rate, self.kinds, self.streak = seed, rate, tuple(kinds), streak
+        self.least = least
         self.failed: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
         self._in_a_row: Counter[str] = Counter()
@@ -97,7 +106,8 @@ class Chaos:
         if not kinds or tired or draw.random() >= self.rate:
             self._in_a_row[key] = 0
             return None
-        kind = draw.choice(kinds)
+        owed = [kind for kind in dict.fromkeys(kinds) if self.failed[kind] < self.least]
+        kind = draw.choice(owed or kinds)
         self._in_a_row[key] += 1
         self.failed[kind] += 1
         fault = _chaos_fault(kind)

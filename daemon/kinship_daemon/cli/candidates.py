@@ -12,7 +12,7 @@ from kinship_daemon import config as configuration
 from kinship_daemon.ancestry import ancestry_mark
 from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
 from kinship_daemon.cli.layout import fitted, terminal_width
-from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage
+from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage, place_options
 from kinship_daemon.config import Config
 from kinship_daemon.explain import set_aside_words
 from kinship_daemon.reasons import by_reason, lines
@@ -34,8 +34,7 @@ _Row = dict[str, Any]
 
 
 @click.command("candidates")
-@click.option("base", "--base", help="The home of this base.")
-@click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder.")
+@place_options
 @click.option(
     "config_file",
     "--config",

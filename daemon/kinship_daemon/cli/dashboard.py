@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kinship_daemon import config as configuration
-from kinship_daemon.cli.options import find_home_of, home_options
+from kinship_daemon.cli.options import find_home_of, home_options, place_options
 from kinship_daemon.durable import whole_file
 from kinship_daemon.home import Home
 from kinship_daemon.report import amount, count
@@ -16,8 +16,7 @@ __all__ = ["dashboard_command", "report_command"]
 
 
 @click.command("dashboard")
-@click.option("base", "--base", help="The home of this base.")
-@click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder.")
+@place_options
 @click.option(
     "config_file",
     "--config",

@@ -31,6 +31,7 @@ from kinship_daemon.report import amount, count
 from kinship_daemon.startup import (
     check_token,
     devices_here,
+    evaluates_here,
     evaluation_settings,
     home_of,
     the_base,
@@ -220,6 +221,8 @@ def _room(config: Config, size: int) -> Iterator[_Line]:
             "disk",
             f"{amount(usable, 'bytes')} to use; a base and two fine-tunes need {need}",
         )
+    if not evaluates_here(config):
+        return
     if torch.cuda.is_available() and config.evaluate.device != "cpu":
         memory, of = torch.cuda.mem_get_info()[1], "of the GPU"
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from kinship_daemon.cli.of_home import home_models
-from kinship_daemon.cli.options import find_home_of, find_model, home_options
+from kinship_daemon.cli.options import find_home_of, find_model, home_options, shard_option
 from kinship_daemon.durable import sync
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.foreign.shown import shown
@@ -41,13 +41,7 @@ _ADVICE = (
     show_default=True,
     help="A folder that transformers loads, or one file for llama.cpp.",
 )
-@click.option(
-    "--shard-gb",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Largest weight file of a folder.",
-)
+@shard_option
 @click.option(
     "--converter",
     type=click.Path(path_type=Path),

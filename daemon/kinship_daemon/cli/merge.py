@@ -21,6 +21,7 @@ from kinship_daemon.cli.ledger import (
     hub_option,
     ledger_of,
 )
+from kinship_daemon.cli.options import shard_option
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import UsageError
@@ -67,13 +68,7 @@ class _Merge:
 @click.command("merge")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--shard-gb",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Largest weight file.",
-)
+@shard_option
 @click.option(
     "--home",
     type=click.Path(path_type=Path),

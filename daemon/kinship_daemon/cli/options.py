@@ -28,6 +28,8 @@ __all__ = [
     "home_options",
     "now",
     "open_lineage",
+    "place_options",
+    "shard_option",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -61,6 +63,16 @@ def config_options(command: _F) -> _F:
     return command
 
 
+def place_options(command: _F) -> _F:
+    """--home and --base: which home is meant."""
+    for option in (
+        click.option("base", "--base", help="The home of this base."),
+        click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder."),
+    ):
+        command = option(command)
+    return command
+
+
 def home_options(command: _F) -> _F:
     """--home, --base and --config, for commands that read a home; they get the first two."""
 
@@ -71,18 +83,22 @@ def home_options(command: _F) -> _F:
             given |= {"home": config.home, "base": config.base}
         return command(**given)
 
-    for option in (
-        click.option(
-            "config_file",
-            "--config",
-            type=click.Path(path_type=Path),
-            help="The home of this configuration.",
-        ),
-        click.option("base", "--base", help="The home of this base."),
-        click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder."),
-    ):
-        called = option(called)
-    return called  # type: ignore[return-value]  # it takes one argument more, by keyword
+    config = click.option(
+        "config_file",
+        "--config",
+        type=click.Path(path_type=Path),
+        help="The home of this configuration.",
+    )
+    return place_options(config(called))  # type: ignore[return-value]  # it takes one argument more, by keyword
+
+
+shard_option = click.option(
+    "--shard-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Largest weight file of a folder.",
+)
 
 
 def format_option(*forms: str) -> Callable[[_F], _F]:

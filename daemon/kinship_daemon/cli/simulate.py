@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from kinship_daemon.cli.layout import fitted, terminal_width
+from kinship_daemon.cli.options import format_option
 from kinship_daemon.errors import UsageError
 from kinship_daemon.landscapes import open_landscape
 from kinship_daemon.report import count, reporter
@@ -30,6 +32,17 @@ from kinship_policies.simulate.landscape import Landscape
 __all__ = ["simulate_command"]
 
 _WIDTH = 80
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a simulation gave: runs of at most `budget` evaluations each, and their comparison."""
+
+    landscape: Landscape
+    seeds: Sequence[int]
+    budget: int
+    runs: Sequence[Run]
+    compared: Sequence[Comparison]
 
 
 @click.command("simulate")
@@ -64,16 +77,16 @@ _WIDTH = 80
     help="Processes that share the runs; the results are the same.",
 )
 @click.option(
+    "ray",
+    "--ray",
+    metavar="ADDRESS",
+    help="On a Ray cluster: auto, or HOST:PORT of its head.",
+)
+@click.option(
     "overrides", "--set", multiple=True, metavar="KEY=VALUE", help="For every policy that has KEY."
 )
 @click.option("plot", "--plot", type=click.Path(path_type=Path), help="Draw it: .png or .svg.")
-@click.option(
-    "form",
-    "--format",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-)
+@format_option("table")
 def simulate_command(
     policies: tuple[str, ...],
     place: str,
@@ -81,6 +94,7 @@ def simulate_command(
     seed: int,
     budget: int,
     workers: int,
+    ray: str | None,
     overrides: tuple[str, ...],
     plot: Path | None,
     form: str,
@@ -94,9 +108,10 @@ def simulate_command(
         curves.check(plot)
     with open_landscape(place) as landscape:
         numbers = range(seed, seed + _seeds(landscape, seeds))
-        runs = _simulate(chosen, landscape, place, numbers, budget, workers)
+        runs = _simulate(chosen, landscape, place, numbers, budget, workers, ray)
         compared = compare(runs, budget, seed, varies=landscape.varies)
-        {"table": _table, "json": _json}[form](landscape, numbers, budget, runs, compared)
+        found = _Found(landscape, numbers, budget, runs, compared)
+        {"table": _table, "json": _json}[form](found)
         if plot is not None:
             curves.draw(runs, budget, plot, title=landscape.title, seed=seed)
             click.echo(f"wrote {plot}", err=True)
@@ -164,71 +179,62 @@ def _simulate(
     seeds: Sequence[int],
     budget: int,
     workers: int,
+    ray: str | None,
 ) -> list[Run]:
     """Every policy under every seed, in that order of seeds."""
-    if workers > 1 and place.partition(":")[0] == "demo":
+    alone = workers == 1 and ray is None
+    if not alone and place.partition(":")[0] == "demo":
         raise UsageError(
             "--workers: the demo's models have an evaluation process of their own; leave it out"
         )
     report = reporter(log_json=False, stream=sys.stderr)
     total = len(policies) * len(seeds) * budget
     with report.progress("simulate", total, "evaluations") as advance:
-        if workers == 1:
+        if alone:
             return list(evolutions(policies, landscape, seeds, budget, advance))
-        by = processes(workers)
+        by = processes(workers, ray)
         return list(evolutions_by(by, policies, place, seeds, budget, advance))
 
 
-Show = Callable[[Landscape, Sequence[int], int, list[Run], list[Comparison]], None]
-
-
-def _json(
-    landscape: Landscape,
-    seeds: Sequence[int],
-    budget: int,
-    runs: list[Run],
-    compared: list[Comparison],
-) -> None:
+def _json(found: _Found) -> None:
     """One run and one comparison a line: many runs are written quickly, and can be read."""
     facts: dict[str, Any] = {
-        "landscape": landscape.title,
-        "truth": landscape.truth,
-        "seeds": list(seeds),
-        "budget": budget,
+        "landscape": found.landscape.title,
+        "truth": found.landscape.truth,
+        "seeds": list(found.seeds),
+        "budget": found.budget,
     }
     parts = [f'"{name}": {json.dumps(value)}' for name, value in facts.items()]
-    lists: dict[str, Sequence[Run | Comparison]] = {"runs": runs, "comparison": compared}
+    lists: dict[str, Sequence[Run | Comparison]] = {
+        "runs": found.runs,
+        "comparison": found.compared,
+    }
     for name, items in lists.items():
         lines = ",\n".join(json.dumps(item.to_json(), allow_nan=False) for item in items)
         parts.append(f'"{name}": [\n{lines}\n]')
     click.echo("{" + ",\n".join(parts) + "}")
 
 
-def _table(
-    landscape: Landscape,
-    seeds: Sequence[int],
-    budget: int,
-    runs: list[Run],
-    compared: list[Comparison],
-) -> None:
+def _table(found: _Found) -> None:
+    seeds, runs = found.seeds, found.runs
     what = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
-    click.echo(landscape.title)
-    click.echo(f"{what}; at most {budget} evaluations a run\n")
+    click.echo(found.landscape.title)
+    click.echo(f"{what}; at most {found.budget} evaluations a run\n")
     labels = list(dict.fromkeys(run.policy for run in runs))
-    rows = [_row([r for r in runs if r.policy == name], runs, budget) for name in labels]
+    rows = [_row([r for r in runs if r.policy == name], runs, found.budget) for name in labels]
     heads = ["policy", "measured", "true", "luck", "area", "evaluations", "reached", "kinship"]
     gone = [heads.index(name) for name in ("kinship", "luck", "area", "reached")]
     for line in _aligned(fitted([heads, *rows], 0, gone, terminal_width())):
         click.echo(line)
     click.echo()
-    for line in _legend(landscape, labels):
+    for line in _legend(found.landscape, labels):
         click.echo(line)
     for line in _troubles(labels, runs):
         click.echo(line)
-    if compared:
+    if found.compared:
         click.echo("\ncompared by seed: difference and its own 95 % interval; p by sign flips,")
         click.echo("after Holm's correction over all pairs of policies")
-    for comparison in compared:
+    for comparison in found.compared:
         lines = wrap(
             comparison.sentence, _WIDTH - 2, break_long_words=False, break_on_hyphens=False
         )

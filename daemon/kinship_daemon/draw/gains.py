@@ -19,15 +19,18 @@ _DOT, _BEST, _KIN = "#1f6f8b", "#1f6f8b", "#b5543c"
 def draw_analysis(found: Analysis, form: str) -> bytes:
     """A panel per metric and kind of gain, and the best score with the top's kinship over time."""
     metrics = [m for m in KINSHIP if any(x.kinship.get(m) is not None for x in found.merges)]
+    # Where nobody lost, the absolute gain is the gain.
+    kinds = ["gain", *(["absolute gain"] if any(m.gain < 0 for m in found.merges) else [])]
+    rows = len(kinds) + 1
     with styled():
         columns = max(1, len(metrics))
-        figure = Figure(figsize=(3.1 * columns, 7.6), layout="constrained")
-        grid = figure.add_gridspec(3, columns)
+        figure = Figure(figsize=(3.1 * columns, 0.1 + 2.5 * rows), layout="constrained")
+        grid = figure.add_gridspec(rows, columns)
         for column, metric in enumerate(metrics):
-            for row, of in enumerate(("gain", "absolute gain")):
+            for row, of in enumerate(kinds):
                 axes = figure.add_subplot(grid[row, column])
                 _scatter(axes, found, metric, of)
-        _course(figure.add_subplot(grid[2, :]), found)
+        _course(figure.add_subplot(grid[-1, :]), found)
         figure.suptitle(
             f"Kinship and gain of {count(len(found.merges), 'merge')}", fontweight="bold"
         )

@@ -28,7 +28,7 @@ from kinship_daemon.weights.materialise import Assembly
 from kinship_storage.records import Split
 
 if TYPE_CHECKING:
-    from kinship_daemon.evaluate.vllm_slot import VllmModel, VllmSlot
+    from kinship_daemon.evaluate.vllm_model import VllmModel
 
 __all__ = ["Harness", "pin_numerics"]
 
@@ -67,13 +67,8 @@ class Harness:
             for split in splits
             for spec in settings.tasks(split)
         }
-        self._slot = ModelSlot(
-            batch_size=settings.batch_size,
-            device=settings.resolved_device(),
-            dtype=settings.dtype,
-            chat_template=settings.apply_chat_template,
-        )
-        self._vllm: VllmSlot | None = None
+        self._slot = ModelSlot(settings, LiveModel.of)
+        self._vllm: ModelSlot[VllmModel] | None = None
 
     def evaluate(
         self,
@@ -133,9 +128,9 @@ class Harness:
             return self._slot.load(assembly)
         if self._vllm is None:
             # Takes ten seconds to import, and is not installed everywhere.
-            from kinship_daemon.evaluate.vllm_slot import VllmSlot  # noqa: PLC0415
+            from kinship_daemon.evaluate.vllm_model import VllmModel  # noqa: PLC0415
 
-            self._vllm = VllmSlot(self.settings)
+            self._vllm = ModelSlot(self.settings, VllmModel.of)
         return self._vllm.load(assembly)
 
     def _choose(self, spec: Task, split: Split) -> tuple[int, ...]:

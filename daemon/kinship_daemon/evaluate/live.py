@@ -12,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kinship_daemon.errors import ModelError
 from kinship_daemon.evaluate.prefix_plan import Tokens, cut, width
-from kinship_daemon.evaluate.settings import Cost
+from kinship_daemon.evaluate.settings import Cost, Settings
 from kinship_daemon.evaluate.shared_generation import SharedPrompt, generate
 from kinship_daemon.evaluate.shared_prefix import Likelihood, Scorer, why_not
+from kinship_daemon.weights.assembly import Assembly
+from kinship_daemon.weights.live_model import live_model, load_into
 
 __all__ = ["AnswerCount", "LiveModel"]
 
@@ -60,6 +62,19 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
         # A cache of fixed size is for compiled models, and could hold nothing from before.
         model.generation_config.cache_implementation = None
         model.register_forward_hook(self._refuse_nan)
+
+    @classmethod
+    def of(
+        cls, settings: Settings, assembly: Assembly, tokenizer: PreTrainedTokenizerBase
+    ) -> "LiveModel":
+        """With the assembly's weights, on the device of the settings."""
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        model = live_model(assembly, dtype=dtype, device=settings.resolved_device())
+        return cls(model, tokenizer, settings.batch_size)
+
+    def fill(self, assembly: Assembly) -> None:
+        """Overwrite the weights in place, block by block, without a disk."""
+        load_into(self.model, assembly, device=self.device)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True

@@ -1,24 +1,24 @@
-"""Where the live model is held: built once, its weights replaced in place. Worker only."""
+"""Where a live model is held: built once, its weights replaced in place. Worker only."""
 
 import gc
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError
-from kinship_daemon.evaluate.live import LiveModel
-from kinship_daemon.evaluate.settings import DocumentId
+from kinship_daemon.evaluate.settings import DocumentId, Settings
+from kinship_daemon.weights.assembly import Assembly
 from kinship_daemon.weights.checkpoint import read_json
-from kinship_daemon.weights.live_model import live_model, load_into
-from kinship_daemon.weights.materialise import Assembly
 from kinship_daemon.weights.sidecars import sidecars
 from kinship_daemon.weights.tokenizer import load_tokenizer
 
-__all__ = ["ModelSlot", "fingerprint", "is_out_of_memory", "unusable", "usable_tokenizer"]
+__all__ = ["ModelSlot", "is_out_of_memory", "unusable"]
 
 # What torch says on a CPU.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
@@ -26,19 +26,33 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 _PROVENANCE = ("_name_or_path", "transformers_version")
 
 
-class ModelSlot:
+class Fillable(Protocol):
+    """A model that can be asked, and whose weights can be replaced in place."""
+
+    identity: str
+
+    def fill(self, assembly: Assembly) -> None:
+        """Overwrite its weights, tensor by tensor, without a disk."""
+
+
+L = TypeVar("L", bound=Fillable)
+
+
+class ModelSlot(Generic[L]):
     """Holds at most one live model; models alike in all but their weights take turns in it."""
 
-    def __init__(self, *, batch_size: int, device: str, dtype: str, chat_template: bool) -> None:
-        self._batch_size = batch_size
-        self._device = device
-        self._dtype = dtype
-        self._chat_template = chat_template
-        self._live: LiveModel | None = None
+    def __init__(
+        self,
+        settings: Settings,
+        build: Callable[[Settings, Assembly, PreTrainedTokenizerBase], L],
+    ) -> None:
+        self._settings = settings
+        self._build = build
+        self._live: L | None = None
         self._held: Assembly | None = None  # whose weights are in it
         self._fingerprint = ""
 
-    def load(self, assembly: Assembly) -> LiveModel:
+    def load(self, assembly: Assembly) -> L:
         """
         The live model with this assembly's weights, config and tokenizer.
 
@@ -52,34 +66,30 @@ class ModelSlot:
             # The very files that would be published.
             with TemporaryDirectory() as folder:
                 sidecars(assembly).write(Path(folder))
-                alike = fingerprint(Path(folder))
-                tokenizer = usable_tokenizer(assembly, Path(folder), self._chat_template)
+                alike = _fingerprint(Path(folder))
+                chat_template = self._settings.apply_chat_template
+                tokenizer = _usable_tokenizer(assembly, Path(folder), chat_template)
             if live is None or alike != self._fingerprint:
                 del live
-                self._free()
-                live = self._build(assembly, tokenizer)
+                _free()
+                live = self._build(self._settings, assembly, tokenizer)
             else:
-                load_into(live.model, assembly, device=self._device)
+                live.fill(assembly)
         except KinshipError:
             raise
         except OSError as error:  # the disk's fault, not the model's
             raise KinshipError(f"{assembly.identity} could not be read: {error}") from error
         except Exception as error:
-            raise unusable(assembly.identity, error, self._batch_size) from error
+            raise unusable(assembly.identity, error, self._settings.batch_size) from error
         live.identity = assembly.identity
         self._live, self._fingerprint, self._held = live, alike, assembly
         return live
 
-    def _build(self, assembly: Assembly, tokenizer: PreTrainedTokenizerBase) -> LiveModel:
-        dtype: torch.dtype = getattr(torch, self._dtype)
-        model = live_model(assembly, dtype=dtype, device=self._device)
-        return LiveModel(model, tokenizer, self._batch_size)
 
-    def _free(self) -> None:
-        """Before another model is built, so that two are never in memory."""
-        gc.collect()
-        if self._device.startswith("cuda"):
-            torch.cuda.empty_cache()
+def _free() -> None:
+    """Before another model is built, so that two are never in memory."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA was never used
 
 
 def unusable(
@@ -115,7 +125,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return memory or any(words in f"{error}" for words in _OUT_OF_MEMORY)
 
 
-def usable_tokenizer(
+def _usable_tokenizer(
     assembly: Assembly, folder: Path, chat_template: bool
 ) -> PreTrainedTokenizerBase:
     """
@@ -140,7 +150,7 @@ def usable_tokenizer(
     return tokenizer
 
 
-def fingerprint(beside: Path) -> str:
+def _fingerprint(beside: Path) -> str:
     """Hash of all that makes a model answer as it does, but the weights."""
     digest = hashlib.sha256(_without_provenance(beside / "config.json"))
     for path in sorted(beside.rglob("*")):

@@ -80,7 +80,7 @@ def stop_words(partial: Partial) -> str:
     """Why a model was stopped, for people."""
     assert partial.share is not None
     return (
-        f"stopped after {partial.share:.0%} of its documents: "
+        f"stopped after {100 * partial.share:.0f} % of its documents: "
         f"it could hardly be among the {partial.best} best"
     )
 

@@ -180,7 +180,7 @@ class Evaluate(Section):
     chunk: int = Field(64, ge=1)
     """Documents of a task that are asked together; no answer depends on those of other chunks."""
     race: bool = True
-    """Who can hardly be among the best any more is asked no further selection documents."""
+    """Who can hardly be among the best, or above its parents, is asked no further on selection."""
     race_width: float = Field(2.2, gt=0, le=10)
     """By so many standard deviations it must be behind: fewer save more, and stop a winner more."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

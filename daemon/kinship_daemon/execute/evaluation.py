@@ -143,6 +143,16 @@ class Evaluators:
         return max(0, self._dispatcher.ahead - len(self._dispatcher.begun))
 
     @property
+    def at_once(self) -> int:
+        """How many models are asked at a time."""
+        return self._dispatcher.executor.slots
+
+    @property
+    def idle(self) -> int:
+        """How many workers have nothing to do."""
+        return max(0, self.at_once - len(self.begun - self.answered()))
+
+    @property
     def begun(self) -> frozenset[str]:
         """Keys of the models that are asked, or were, and whose answers nobody has had yet."""
         return frozenset(self._dispatcher.begun)

@@ -24,6 +24,8 @@ class Line:
         ready: Called before a worker, by its number, takes a job; returns when it can do one, or
             when all is to end.
         choose: Which of the jobs that wait a worker, by its number, had best take; the first.
+        rest: Called where a worker, by its number, had nothing to do for `idle_seconds`; before it
+            takes a job again, it is made ready.
     """
 
     def __init__(
@@ -32,7 +34,11 @@ class Line:
         name: str,
         ready: Callable[[int], None] = lambda _: None,
         choose: Callable[[int, Sequence[Job]], int] = lambda _, __: 0,
+        rest: Callable[[int], None] = lambda _: None,
+        idle_seconds: float | None = None,
     ) -> None:
+        self._rest = rest
+        self._idle_seconds = idle_seconds
         self._ready = ready
         self._choose = choose
         self._workers = list(workers)
@@ -85,13 +91,21 @@ class Line:
             self._ready(number)
             with self._changed:
                 self._idle += 1
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                is_ready = self._changed.wait_for(self._is_called, self._idle_seconds)
+                if not is_ready:
+                    self._rest(number)
+                    self._changed.wait_for(self._is_called)
                 self._idle -= 1
                 if self._closed:
                     return
+                if not is_ready:
+                    continue
                 chosen = self._choose(number, [job for job, *_ in self._waiting])
                 job, folders, tell = self._waiting.pop(chosen)
             self._workers[number](job, folders, self._unless_closed(tell))
+
+    def _is_called(self) -> bool:
+        return bool(self._waiting) or self._closed
 
     def _unless_closed(self, tell: Tell) -> Tell:
         def told(report: Report) -> None:

@@ -31,6 +31,8 @@ __all__ = ["Cluster", "RayOptions", "Setup", "serve"]
 _TICK_SECONDS = 0.2
 # So often a look at who is in the cluster.
 _LOOK_SECONDS = 5.0
+# A worker that had nothing to do for so long gives its device back; to start one takes seconds.
+_IDLE_SECONDS = 600.0
 # So long a worker may take to start before it is said what it waits for.
 _PATIENCE_SECONDS = 20.0
 
@@ -59,6 +61,7 @@ class Setup:
     Attributes:
         takes: What a device worker takes of a node, by Ray's names.
         most_per_node: Device workers, however much room there is.
+        processes: Workers without a device.
         machine: The daemon's.
         versions: The daemon's, which a worker's must be.
         hub: Where models come from.
@@ -68,6 +71,7 @@ class Setup:
     device: str
     takes: Mapping[str, float]
     most_per_node: int | None
+    processes: int
     machine: str
     versions: Mapping[str, str]
     hub: str
@@ -118,11 +122,23 @@ class _Driver:
         self._pipe = pipe
         self._sending = threading.Lock()
         self._nodes: tuple[Node, ...] = ()
+        self._said_waiting = False
         self._workers: list[_Worker] = []
-        self._beside = [_Worker(self, "cpu", {"CPU": 1.0})]
+        self._beside = [_Worker(self, "cpu", {"CPU": 1.0}) for _ in range(setup.processes)]
         self._lines = [
-            Line([], "device", lambda number: self._workers[number].ready(), self._nearest),
-            Line([self._beside[0].do], "process", lambda number: self._beside[number].ready()),
+            Line(
+                [],
+                "device",
+                lambda number: self._workers[number].ready(),
+                self._nearest,
+                lambda number: self._workers[number].kill(),
+                _IDLE_SECONDS,
+            ),
+            Line(
+                [worker.do for worker in self._beside],
+                "process",
+                lambda number: self._beside[number].ready(),
+            ),
         ]
         self._look()
 
@@ -151,6 +167,12 @@ class _Driver:
     def say(self, words: str) -> None:
         self._send("say", words)
 
+    def say_waiting(self, takes: Mapping[str, float]) -> None:
+        """Once until something changes: the others wait for the same."""
+        if not self._said_waiting:
+            self._said_waiting = True
+            self.say(f"a worker waits for room on the Ray cluster: it takes {shown(takes)}")
+
     def _tell(self, report: Report) -> None:
         self._send("told", report)
 
@@ -178,7 +200,7 @@ class _Driver:
             worker = _Worker(self, setup.device, setup.takes)
             self._workers.append(worker)
             self._lines[0].add(worker.do)
-        self._nodes = found
+        self._nodes, self._said_waiting = found, False
         self._send("cluster", Cluster(slots, (*map(_shown, found), self._plan(found))))
         if before:
             names = {node.name for node in found}, {node.name for node in before}
@@ -221,7 +243,7 @@ class _Worker:
         self._takes = takes
         self._actor: Any = None
         self.place: Place | None = None
-        self._fault: KinshipError | None = None
+        self._fault: Exception | None = None
         self._lock = threading.Lock()
         self._at: tuple[str, int] | None = None
         self._cancelled = False
@@ -234,12 +256,12 @@ class _Worker:
                 self._start()
             except Stopped:
                 self.kill()
-            except KinshipError as error:
-                self.kill()
-                self._fault = error
             except self._gone as error:
                 self.kill()
                 self._fault = _lost("a worker could not be started", error)
+            except Exception as error:  # whoever is to do with it next raises it
+                self.kill()
+                self._fault = error
 
     def do(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
         with self._lock:
@@ -335,17 +357,25 @@ class _Worker:
         Raises:
             Stopped: Nobody wants it any more.
             RayError, ConnectionError: It is gone.
+            KinshipError, RuntimeError: What it raised, which only a bug makes the latter.
         """
         ticks = round(_PATIENCE_SECONDS / _TICK_SECONDS)
         while not (self._cancelled or self._driver.ending.is_set()):
             if self._ray.wait([asked], timeout=_TICK_SECONDS)[0]:
-                return self._ray.get(asked)
+                return self._given(asked)
             ticks -= 1
             if waits and ticks == 0:
-                self._driver.say(
-                    f"a worker waits for room on the Ray cluster: it takes {shown(self._takes)}"
-                )
+                self._driver.say_waiting(self._takes)
         raise Stopped
+
+    def _given(self, asked: Any) -> Any:
+        try:
+            return self._ray.get(asked)
+        except self._ray.exceptions.RayTaskError as error:  # the worker is well
+            cause = error.cause
+            if isinstance(cause, KinshipError):
+                raise cause from None
+            raise RuntimeError(f"a Ray worker cannot be used: {cause}") from None
 
 
 def _shown(node: Node) -> str:

@@ -40,7 +40,7 @@ _Out = tuple[Job, Mapping[str, Path], Tell]
 
 class RayExecutor:
     """
-    On each node as many device workers as fit, and one worker anywhere that needs no device.
+    On each node as many device workers as fit, and anywhere as many as wanted without a device.
 
     Args:
         workshop: On a CPU a node has as many workers as this machine would have.
@@ -200,7 +200,7 @@ class RayExecutor:
 
 
 def _setup(workshop: Workshop, options: RayOptions) -> Setup:
-    on_gpu = workshop.devices[0].startswith("cuda")
+    on_gpu = any(device.startswith("cuda") for device in workshop.devices)
     gpus = options.gpus_per_worker
     if gpus and not on_gpu:
         raise UsageError(
@@ -214,6 +214,7 @@ def _setup(workshop: Workshop, options: RayOptions) -> Setup:
         device="cuda:0" if on_gpu else "cpu",
         takes={"CPU": 1.0, **({"GPU": gpus} if gpus else {}), **options.resources},
         most_per_node=None if on_gpu else len(workshop.devices),
+        processes=workshop.processes,
         machine=machine(),
         versions=versions(),
         hub=workshop.hub,

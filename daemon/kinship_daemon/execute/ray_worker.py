@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kinship_daemon.child_process import SECRETS
+from kinship_daemon.errors import Transient
 from kinship_daemon.execute.executor import Done, Failed, Job, Report
 from kinship_daemon.execute.leaf_sources import from_hub, from_shared_folder
 from kinship_daemon.execute.node_cache import Leaf, NodeCache, machine
@@ -71,7 +72,11 @@ class RayWorker:
         for name in SECRETS:  # a cluster that the daemon has started has its environment
             os.environ.pop(name, None)
         root = Path(cache).expanduser()
-        (root / "logs").mkdir(parents=True, exist_ok=True)
+        self._fault: OSError | None = None
+        try:
+            (root / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._fault = error
         self._site = LocalSite(Workshop(root / "logs" / f"evaluate.{os.getpid()}.log", (device,)))
         sources = [] if shared is None else [from_shared_folder(Path(shared))]
         self._cache = NodeCache(
@@ -82,8 +87,17 @@ class RayWorker:
         self._news: queue.SimpleQueue[Report] = queue.SimpleQueue()
 
     def place(self) -> Place:
+        """
+        Raises:
+            Transient: The node's cache cannot be used.
+        """
         import ray  # noqa: PLC0415 - an extra
 
+        if self._fault is not None:
+            raise Transient(
+                f"node {socket.gethostname()}: {self._fault.filename}: {self._fault.strerror}; set "
+                "executor.node_cache to a folder that its workers may write"
+            )
         return Place(ray.get_runtime_context().get_node_id(), self._cache.keys())
 
     def begin(self, job: Job, leaves: Mapping[str, Leaf]) -> None:

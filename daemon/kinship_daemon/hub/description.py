@@ -54,6 +54,8 @@ def _described(repo_id: str, data: Any) -> Repo:
     if not isinstance(data["siblings"], list):
         raise TypeError
     files = [_file(repo_id, sibling) for sibling in data["siblings"]]
+    if sum(file.size for file in files) >= _MOST_BYTES:
+        raise ValueError
     readable = card is None or isinstance(card, dict)
     return Repo(
         id=repo_id,

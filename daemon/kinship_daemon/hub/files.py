@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kinship_daemon import model_files
 from kinship_daemon.durable import hash_file
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import ModelError, is_scarce
 from kinship_daemon.foreign.json_text import parse_json
 from kinship_daemon.foreign.limits import Limits
 from kinship_daemon.foreign.shown import shown
@@ -22,6 +22,7 @@ __all__ = [
     "has_tokenizer",
     "intact",
     "is_adapter",
+    "is_hollow",
     "is_own_file",
     "local_files",
     "pickles",
@@ -34,6 +35,11 @@ __all__ = [
 _SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.safetensors")
 _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
 # The largest open models have some 60,000 tensors.
+# Folders in folders, of which real repos have two or three.
+_DEEPEST = 60
+# Smaller files are read, whatever they hold.
+_HOLLOW_BYTES = 1_000_000
+_MOST_PIECES = 10_000
 _INDEX_LIMITS = Limits(nbytes=model_files.most_bytes(INDEX), items=500_000)
 
 
@@ -118,19 +124,58 @@ def _indexed(index: Path) -> list[str]:
 
 def local_files(folder: Path, within: Path) -> list[Path]:
     """
-    The files below a folder, sorted; hidden ones and links that lead out of `within` are left out.
+    The files below a folder, sorted. Nothing is seen of hidden ones, of links that lead out of
+    `within`, of names that are no text, and of what lies deeper than any repo has folders.
 
     Args:
         within: Resolved.
+
+    Raises:
+        OSError: The machine lacks what it takes to read a folder (`is_scarce`).
     """
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            path = Path(place, name)
-            if not name.startswith(".") and is_own_file(path, within):
+    found, folders = [], [(folder, 0)]
+    while folders:
+        place, depth = folders.pop()
+        try:
+            entries = list(place.iterdir())
+        except OSError as error:
+            if is_scarce(error):
+                raise
+            continue  # not ours to read, or removed while we looked
+        for path in entries:
+            if path.name.startswith(".") or not _is_text(path.name):
+                continue
+            if is_own_file(path, within):
                 found.append(path)
+            elif depth < _DEEPEST and path.is_dir() and not path.is_symlink():
+                folders.append((path, depth + 1))
     return sorted(found)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name on this disk can be written as UTF-8, as every hub's are."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def is_hollow(path: Path, stat: os.stat_result) -> bool:
+    """
+    Whether most of a file is holes, as a download leaves it that was broken off.
+
+    To read what is not on the disk may take hours: a file of terabytes costs nothing to make.
+    """
+    if stat.st_size < _HOLLOW_BYTES or 2 * 512 * stat.st_blocks >= stat.st_size:
+        return False
+    # Some file systems tell no blocks; those that know no holes say that all is there.
+    found = end = 0
+    with path.open("rb") as file:
+        for _ in range(_MOST_PIECES):
+            try:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:
+                break  # nothing but a hole is left
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            found += end - begin
+    return 2 * found < stat.st_size
 
 
 def is_own_file(path: Path, within: Path) -> bool:

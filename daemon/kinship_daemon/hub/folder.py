@@ -6,16 +6,17 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kinship_daemon.durable import hash_file, sync
-from kinship_daemon.errors import KinshipError, UsageError
+from kinship_daemon.errors import KinshipError, Transient, UsageError, is_scarce
 from kinship_daemon.foreign.json_text import parse_json
 from kinship_daemon.foreign.limits import Limits, Malformed
-from kinship_daemon.hub.files import is_own_file, local_files
+from kinship_daemon.hub.files import is_hollow, is_own_file, local_files
 from kinship_daemon.hub.front_matter import declared_bases, front_matter, tags
 from kinship_daemon.hub.names import check_repo_id
 from kinship_daemon.hub.records import Listing, Repo, RepoFile, UnknownRepo
@@ -26,6 +27,8 @@ __all__ = ["FolderHub"]
 _README_BYTES = 1_000_000
 _CONFIG_BYTES = 10_000_000
 _CONFIG = Limits(nbytes=_CONFIG_BYTES)
+_MOST_FILES = 10_000  # in a repo, of which real ones have hundreds
+_LAST_SECOND = 253402300799.0  # of the year 9999, the last that a datetime knows
 _SHOWN = 200  # characters of what a card declares
 _FEW_HEX = 7  # the least that abbreviates a revision, as git has it
 
@@ -92,10 +95,12 @@ class FolderHub:
             if card.unrelated(base) is not None:
                 continue
             try:
-                repo = self._repo(repo_id, self._root / repo_id, card)
-            except OSError:
-                continue  # removed while we looked, or not ours to read
-            if since is None or max(repo.modified, _appeared(self._root / repo_id)) >= since:
+                with self._reading(repo_id):
+                    repo = self._repo(repo_id, self._root / repo_id, card)
+                    changed = max(repo.modified, _appeared(self._root / repo_id))
+            except UnknownRepo:
+                continue
+            if since is None or changed >= since:
                 found.append(Listing(repo_id, repo.revision, repo.modified, tags(repo.card)))
         yield from sorted(found, key=lambda listing: (listing.modified, listing.id))
 
@@ -109,7 +114,8 @@ class FolderHub:
         folder = self._folder(repo_id)
         if folder is None:
             raise UnknownRepo(f"no repo {repo_id} in {self._root}")
-        repo = self._repo(repo_id, folder, self._card(folder))
+        with self._reading(repo_id):
+            repo = self._repo(repo_id, folder, self._card(folder))
         if revision is not None and not _names(revision, repo.revision):
             at = f"{repo_id} in {self._root} is at {repo.revision[:12]}"
             raise UnknownRepo(f"{at}; a folder hub keeps no {revision}")
@@ -160,9 +166,30 @@ class FolderHub:
     def _content(self, repo: Repo) -> Path:
         """A repo's folder, as long as it is what it was."""
         folder = self._folder(repo.id)
-        if folder is None or _revision(self._files(folder, self._root)[0]) != repo.revision:
+        with self._reading(repo.id):
+            files = () if folder is None else self._files(folder, self._root)[0]
+        if folder is None or _revision(files) != repo.revision:
             raise UnknownRepo(f"{repo.id} in {self._root} changed since it was looked at")
         return folder
+
+    @contextmanager
+    def _reading(self, repo_id: str) -> Iterator[None]:
+        """
+        While a repo is read.
+
+        Raises:
+            UnknownRepo: It is removed meanwhile.
+            Transient: The machine lacks descriptors or memory.
+        """
+        try:
+            yield
+        except OSError as error:
+            if is_scarce(error):
+                raise Transient(
+                    f"{self._root / repo_id} cannot be read: {error.strerror}"
+                ) from error
+            gone = f"{repo_id} in {self._root} was removed while it was looked at"
+            raise UnknownRepo(gone) from error
 
     def _place(self, folder: Path, files: tuple[RepoFile, ...], target: Path) -> None:
         """Copy to a hidden sibling, then rename: the repo is there whole, or not at all."""
@@ -224,15 +251,25 @@ class FolderHub:
         return b""
 
     def _files(self, folder: Path, within: Path) -> tuple[tuple[RepoFile, ...], str | None]:
-        """A folder's files sorted by path, and which of them could not be read."""
+        """A folder's files sorted by path, and what keeps one of them, or all, from being read."""
         found, unreadable = [], None
-        for path in local_files(folder, within):
+        paths = local_files(folder, within)
+        if len(paths) > _MOST_FILES:
+            return (), f"it has {len(paths)} files; the most allowed is {_MOST_FILES}"
+        for path in paths:
             name = path.relative_to(folder).as_posix()
             try:
-                found.append(RepoFile(name, path.stat().st_size, self._sha256(path)))
+                stat = path.stat()
+                if is_hollow(path, stat):
+                    unreadable = f"{name} is not whole: most of it is holes; copy it again"
+                    found.append(RepoFile(name, stat.st_size))
+                else:
+                    found.append(RepoFile(name, stat.st_size, self._sha256(path)))
             except FileNotFoundError:
                 continue  # removed while we looked
             except OSError as error:
+                if is_scarce(error):
+                    raise
                 unreadable = f"{name} cannot be read: {error.strerror}"
                 found.append(RepoFile(name, 0))
         return tuple(sorted(found, key=lambda file: file.path)), unreadable
@@ -241,7 +278,9 @@ class FolderHub:
 def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError:
+    except OSError as error:
+        if is_scarce(error):
+            raise Transient(f"{folder} cannot be read: {error.strerror}") from error
         return []
 
 
@@ -256,10 +295,13 @@ def _names(revision: str, found: str) -> bool:
 
 
 def _modified(folder: Path, files: tuple[RepoFile, ...]) -> datetime:
-    times = [path.stat().st_mtime for file in files if (path := folder / file.path).exists()] or [
-        folder.stat().st_mtime
-    ]
-    return datetime.fromtimestamp(max(times), UTC)
+    times = [folder.stat().st_mtime]
+    for file in files:
+        with suppress(FileNotFoundError):  # removed while we looked
+            times.append((folder / file.path).stat().st_mtime)
+    # A file may say that it is of any year.
+    newest = max(times[1:] or times)
+    return datetime.fromtimestamp(min(max(newest, 0.0), _LAST_SECOND), UTC)
 
 
 def _appeared(folder: Path) -> datetime:

@@ -222,11 +222,13 @@ class _Batch:
                 self.begin(later)
             if asking.documents:
                 found = self._context.evaluators.result(key)
+                self._watch(key, asking.count, asking.count)  # also where it was done before
         finally:
             self._context.files.release(key)
         return self._evaluated(work, asking, found)
 
     def close(self) -> None:
+        self._advance = None
         self._shown.close()
 
     def _key(self, work: Work) -> str:
@@ -266,15 +268,25 @@ class _Batch:
         return Evaluated(named, self._context.today, 0.0 if found is None else found.seconds)
 
     def _show(self, number: int) -> None:
-        work = self._works[number]
-        label = f"{work.inputs['split']} of {work.model}"
-        if len(self._works) > 1:
-            label = f"{label}, {number + 1} of {len(self._works)}"
+        label = self._label(number)
         if self._advance is None:
             shown = self._context.progress(label, None, "documents")
             self._advance = self._shown.enter_context(shown)
         self._advance(0, label=label)
         self._context.evaluators.watch(self._watch)
+
+    def _label(self, number: int) -> str:
+        """Whose turn it is, which of how many it is, and how many are asked at a time."""
+        work, lineage = self._works[number], self._context.lineage
+        model = lineage.require(str(work.model))
+        place = f", {number + 1} of {len(self._works)}" if len(self._works) > 1 else ""
+        if model.kind == "merge" and work.inputs["split"] == "selection":
+            # Of all of its generation, however many were done in earlier turns.
+            merges = [m.id for m in lineage.models("merge") if m.generation == model.generation]
+            place = f", merge {merges.index(model.id) + 1} of {len(merges)}"
+        at_once = self._context.evaluators.at_once
+        together = f"; {at_once} at a time" if at_once > 1 else ""
+        return f"{work.inputs['split']} of {model.id}{place}{together}"
 
     def _watch(self, key: str, done: int, total: int) -> None:
         """Tell how far all are; those that are not begun yet are taken to be like this one."""

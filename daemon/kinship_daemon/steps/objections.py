@@ -13,7 +13,7 @@ from kinship_daemon.hub.licence import declared, most_restrictive
 from kinship_daemon.hub.records import Repo, UnknownRepo
 from kinship_daemon.hub.triage import Refusal, refusal
 from kinship_daemon.steps.watch import GONE, rules
-from kinship_daemon.weights.checkpoint import read_json, weights_identity
+from kinship_daemon.weights.checkpoint import weights_identity
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 from kinship_storage.rows import stamp
@@ -41,7 +41,7 @@ def objection(context: Context, model: Model, repo: Repo) -> Refusal | None:
 
 def rule_objection(context: Context, repo: Repo) -> Refusal | None:
     """What a rule or a licence has against it. Reads nothing of the lineage: for any thread."""
-    found = refusal(repo, context.base.id, rules(context), architectures=_architectures(context))
+    found = refusal(repo, context.base.id, rules(context), architectures=context.base_architectures)
     if found is None and context.config.triage.only_publishable:
         licences = {context.base.id: context.base.license, repo.id: declared(repo.card)}
         blocked = most_restrictive(licences, context.config.publish.allow_licenses).blocked
@@ -132,7 +132,3 @@ def _is_lost(context: Context, model: Model) -> bool:
     except (ModelError, Transient):
         return False  # nobody knows today
     return False
-
-
-def _architectures(context: Context) -> list[str]:
-    return read_json(context.base_folder / "config.json").get("architectures") or []

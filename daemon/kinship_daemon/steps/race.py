@@ -31,20 +31,19 @@ def _plan(context: Context) -> Iterator[Work]:
     best = best_kept(context)
     if best is None or to_ask(context):
         return
-    known = partials(context)
     there = {model.weights for model in context.population_models("admitted")}
-    racing = [p for p in known.values() if p.weights in there and not is_stopped(context, p)]
+    known = [partial for partial in partials(context).values() if partial.weights in there]
+    racing = [partial for partial in known if not is_stopped(context, partial)]
     inputs = {
         "settings": context.settings.fingerprint("selection"),
         "best": best,
         "width": context.config.evaluate.race_width,
-        "require": context.config.publish.require,
     }
     if racing:
         rung = min(partial.rung for partial in racing)
         at = [partial.weights for partial in racing if partial.rung == rung]
         yield Work({**inputs, "rung": rung, "weights": at})
-    elif over := [p.weights for p in known.values() if p.mean is None and is_stopped(context, p)]:
+    elif over := [partial.weights for partial in known if partial.mean is None]:
         yield Work({**inputs, "weights": over})
 
 
@@ -79,15 +78,13 @@ def _foretold(partial: Partial, field: _Field) -> Partial:
 
 
 def _is_beaten(field: _Field, work: Work, weights: str) -> bool:
-    """Where it takes only better parents to be published, it must also hardly be above these."""
+    """Neither is it among the best, nor above its better parent, by which it might be published."""
     best, width = work.inputs["best"], work.inputs["width"]
     own = field.forecast(weights)
-    if not can_hardly_be_among(own, field.others(weights), best, width):
-        return False
     parents = [field.forecast(each) for each in field.parents(weights)]
-    if work.inputs["require"] == "best" or not parents:
-        return True
-    return can_hardly_be_among(own, parents, 1, width)
+    return can_hardly_be_among(own, field.others(weights), best, width) and (
+        not parents or can_hardly_be_among(own, parents, 1, width)
+    )
 
 
 class _Field:
@@ -122,8 +119,9 @@ class _Field:
         return sum(map(len, self._answered(weights))) / sum(self._totals)
 
     def forecast(self, weights: str) -> Forecast:
-        if weights not in self._partials:
-            return Forecast(self._means[weights])
+        partial = self._partials.get(weights)
+        if partial is None or (partial.mean is not None and is_stopped(self._context, partial)):
+            return Forecast(self._means[weights], 0.0 if partial is None else partial.stderr or 0.0)
         if weights not in self._forecasts:
             self._forecasts[weights] = self._foretell(weights)
         return self._forecasts[weights]

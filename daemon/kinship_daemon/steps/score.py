@@ -46,10 +46,13 @@ def to_ask(context: Context) -> list[tuple[Model, Look | None]]:
         first.setdefault(model.weights or "", model)
     found: list[tuple[Model, Look | None]] = []
     for weights, model in first.items():
-        look = None if weights in known else may_answer(context, weights, before)
-        if look is not None and weights in before:
-            stopped = is_stopped(context, before[weights])
-            if stopped or look.is_answered(scores(context, model, "selection")):
+        look, partial = None, before.get(weights)
+        if partial is not None or weights not in known:
+            look = may_answer(context, weights, before)
+        if look is not None and partial is not None and model.status == "admitted":
+            if is_stopped(context, partial):
+                continue
+            if look.is_answered(scores(context, model, "selection")):
                 continue  # it waits until all others are as far
         found.append((model, look))
     return found

@@ -99,6 +99,8 @@ def _plan(context: Context) -> Iterator[Work]:
     limit = context.config.limits.candidates_per_day
     left = max(0, limit - round(context.spent(BUDGET)))
     turns = [_work(context, candidate.model) for candidate in waiting[:left]]
+    if not turns:
+        return
     ready = [work for work in turns if _may_start(context, work)]
     numbers = {work.model: number for number, work in enumerate(ready)}
     admitted = {model.weights for model in context.lineage.models(status="admitted")}
@@ -113,7 +115,7 @@ def _plan(context: Context) -> Iterator[Work]:
             ahead = None if number is None else partial(looks.result, number)
             yield replace(work, ahead=ahead)
             advance(1)
-    if turns and len(waiting) > left:
+    if len(waiting) > left:
         rest = f"{len(waiting) - left} stay queued for the next day (UTC)"
         message = f"limits.candidates_per_day {limit} reached; {rest}"
         context.report.event("warning", message)

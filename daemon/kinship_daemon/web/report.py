@@ -18,7 +18,7 @@ from kinship_daemon.web.words import environment
 __all__ = ["report"]
 
 _MODELS = 150  # with a section of their own
-_SECTIONS = ("tree", "evolution", "kinship")
+_SECTIONS = ("tree", "evolution", "kinship", "candidates")
 
 
 class _Anchors:

@@ -74,6 +74,9 @@ _GENERATION = frozenset(
     }
 )
 _MOST_LISTED = 5
+# Each beam takes the memory of a prompt of its own; real models have up to 6.
+_MOST_BEAMS = 16
+_MOST_ITEMS = 10_000  # of a list of tokens, or of lists of them
 
 
 def built_from(base: Config, own: Config, rows: int | None) -> dict[str, Any]:
@@ -101,8 +104,9 @@ def chooses(key: str) -> bool:
 
 
 def generation_settings(said: Config) -> dict[str, Any]:
-    """What is left of a generation_config.json: what decides on tokens, and nothing else."""
-    return {k: v for k, v in said.items() if k in _GENERATION and _is_plain(k, v)}
+    """What is left of a generation_config.json: what decides on tokens, at a real one's cost."""
+    kept = {k: v for k, v in said.items() if k in _GENERATION and _is_plain(k, v)}
+    return {k: v for k, v in kept.items() if _is_cheap(k, v)}
 
 
 def other_sizes(base: Config, own: Config) -> list[str]:
@@ -229,6 +233,17 @@ def _parameters(rope: Config) -> dict[str, Any]:
 def _is_plain(key: str, value: object) -> bool:
     """Whether a setting chooses no code and names no place."""
     return not chooses(key) and not _names_a_place(value)
+
+
+def _is_cheap(key: str, value: object) -> bool:
+    """Whether a generation setting takes no more memory and time than real ones do."""
+    if key == "num_beams":
+        return type(value) is int and 0 < value <= _MOST_BEAMS
+    return _items(value) <= _MOST_ITEMS
+
+
+def _items(value: object) -> int:
+    return 1 + sum(map(_items, value)) if isinstance(value, list) else 1
 
 
 def _names_a_place(value: object) -> bool:

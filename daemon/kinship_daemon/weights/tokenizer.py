@@ -23,6 +23,7 @@ from kinship_daemon.foreign.shown import shown
 from kinship_daemon.model_files import CONFIG, TEMPLATES, TOKENIZERS, is_tokenizer_file, most_bytes
 from kinship_daemon.weights.checkpoint import is_own_file, read_json, refuse_link_out
 from kinship_daemon.weights.model_config import chooses, plain_settings
+from kinship_daemon.weights.pieces import longest_piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,6 +48,8 @@ _MOST_TOKENS = 1_000_000
 # transformers takes 0.1 ms for each. Models of speech have 66,000.
 _MOST_ADDED = 100_000
 _MOST_TEMPLATES = 50
+# Bytes of a token with its score. Real ones have up to a few hundred: runs of blanks.
+_LONGEST_PIECE = 2_000
 
 _Kind = TypeVar("_Kind")
 
@@ -217,6 +220,8 @@ def _checked(folder: Path) -> Iterator[str]:
             _typed(folder, name, dict[str, msgspec.Raw])
         elif name.endswith((".txt", ".jinja")):
             _text(folder / name)
+        elif name.endswith(".model"):
+            _check_pieces(folder / name)
         yield name
 
 
@@ -272,6 +277,26 @@ def _text(path: Path) -> str:
 def _check_added(path: Path, number: int) -> None:
     if number > _MOST_ADDED:
         raise ModelError(f"{path}: adds {number} tokens; the most allowed is {_MOST_ADDED}")
+
+
+def _check_pieces(path: Path) -> None:
+    """
+    That SentencePiece's or tiktoken's tokens are as short as real ones.
+
+    transformers tries each at which a token can be split, and copies its halves: one of a megabyte
+    takes minutes, and its time grows with the square.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    longest = longest_piece(content)
+    if longest is None:
+        raise ModelError(f"{path}: cannot be read: neither SentencePiece's nor tiktoken's tokens")
+    if longest > _LONGEST_PIECE:
+        raise ModelError(
+            f"{path}: has a token of {longest} bytes; the most allowed is {_LONGEST_PIECE}"
+        )
 
 
 def _check_size(path: Path) -> None:

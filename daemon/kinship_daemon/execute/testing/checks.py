@@ -106,10 +106,13 @@ def a_job_at_work_can_be_cancelled_and_given_again(opened: Open) -> None:
     """Cancelled as often as there are workers and once more, no worker stays lost to it."""
     for needs in _BOTH:
         with _running(opened) as (executor, told):
+            # A process of its own ends over a job that hangs; an evaluator has its time limit.
+            is_own = executor.slots > 0 and not needs.device
+            hangs = Stuck() if is_own else Hang()
             # One that works in `submit` hears of it while it tells how far it is.
             told.when_begun = executor.cancel
             for attempt in range(1, executor.slots + 2):
-                executor.submit(Job("hangs", Hang(), needs, attempt=attempt), {}, told)
+                executor.submit(Job("hangs", hangs, needs, attempt=attempt), {}, told)
                 told.wait_for("hangs", attempt)
             told.when_begun = None
             job = Job("hangs", Say("done"), needs, attempt=99)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from kinship_daemon.errors import EvaluationFailed, ModelError, Transient, WorkerDied
 from kinship_daemon.execute.executor import Site
@@ -44,12 +45,21 @@ class Raise:
 
 @dataclass(frozen=True)
 class Read:
-    """Gives the text of a file of one of its sources."""
+    """
+    Gives the text of a file of one of its sources.
+
+    Attributes:
+        when: It tells that it has begun, and waits until this file exists.
+    """
 
     weights: str
     file: str
+    when: str | None = None
 
     def __call__(self, site: Site) -> str:
+        while self.when is not None and not Path(self.when).exists():
+            site.progress(0, 1)
+            time.sleep(0.05)
         return (site.folder(self.weights) / self.file).read_text(encoding="utf-8")
 
 

@@ -32,6 +32,7 @@ __all__ = ["compare", "folded", "sketch"]
 
 # The last groups are the vocabulary's own: models whose tokens are unknown do without them.
 _GROUPS, _OWN, _CELLS = 64, 8, 128
+_FOLD_BITS = (2 * _CELLS).bit_length() - 1  # of an element's cell and sign; its group is above
 _MARK = b"KSK1"
 # Vectors worked on at a time, 8 MB in float32.
 _TOGETHER = 256
@@ -63,7 +64,7 @@ def sketch(sample: Sample) -> bytes:
         values = sample.deltas[at : at + len(folds)].double()
         at += len(folds)
         weight = weights[strata]
-        groups = (folds // (2 * _CELLS)).int()
+        groups = (folds >> _FOLD_BITS).int()
         ones.index_add_(0, groups, values * weight.repeat_interleave(lengths))
         values.mul_(1 - 2 * (folds & 1)).mul_(weight.sqrt().repeat_interleave(lengths))
         cells.index_add_(0, (folds >> 1).int(), values)

@@ -1,11 +1,10 @@
 """
-Where vLLM's engine is held: started once, the weights of each model streamed into it. Worker only.
+A model in vLLM's engine, as lm-eval asks it; its weights are streamed into it. Worker only.
 
 The engine runs in this process, so that it dies with it, and knows nothing of other models: what
 their prompts left in its cache is thrown away.
 """
 
-import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +15,13 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.vllm_causallms import VLLM
 
-from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError
+from kinship_daemon.errors import EvaluationFailed, ModelError
 from kinship_daemon.evaluate.live import AnswerCount
-from kinship_daemon.evaluate.model_slot import fingerprint, unusable, usable_tokenizer
 from kinship_daemon.evaluate.settings import Cost, Settings
 from kinship_daemon.weights.assembly import Assembly
 from kinship_daemon.weights.sidecars import sidecars
 
-__all__ = ["VllmModel", "VllmSlot"]
+__all__ = ["VllmModel"]
 
 _log = logging.getLogger(__name__)
 # vLLM itself decides what is run together. Not "auto", with which it divides by its bar's time.
@@ -35,13 +33,15 @@ class VllmModel(VLLM):  # type: ignore[misc]  # lm-eval ships no types
     lm-eval's own vLLM class, told who it is; its attributes are those of `LiveModel`.
 
     Args:
-        folder: Config and tokenizer; weights come by `fill`.
+        assembly: Whose config and tokenizer it has; weights come by `fill`.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, assembly: Assembly, settings: Settings) -> None:
         on_cpu = settings.resolved_device() == "cpu"
+        self._kept = TemporaryDirectory()  # the engine may read it again
+        sidecars(assembly).write(Path(self._kept.name))
         super().__init__(
-            pretrained=str(folder),
+            pretrained=self._kept.name,
             dtype=settings.dtype,
             load_format="dummy",
             seed=settings.seed,
@@ -50,18 +50,25 @@ class VllmModel(VLLM):  # type: ignore[misc]  # lm-eval ships no types
             gpu_memory_utilization=settings.vllm_memory,
             enforce_eager=on_cpu,  # compiling takes minutes, for nothing that a CPU needs
         )
-        self.identity = ""
+        self.identity = assembly.identity
+        self._made_on = torch.device(settings.resolved_device())
         self.answered: Callable[[float], None] = lambda _: None
         self.cost = Cost()
         self.cut = 0
         # Whatever no checkpoint fills makes NaN, which the engine refuses.
         self.model.apply_model(_forget)
 
+    @classmethod
+    def of(cls, settings: Settings, assembly: Assembly, _tokenizer: object) -> "VllmModel":
+        """With the assembly's weights; the engine reads the tokenizer's files itself."""
+        live = cls(assembly, settings)
+        live.fill(assembly)
+        _log.info("vLLM's engine is started for %s", assembly.identity)
+        return live
+
     def fill(self, assembly: Assembly) -> None:
-        """Overwrite the weights in place, tensor by tensor, without a disk."""
-        weights = _weights(assembly, self.model.llm_engine.model_config.dtype)
+        weights = _weights(assembly, self.model.llm_engine.model_config.dtype, self._made_on)
         self.model.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self.identity = assembly.identity
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         if self.tokenizer.eos_token_id is None:
@@ -110,48 +117,6 @@ class VllmModel(VLLM):  # type: ignore[misc]  # lm-eval ships no types
         return found
 
 
-class VllmSlot:
-    """Holds at most one engine; models alike in all but their weights take turns in it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._live: VllmModel | None = None
-        self._held: Assembly | None = None  # whose weights are in it
-        self._fingerprint = ""
-        self._folder: TemporaryDirectory[str] | None = None
-
-    def load(self, assembly: Assembly) -> VllmModel:
-        """
-        The engine with this assembly's weights, config and tokenizer.
-
-        Raises:
-            ModelError: It has no usable tokenizer or weights, or does not fit into memory.
-        """
-        if self._live is not None and assembly == self._held:
-            return self._live
-        live, self._live = self._live, None  # half-loaded weights are not left behind
-        folder: TemporaryDirectory[str] = TemporaryDirectory()
-        try:
-            sidecars(assembly).write(Path(folder.name))
-            alike = fingerprint(Path(folder.name))
-            if live is None or alike != self._fingerprint:
-                usable_tokenizer(assembly, Path(folder.name), self._settings.apply_chat_template)
-                del live
-                gc.collect()
-                live = VllmModel(Path(folder.name), self._settings)
-                self._folder, self._fingerprint = folder, alike
-                _log.info("vLLM's engine is started for %s", assembly.identity)
-            live.fill(assembly)
-        except KinshipError:
-            raise
-        except OSError as error:  # the disk's fault, not the model's
-            raise KinshipError(f"{assembly.identity} could not be read: {error}") from error
-        except Exception as error:
-            raise unusable(assembly.identity, error, self._settings.batch_size) from error
-        self._live, self._held = live, assembly
-        return live
-
-
 def _forget(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
@@ -159,9 +124,10 @@ def _forget(model: torch.nn.Module) -> None:
                 parameter.fill_(float("nan"))
 
 
-def _weights(assembly: Assembly, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+def _weights(
+    assembly: Assembly, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor by the name that its checkpoint gives it, made as it is asked for."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sources = assembly.open()
     for info in sources.tensors:
         blocks = list(sources.blocks(info.name, dtype, device))
