@@ -68,9 +68,7 @@ class Trials:
         if not self.evaluator.settings.documents:
             self.evaluator.check()
         self.kept.mkdir(parents=True, exist_ok=True)
-        found = looks(self.evaluator.settings, "selection")
-        numbers = {min(range(len(found)), key=lambda i: abs(found[i].number - n)) for n in _RUNGS}
-        self._rungs: tuple[Look, ...] = tuple(found[place] for place in sorted(numbers))
+        self._rungs = looks(self.evaluator.settings, "selection", _RUNGS)
 
     @property
     def documents(self) -> int:
