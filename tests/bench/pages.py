@@ -2,12 +2,13 @@
 
 import io
 import multiprocessing
+import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median, quantiles
 
 import httpx
@@ -31,14 +32,16 @@ from kinship_storage.lineage import Lineage
 __all__ = ["pages"]
 
 _PAGES = 3
-_ROUNDS = 8  # of closed, open, open, closed
+_ROUNDS = 5  # of closed, open, open, closed
 _DOCUMENTS = 128  # of each task
 _MOST = 1.02
 
 
 def pages(bench: Bench) -> list[Row]:
     """
-    A worker asks a model the demo's documents, with pages open and without.
+    A worker asks a model the demo's documents, with pages open and without. What counts is the time
+    that processors work for it, in this process and the worker's: where all are busy, what pages
+    take is lost to evaluation, and what else runs on the machine is not counted.
 
     The server is in this process, as in a daemon with `web.port`; how far the evaluation is, and a
     commit for each model, go out to every page as they do there.
@@ -53,8 +56,8 @@ def pages(bench: Bench) -> list[Row]:
         found = []
         for _ in range(_ROUNDS):
             closed, opened = [evaluate()], []
-            with _looking(site.url):
-                opened += [evaluate(), evaluate()]
+            with _looking(site.url) as visitor:
+                opened += [evaluate(visitor), evaluate(visitor)]
             closed += [evaluate()]
             found.append(sum(opened) / sum(closed))
     low, _, high = quantiles(found)
@@ -62,7 +65,7 @@ def pages(bench: Bench) -> list[Row]:
     return [
         Row(
             f"a daemon's evaluation beside {_PAGES} open pages, against none",
-            ratio=f"{ratio:.3f} of the time ({low:.3f} to {high:.3f})",
+            ratio=f"{ratio:.3f} of the processors' time ({low:.3f} to {high:.3f})",
             bar=f"under {_MOST}",
             verdict=verdict(ratio < _MOST),
             notes=(f"median and quartiles of {_ROUNDS} rounds",),
@@ -73,7 +76,7 @@ def pages(bench: Bench) -> list[Row]:
 
 @contextmanager
 def _evaluating(home: Home) -> Iterator:
-    """A call that evaluates one model, commits, and gives the seconds that it took."""
+    """A call that evaluates one model, commits, and gives the seconds of processors it took."""
     settings = Settings(
         selection=tuple(Task(task=f"demo_{name}") for name in ("add", "max", "sort")),
         validation=(),
@@ -98,8 +101,8 @@ def _evaluating(home: Home) -> Iterator:
         known = evaluators.known(settings)
         asked = missing(known, "selection")
 
-        def evaluate() -> float:
-            began = time.perf_counter()
+        def evaluate(visitor: int | None = None) -> float:
+            began = _cpu_seconds(visitor)
             with report.progress("selection", None, "documents") as advance:
                 seen = 0
 
@@ -111,13 +114,27 @@ def _evaluating(home: Home) -> Iterator:
                 evaluators.watch(watch)
                 evaluators.ask(known, model, asked)
             lineage.put("bench", began)
-            return time.perf_counter() - began
+            return _cpu_seconds(visitor) - began
 
         yield evaluate
 
 
+def _cpu_seconds(visitor: int | None) -> float:
+    """Of this process and its children but the visitor, who is elsewhere in life."""
+    parents, ticks = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            pid = int(stat.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    ours = {os.getpid()}
+    while more := {p for p, above in parents.items() if above in ours} - ours - {visitor}:
+        ours |= more
+    return sum(ticks[pid] for pid in ours) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def _looking(url: str) -> Iterator[None]:
+def _looking(url: str) -> Iterator[int | None]:
     """Pages open elsewhere: another process, which does what the page's script does."""
     processes = multiprocessing.get_context("spawn")
     ours, theirs = processes.Pipe()
@@ -125,7 +142,7 @@ def _looking(url: str) -> Iterator[None]:
     visitor.start()
     ours.recv()
     try:
-        yield
+        yield visitor.pid
     finally:
         visitor.kill()
         visitor.join()
