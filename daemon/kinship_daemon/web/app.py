@@ -28,6 +28,7 @@ from kinship_daemon.home import Home
 from kinship_daemon.web.drawn import drawn
 from kinship_daemon.web.guard import guarded
 from kinship_daemon.web.kinships import Kinships
+from kinship_daemon.web.live import Live
 from kinship_daemon.web.metrics import metrics
 from kinship_daemon.web.pages import candidates, evolution, kinship, model, now, tree
 from kinship_daemon.web.view import View
@@ -35,9 +36,9 @@ from kinship_daemon.web.words import Links, ServerLinks, environment
 
 __all__ = ["PAGES", "Page", "application", "rendered"]
 
-_LIVE_SECONDS = 0.5
+_LIVE_SECONDS = 1.0
 _STILL_SECONDS = 15
-_MOST_LIVE = 20  # browsers that are told of changes at a time; others look for themselves
+_MOST_VISITORS = 20  # browsers that are told of changes at a time; others look for themselves
 
 Query = Mapping[str, str]
 
@@ -113,15 +114,17 @@ class _Site:
         self._links = ServerLinks()
         # A page holds the interpreter for a tenth of a second: one at a time is soonest for all.
         self._one = threading.Lock()
-        self._live = 0
+        self._now = Live(self._written, self._now_text)
+        self._step = Live(lambda: _changed(home.activity), self._step_text)
+        self._visitors = 0
         threading.Thread(target=self._kinships.prepare, name="torch", daemon=True).start()
 
     def html(self, page: Page) -> Callable[[Request], Response]:
         def answer(request: Request) -> Response:
+            if page is PAGES[0] and "part" in request.query_params:
+                return Response(self._now.text(), media_type="text/html")
             with self._one:
-                facts = self._facts(page, request)
-                part = "part" in request.query_params
-                text = rendered(self._templates, page, facts, self._links, part=part)
+                text = rendered(self._templates, page, self._facts(page, request), self._links)
             return Response(text, media_type="text/html")
 
         return answer
@@ -134,11 +137,17 @@ class _Site:
         return answer
 
     def step(self, _: Request) -> Response:
+        return Response(self._step.text(), media_type="text/html")
+
+    def _now_text(self) -> str:
+        with self._one, View.of(self._home, self._kinships) as view:
+            return rendered(self._templates, PAGES[0], now.facts(view), self._links, part=True)
+
+    def _step_text(self) -> str:
         """The part of Now that changes from second to second."""
         with self._one, View.of(self._home, self._kinships) as view:
             given = {"facts": now.step_facts(view), "link": self._links}
-            text = self._templates.get_template("parts/step.html").render(**given)
-        return Response(text, media_type="text/html")
+            return self._templates.get_template("parts/step.html").render(**given)
 
     def metrics(self, _: Request) -> Response:
         with self._one, View.of(self._home, self._kinships) as view:
@@ -150,41 +159,35 @@ class _Site:
 
     async def live(self, _: Request) -> Response:
         """Server-sent events: `change` with a commit or an event, `step` with every step on."""
-        if self._live >= _MOST_LIVE:
+        if self._visitors >= _MOST_VISITORS:
             return Response("enough browsers are told of changes", 503)
         return StreamingResponse(self._changes(), media_type="text/event-stream")
 
     async def _changes(self) -> AsyncIterator[str]:
-        self._live += 1
+        self._visitors += 1
         try:
-            lineage, activity, told = self._committed(), _changed(self._home.activity), 0
-            events = self._last_event()
+            seen, quiet = (self._now.version(), self._step.version()), 0.0
             yield "retry: 5000\n\n"
             while not self._stop.is_set():
                 await asyncio.sleep(_LIVE_SECONDS)
-                before, told = (lineage, activity, events), told + 1
-                lineage, activity = self._committed(), _changed(self._home.activity)
-                if activity != before[1]:
-                    events = self._last_event()
-                if (lineage, events) != (before[0], before[2]):
-                    told = 0
+                before, seen = seen, (self._now.version(), self._step.version())
+                quiet = quiet + _LIVE_SECONDS if seen == before else 0.0
+                if seen[0] != before[0]:
                     yield "event: change\ndata:\n\n"
-                elif activity != before[1]:
-                    told = 0
+                elif seen[1] != before[1]:
                     yield "event: step\ndata:\n\n"
-                elif told * _LIVE_SECONDS >= _STILL_SECONDS:
-                    told = 0
+                elif quiet >= _STILL_SECONDS:
+                    quiet = 0.0
                     yield ": still here\n\n"  # a browser that went away is noticed by this
         finally:
-            self._live -= 1
+            self._visitors -= 1
 
-    def _committed(self) -> tuple[object, ...]:
-        """Another one after every commit; files are looked at, not read."""
+    def _written(self) -> object:
+        """Another one after every commit and event."""
         lineage = self._home.lineage
-        return _changed(lineage), _changed(lineage.with_name(f"{lineage.name}-wal"))
-
-    def _last_event(self) -> object:
-        return next(iter(recorded(self._home.activity).get("events", [])[-1:]), None)
+        events = recorded(self._home.activity).get("events", [])
+        wal = lineage.with_name(f"{lineage.name}-wal")
+        return _changed(lineage), _changed(wal), next(iter(events[-1:]), None)
 
     def failed(self, request: Request, error: Exception) -> Response:
         """A lineage that cannot be read, or a model that is not there: in the error's words."""
