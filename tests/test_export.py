@@ -158,8 +158,8 @@ def test_recipes_are_recomputed_from_their_parents_weights(family):
             "files: a row refers to a row of models that is gone",
         ),
         (
-            "INSERT INTO candidates SELECT number, '2026-01-30T21:04:00Z', 0, 0, 0, 0, 0, 0, 0, 0"
-            " FROM models WHERE id = 'm1'",
+            "INSERT INTO candidates SELECT number, '2026-01-30T21:04:00Z', 0, 0, 0, 0, 0, 0, 0, 0,"
+            " NULL FROM models WHERE id = 'm1'",
             "candidate m1: is a merge and came from no hub",
         ),
         ("DELETE FROM models WHERE id = 'demo/gguf'", "candidates: row 7 refers to a row of"),
