@@ -334,13 +334,20 @@ def _controls(scores: Scores) -> Iterator[str]:
             continue
         mean, best = np.mean(found) - base, max(found) - base
         yield f"{control} founders less the base: {mean:+.3f}, best {best:+.3f}"
-    halves = [
-        (scores.answers(parents, recipe, "half") - scores.answers(parents[:1])).mean()
-        for recipe, parents in scores.merges("half")
-    ]
-    if halves:
-        low, high = interval(np.array(halves), 0)
-        yield (
-            f"a model averaged with a random copy of another: {np.mean(halves):+.3f} "
-            f"[{low:+.3f}, {high:+.3f}] over itself, {len(halves)} pairs"
-        )
+    rows = []
+    for recipe, (one, other) in scores.merges("half"):
+        own, child = scores.answers([one]).mean(), scores.answers([one, other], recipe).mean()
+        partner = scores.answers([other]).mean()
+        copy = scores.answers([other], control="random").mean()
+        half = scores.answers([one, other], recipe, "half").mean()
+        rows.append((child - own, half - own, child - (own + partner) / 2, half - (own + copy) / 2))
+    if rows:
+        yield f"{len(rows)} pairs, slerp t 0.5: gain with the partner, and with its random copy"
+        for what, columns in (
+            ("over the first parent", (0, 1)),
+            ("over the parents' mean", (2, 3)),
+        ):
+            found = np.array(rows)[:, columns]
+            cells = ((values.mean(), *interval(values, 0)) for values in found.T)
+            shown = (f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in cells)
+            yield f"{what:<26}{'   '.join(shown)}"

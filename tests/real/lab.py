@@ -57,7 +57,6 @@ SET_METHODS: tuple[Method, ...] = (
     ("metagpt", {}),
     ("ties", {**_SUM, "density": 0.5}),
 )
-SLOW_PAIR_METHODS: tuple[Method, ...] = (("ties", {**_SUM, "density": 0.5}), ("wudi", {}))
 SLOW_METHODS: tuple[Method, ...] = (("wudi", {}), ("iso_c", {}), ("tsv", {}))
 
 
@@ -98,9 +97,9 @@ def jobs(models: RealModels) -> Iterator[Job]:
     # One parent is as it is, of the other only the length is left.
     yield from (Job("half", pair, *PAIR_METHODS[0]) for pair in pairs)
     yield from _controlled("random", names)
-    yield from _merges(SLOW_PAIR_METHODS, pairs)
+    yield from _merges(SET_METHODS[-1:], pairs)
     yield from (Job(policy="random", seed=seed) for seed in range(RUNS))
-    yield from _merges(SLOW_METHODS, sets)
+    yield from _merges(SLOW_METHODS, [*pairs, *sets])
     yield from _controlled("rotated", names)
 
 

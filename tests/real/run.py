@@ -13,7 +13,7 @@ from kinship_daemon.evaluate.settings import harness_versions
 
 __all__ = ["run"]
 
-_SAVE = 20  # jobs between two savings of the table
+_SAVE = 4  # jobs between two savings of the table
 
 
 def run(zoo: Path, workers: int) -> None:
