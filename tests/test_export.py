@@ -29,6 +29,8 @@ def test_the_export_is_the_contract(family):
         },
         "selection": {"add": {"score": 1.0, "stderr": 0.1, "n": 4}},
         "validation": {"add": {"score": 0.5, "stderr": 0.1, "n": 2}},
+        "score": 1.0,
+        "stopped_after": None,
         "published": "kinship/m1",
         "gate": {
             **{"test": 1, "passed": True, "against": "demo/add", "gain": 0.25, "low": 0.05},
