@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kinship_daemon.foreign.shown import clean
-from kinship_daemon.report import Advance, Reporter
+from kinship_daemon.report import FORETELLS, Advance, Reporter
 
 __all__ = ["recorded", "recording"]
 
@@ -105,7 +105,9 @@ class _Recorder:
         def step() -> _Step:
             seconds = time.monotonic() - began
             rate = done / seconds if done and seconds > 0 else None
-            left = None if rate is None or whole is None else max(whole - done, 0) / rate
+            left = None
+            if rate is not None and whole is not None and done >= FORETELLS * whole:
+                left = max(whole - done, 0) / rate
             return _Step(str(clean(name)), unit, done, whole, rate, left)
 
         with self._report.progress(label, total, unit) as inner:

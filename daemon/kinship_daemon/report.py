@@ -27,6 +27,7 @@ from rich.text import Text
 from kinship_daemon.foreign.shown import LONGEST_LINE, clean, one_line
 
 __all__ = [
+    "FORETELLS",
     "Advance",
     "JsonReporter",
     "LineReporter",
@@ -57,6 +58,8 @@ _COLOURS = {
     "published": "green",
 }
 _SECONDS_BETWEEN_LINES = 15.0
+# The first part of the work is mostly start-up: before this share is done, no time left is told.
+FORETELLS = 0.01
 
 
 class Reporter(Protocol):
@@ -175,7 +178,7 @@ class _Lines(ABC):
             whole = total or whole
             name = label or name
             now = time.monotonic()
-            if now - last < _SECONDS_BETWEEN_LINES or not ready or not whole:
+            if now - last < _SECONDS_BETWEEN_LINES or not whole or ready < FORETELLS * whole:
                 return
             last = now
             rate = ready / (now - start)
