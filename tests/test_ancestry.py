@@ -9,6 +9,7 @@ import torch
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.weights.header import TensorInfo
 from kinship_daemon.weights.sample.ancestry import composition, departure
+from kinship_daemon.weights.sample.outlines import Outlines
 from kinship_daemon.weights.sample.plan import plan
 from kinship_daemon.weights.sample.sketch import sketch
 from kinship_daemon.weights.sample.take import BaseSample, Sample
@@ -124,6 +125,22 @@ def test_copies_among_the_known_and_a_base_do_no_harm(known):
     assert math.isnan(composition(zero, known).rest)
     assert composition(known["m00"], {}).parts == ()
     assert composition(known["m00"], {"nothing": zero}).parts == ()
+
+
+def test_parents_are_among_those_whose_outlines_are_most_alike(known):
+    outlines = Outlines()
+    others = {f"other{n:03}": vector(drawn(1000 + n, 0.002)) for n in range(200)}
+    outlines.add(known | others)
+    names = [*known, *others]
+    assert outlines.unknown(["new", *names]) == ["new"]
+    chance = random.Random(6)
+    for _ in range(20):
+        parents = chance.sample(NAMES, 4)
+        newcomer = vector(saved(mixed(dict.fromkeys(parents, 0.25))))
+        near = outlines.most_alike(newcomer, names, 16)
+        assert (len(near), near) == (16, sorted(near))
+        assert set(parents) <= set(near)
+    assert outlines.most_alike(newcomer, ["m01", "m00"], 16) == ["m00", "m01"]
 
 
 def test_vectors_of_another_plan_are_refused(known):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +14,7 @@ from kinship_daemon.ranges import FolderRanges, Ranges
 from kinship_daemon.weights.descendant import Descendant
 from kinship_daemon.weights.remote import Remote, check_fits, open_remote
 from kinship_daemon.weights.sample.ancestry import Departure, departure
+from kinship_daemon.weights.sample.outlines import Outlines
 from kinship_daemon.weights.sample.plan import Plan, plan
 from kinship_daemon.weights.sample.sketch import sketch
 from kinship_daemon.weights.sample.take import BaseSample, Sample, base_sample, take, take_local
@@ -113,11 +114,17 @@ class Sampled:
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """What a home compares samples by: the plan, and the base's own part of it."""
+    """
+    What a home compares samples by: the plan, and the base's own part of it.
+
+    Attributes:
+        outlines: Of the vectors that were compared so far.
+    """
 
     plan: Plan
     base: Tokens
     base_sample: BaseSample
+    outlines: Outlines = field(default_factory=Outlines)
 
     @classmethod
     def of(cls, folder: Path, fraction: float, kept: Path) -> Self:

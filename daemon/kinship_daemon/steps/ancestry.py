@@ -16,7 +16,7 @@ from kinship_daemon.ancestry import (
 from kinship_daemon.context import Context
 from kinship_daemon.hub.triage import Refusal, by_rule
 from kinship_daemon.steps.novelty import vectors
-from kinship_daemon.weights.sample.ancestry import Departure, composition, most_alike
+from kinship_daemon.weights.sample.ancestry import Departure, composition
 
 __all__ = ["ancestry", "ancestry_again", "ancestry_objection", "ancestry_remark"]
 
@@ -66,11 +66,11 @@ def ancestry_remark(facts: Mapping[str, Any] | None) -> str | None:
 def _composition(context: Context, model: str, vector: bytes) -> dict[str, Any]:
     """Of whom it is made, of the fine-tunes that are admitted or wait."""
     assert context.sampler is not None  # or it had no vector
-    plan = context.sampler.plan.identity
-    names = context.lineage.sampled_models(plan, "admitted", "seen")
+    outlines = context.sampler.outlines
+    names = context.lineage.sampled_models(context.sampler.plan.identity, "admitted", "seen")
     others = [name for name in names if name != model]
-    known: dict[str, bytes] = {}
-    for first in range(0, len(others), _BATCH):
-        batch = vectors(context, others[first : first + _BATCH])
-        known = most_alike(vector, known | batch, _ALIKE)
+    unknown = outlines.unknown(others)
+    for first in range(0, len(unknown), _BATCH):
+        outlines.add(vectors(context, unknown[first : first + _BATCH]))
+    known = vectors(context, outlines.most_alike(vector, others, _ALIKE))
     return composition_facts(composition(vector, known))

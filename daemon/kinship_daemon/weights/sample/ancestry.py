@@ -20,7 +20,7 @@ from kinship_daemon.weights.sample.sketch import folded
 from kinship_daemon.weights.sample.take import BaseSample, Sample
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
-__all__ = ["Composition", "Departure", "Part", "composition", "departure", "most_alike"]
+__all__ = ["Composition", "Departure", "Part", "composition", "departure"]
 
 # Models that are tried together; nobody's merge is known to have more parents.
 _MOST = 16
@@ -156,20 +156,6 @@ def composition(newcomer: bytes, known: Mapping[str, bytes]) -> Composition:
     parts = [Part(names[place], value, error) for place, value, error in found]
     parts.sort(key=lambda part: (-part.coefficient, part.model))
     return Composition(tuple(parts), rest)
-
-
-def most_alike(newcomer: bytes, known: Mapping[str, bytes], most: int) -> dict[str, bytes]:
-    """
-    Of many known models, those of the largest cosine with a model, of either sign; sorted by name.
-
-    Raises:
-        KinshipError: A vector is damaged, or of another plan.
-    """
-    names = sorted(known)
-    flat = folded([newcomer, *(known[name] for name in names)])[0].flatten(1)
-    scores = (flat[1:] @ flat[0] / flat[1:].norm(dim=1).clamp_min(1e-30)).abs()
-    kept = scores.argsort(descending=True, stable=True)[:most].tolist()
-    return {names[place]: known[names[place]] for place in sorted(kept)}
 
 
 def _chosen(own: Tensor, others: Tensor) -> list[int]:
