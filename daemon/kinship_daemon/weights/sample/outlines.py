@@ -1,0 +1,56 @@
+"""Outlines of thousands of compact vectors: who is most like a newcomer, reading none again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from kinship_daemon.weights.sample.sketch import folded
+
+__all__ = ["Outlines"]
+
+# Runs of groups that are added up: 4 x 128 numbers, 2 KB a model. Their cosine is that of the
+# vectors give or take 0.04, enough to find the few dozen among whom a merge's parents are.
+_RUNS = 4
+
+
+class Outlines:
+    """Kept in memory from one newcomer to the next, by model."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Tensor] = {}
+
+    def unknown(self, models: Collection[str]) -> list[str]:
+        """Those of these models that have no outline yet, in their order."""
+        return [model for model in models if model not in self._known]
+
+    def add(self, vectors: Mapping[str, bytes]) -> None:
+        """
+        Raises:
+            KinshipError: A vector is damaged, or of another plan.
+        """
+        if vectors:
+            self._known |= zip(vectors, _outlined(list(vectors.values())), strict=True)
+
+    def most_alike(self, newcomer: bytes, models: Collection[str], most: int) -> list[str]:
+        """
+        Of models with an outline, those of the largest cosine with a vector, of either sign.
+
+        Raises:
+            KinshipError: The vector is damaged.
+        """
+        names = sorted(models)
+        if len(names) <= most:
+            return names
+        rows = torch.stack([self._known[name] for name in names])
+        likeness = (rows @ _outlined([newcomer])[0]).abs()
+        return sorted(names[at] for at in likeness.argsort(descending=True, stable=True)[:most])
+
+
+def _outlined(vectors: list[bytes]) -> Tensor:
+    """Of unit length, (vectors, _RUNS * cells) float32; zeros stay zeros."""
+    cells = folded(vectors)[0]
+    rows = cells.unflatten(1, (_RUNS, -1)).sum(2).flatten(1)
+    return rows / rows.norm(dim=1).clamp_min(1e-30)[:, None]
