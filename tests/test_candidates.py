@@ -61,7 +61,9 @@ def test_a_candidate_is_a_model_of_the_lineage(lineage):
 def test_fields_that_do_not_exist_or_never_change_are_refused(lineage):
     lineage.add_candidate(waiting("add"))
     for name in ("like", "likes = 1, gone"):
-        with pytest.raises(LineageError, match=f"{name} cannot be changed; these can: bytes, "):
+        with pytest.raises(
+            LineageError, match=f"{name} cannot be changed; these can: ancestry, bytes, "
+        ):
             lineage.update_candidate("demo/add", **{name: 1})
     assert lineage.candidates() == [waiting("add")]
 

@@ -27,7 +27,7 @@ LETTERS = "abcdefghij"
 
 def settings(folder: Path, *tasks: str | Task, **changes) -> Settings:
     """Everything whole to selection; validation is asked of a copy in the same words."""
-    return lmtasks.settings(tasks, (), include_path=(folder,), **changes)
+    return lmtasks.settings(tasks, (), **{"include_path": (folder,), **changes})
 
 
 def answers(scores):

@@ -149,7 +149,8 @@ def test_a_model_begins_in_a_state_where_a_life_begins(lineage, status):
 
 def test_a_state_changes_by_its_events_only(family):
     with pytest.raises(
-        LineageError, match="model m1 is admitted and cannot admit; it can quarantine, refuse"
+        LineageError,
+        match="model m1 is admitted and cannot admit; it can forget, quarantine, refuse",
     ):
         family.move_model("m1", "admit")
     with pytest.raises(LineageError, match="model m1 is a merge and cannot refuse"):

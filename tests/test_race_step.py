@@ -20,6 +20,7 @@ from kinship_policies.registry import make
 from small_lineage import finetune, merge, open_lineage
 
 COUNT = 400
+DAY = "2026-01-31"
 SETTINGS = Settings.of(Evaluate(selection=["add"], validation=["sub"], chunk=10), 0).but(
     documents={"selection": {"add": TaskDocuments(digest="d", count=COUNT)}}
 )
@@ -39,6 +40,9 @@ class Home:
             event=lambda kind, words, **_: self.told.append((kind, words))
         )
         lineage.put("settings", {"selection": SETTINGS.fingerprint("selection")})
+
+    def spent(self, name):
+        return self.lineage.spent(name, DAY)
 
     def population_models(self, *statuses):
         return [m for m in self.lineage.models(status=statuses) if m.kind != "base"]
@@ -74,8 +78,8 @@ class Home:
             ids = [d for some in asked.values() for d in some]
             self.asked[work.model] = self.asked.get(work.model, 0) + len(ids)
             made = scores([self.answer(weights, ids)], SETTINGS, "selection", weights, known)
-            score.STEP.commit(self.lineage, work, Evaluated(made, "2026-01-31", 0.0))
-            score.STEP.tell(self, work, Evaluated(made, "2026-01-31", 0.0))
+            score.STEP.commit(self.lineage, work, Evaluated(made, DAY, 0.0))
+            score.STEP.tell(self, work, Evaluated(made, DAY, 0.0))
         return plan
 
     def _race(self):

@@ -5,6 +5,7 @@ A daemon starts its own anew. They do so in test_worker.py, and wherever a test 
 its users do (`command.py`).
 """
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -68,8 +69,8 @@ def _work(
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
-    # The tests' own; the library read it when it was imported.
-    huggingface_hub.constants.HF_HUB_OFFLINE = False
+    # The library read the tests' own when it was imported.
+    importlib.reload(huggingface_hub.constants)
     _share()
     child_process._CONTEXT = CONTEXT
     sys.argv = ["kinship-daemon", *arguments]

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from contextlib import closing, suppress
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def _decided(policy: Policy, population: Population) -> str:
     decision = policy.propose(population)
     if not isinstance(decision, Decision):
         raise TypeError(f"it answered with a {type(decision).__name__}, which is no Decision")
-    return json.dumps(decision.to_json(), allow_nan=False)
+    return json.dumps(asdict(decision), allow_nan=False)
 
 
 def _line(error: Exception) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
+from kinship_daemon.cli.ledger import shard_option
 from kinship_daemon.cli.of_home import home_models
-from kinship_daemon.cli.options import find_home_of, find_model, home_options, shard_option
+from kinship_daemon.cli.options import find_home_of, find_model, home_options
 from kinship_daemon.durable import sync
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.foreign.shown import shown

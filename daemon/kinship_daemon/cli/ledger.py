@@ -24,10 +24,18 @@ __all__ = [
     "device_option",
     "hub_option",
     "ledger_of",
+    "shard_option",
 ]
 
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+shard_option = click.option(
+    "--shard-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Largest weight file of a folder.",
 )
 hub_option = click.option("--hub", help="Where ids that are no folders are looked up.")
 

@@ -20,8 +20,8 @@ from kinship_daemon.cli.ledger import (
     device_option,
     hub_option,
     ledger_of,
+    shard_option,
 )
-from kinship_daemon.cli.options import shard_option
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import UsageError

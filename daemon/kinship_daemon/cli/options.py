@@ -29,7 +29,6 @@ __all__ = [
     "now",
     "open_lineage",
     "place_options",
-    "shard_option",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -90,15 +89,6 @@ def home_options(command: _F) -> _F:
         help="The home of this configuration.",
     )
     return place_options(config(called))  # type: ignore[return-value]  # it takes one argument more, by keyword
-
-
-shard_option = click.option(
-    "--shard-gb",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Largest weight file of a folder.",
-)
 
 
 def format_option(*forms: str) -> Callable[[_F], _F]:

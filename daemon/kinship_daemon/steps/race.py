@@ -16,8 +16,15 @@ import numpy as np
 from kinship_daemon.context import Context
 from kinship_daemon.evaluate.race import Asked, Forecast, can_hardly_be_among, forecast, stop_words
 from kinship_daemon.evaluate.scoring import in_order
-from kinship_daemon.steps.rungs import best_kept, is_stopped, partials, rungs
-from kinship_daemon.steps.score import to_ask
+from kinship_daemon.steps.rungs import (
+    best_kept,
+    is_stopped,
+    partials,
+    partials_in_use,
+    racing,
+    rungs,
+)
+from kinship_daemon.steps.score import to_ask_today
 from kinship_daemon.steps.scores import known_means, scores
 from kinship_daemon.steps.step import Step, Work
 from kinship_storage.lineage import Lineage
@@ -27,23 +34,24 @@ __all__ = ["STEP"]
 
 
 def _plan(context: Context) -> Iterator[Work]:
-    """The lowest rung, once nobody has to answer; at the very end, what is foretold of the rest."""
+    """
+    The lowest rung, once nobody has to answer; at the very end, what is foretold of the rest.
+
+    Merges that today's budget has no room for do not hold up the others.
+    """
     best = best_kept(context)
-    if best is None or to_ask(context):
+    if best is None or to_ask_today(context):
         return
-    there = {model.weights for model in context.population_models("admitted")}
-    known = [partial for partial in partials(context).values() if partial.weights in there]
-    racing = [partial for partial in known if not is_stopped(context, partial)]
     inputs = {
         "settings": context.settings.fingerprint("selection"),
         "best": best,
         "width": context.config.evaluate.race_width,
     }
-    if racing:
-        rung = min(partial.rung for partial in racing)
-        at = [partial.weights for partial in racing if partial.rung == rung]
+    if going := racing(context):
+        rung = min(partial.rung for partial in going)
+        at = [partial.weights for partial in going if partial.rung == rung]
         yield Work({**inputs, "rung": rung, "weights": at})
-    elif over := [partial.weights for partial in known if partial.mean is None]:
+    elif over := [each.weights for each in partials_in_use(context) if each.mean is None]:
         yield Work({**inputs, "weights": over})
 
 

@@ -11,7 +11,16 @@ from kinship_daemon.evaluate.scoring import Look, looks
 from kinship_policies.policy import Policy, kept_best
 from kinship_storage.records import Partial
 
-__all__ = ["best_kept", "is_stopped", "may_answer", "no_race", "partials", "rungs"]
+__all__ = [
+    "best_kept",
+    "is_stopped",
+    "may_answer",
+    "no_race",
+    "partials",
+    "partials_in_use",
+    "racing",
+    "rungs",
+]
 
 
 def no_race(config: Config, policy: Policy) -> str | None:
@@ -37,6 +46,17 @@ def rungs(context: Context) -> tuple[Look, ...]:
 def partials(context: Context) -> dict[str, Partial]:
     """Whose selection scores are not of all documents, by weights in their order."""
     return context.lineage.partials(context.settings.fingerprint("selection"))
+
+
+def partials_in_use(context: Context) -> list[Partial]:
+    """Of these, those of models that the population has now."""
+    there = {model.weights for model in context.population_models("admitted")}
+    return [partial for partial in partials(context).values() if partial.weights in there]
+
+
+def racing(context: Context) -> list[Partial]:
+    """Of these, those that go on."""
+    return [each for each in partials_in_use(context) if not is_stopped(context, each)]
 
 
 def is_stopped(context: Context, partial: Partial) -> bool:

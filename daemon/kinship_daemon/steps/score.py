@@ -9,13 +9,13 @@ from kinship_daemon.errors import BudgetReached
 from kinship_daemon.evaluate.scoring import Look
 from kinship_daemon.steps.assemblies import assembly
 from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, together, work_for
-from kinship_daemon.steps.rungs import is_stopped, may_answer, partials
+from kinship_daemon.steps.rungs import is_stopped, may_answer, partials, racing
 from kinship_daemon.steps.scores import gain, known_means, mean_score, scores
 from kinship_daemon.steps.step import Step, Work
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Partial
 
-__all__ = ["STEP", "to_ask", "unscored"]
+__all__ = ["STEP", "to_ask", "to_ask_today", "unscored"]
 
 _MERGES = "merges"
 
@@ -58,10 +58,19 @@ def to_ask(context: Context) -> list[tuple[Model, Look | None]]:
     return found
 
 
+def to_ask_today(context: Context) -> list[tuple[Model, Look | None]]:
+    """The same without the merges that today's budget has no room for."""
+    proposed = [model.id for model, _ in to_ask(context) if model.status == "proposed"]
+    left = max(0, context.config.limits.merges_per_day - round(context.spent(_MERGES)))
+    return [(model, look) for model, look in to_ask(context) if model.id not in proposed[left:]]
+
+
 def _plan(context: Context) -> Iterator[Work]:
-    works = [
-        work_for(context.settings, model, "selection", look) for model, look in to_ask(context)
-    ]
+    """Merges of another day come up, to be waited for, when the others are through."""
+    asked = to_ask_today(context)
+    if not asked and not racing(context):
+        asked = to_ask(context)
+    works = [work_for(context.settings, model, "selection", look) for model, look in asked]
     yield from together(context, "score", context.settings, works)
 
 

@@ -52,5 +52,6 @@ class Outlines:
 def _outlined(vectors: list[bytes]) -> Tensor:
     """Of unit length, (vectors, _RUNS * cells) float32; zeros stay zeros."""
     cells = folded(vectors)[0]
-    rows = cells.unflatten(1, (_RUNS, -1)).sum(2).flatten(1)
-    return rows / rows.norm(dim=1).clamp_min(1e-30)[:, None]
+    rows = cells.view(len(cells), _RUNS, -1, cells.shape[2]).sum(2).flatten(1)
+    lengths: Tensor = rows.norm(dim=1)
+    return rows / lengths.clamp_min(1e-30)[:, None]
