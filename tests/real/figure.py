@@ -46,7 +46,7 @@ def _methods(axes: Axes, scores: Scores) -> None:
     axes.invert_yaxis()
     axes.axvline(0, color="#999999", lw=0.6)
     axes.set(title="Methods", xlabel="gain over the best parent, 95 % interval")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
 
 
 def _kinship(axes: Axes, scores: Scores) -> None:
