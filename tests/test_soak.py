@@ -20,7 +20,7 @@ from huggingface_hub.utils import _http
 import command
 import turns
 from hub_server import TOKEN, HubServer
-from kinship_daemon import config, demo, startup
+from kinship_daemon import config, demo, faults, startup
 from kinship_daemon.context import Context
 from kinship_daemon.errors import Transient
 from kinship_daemon.execute import site
@@ -65,6 +65,7 @@ def hurried(shelf: Shelf) -> Iterator[None]:
         patch.setattr(site, "open_evaluator", shelf.lend)
         defaults = client.ApiHub.__init__.__kwdefaults__
         patch.setattr(calls, "_BACKOFF_SECONDS", calls._BACKOFF_SECONDS)
+        patch.setattr(faults, "_LONGEST_WAIT", faults._LONGEST_WAIT)
         patch.setattr(download, "_PAUSE_SECONDS", download._PAUSE_SECONDS)
         patch.setitem(defaults, "timeout_seconds", defaults["timeout_seconds"])
         patch.setattr(_http, "time", _http.time)
