@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,26 +100,30 @@ class Composition:
 
 def departure(sample: Sample, base: BaseSample) -> Departure:
     """How far a sampled model is from its base, matrix by matrix."""
-    cosines, distances = [], []
-    at = 0
-    for name, blocks in sample.plan.blocks:
-        size = sum(end - start for start, end in blocks)
-        delta = sample.deltas[at : at + size].double()
-        at += size
-        own = base.values[name].double()
-        norm = own.norm()
-        # Norms' weights are all near 1, of whatever model; rows of new tokens are nobody's.
-        if len(sample.plan.tensors[name].shape) < 2 or is_vocabulary(name) or norm == 0:
-            continue
-        theirs = own + delta
-        cosines.append(theirs @ own / (norm * theirs.norm().clamp_min(1e-300)))
-        distances.append(delta.norm() / norm)
-    if not cosines:
+    sizes = [sum(end - start for start, end in blocks) for _, blocks in sample.plan.blocks]
+    starts = np.cumsum([0, *sizes[:-1]])
+    own = torch.cat([base.values[name] for name, _ in sample.plan.blocks]).double()
+    delta = sample.deltas.double()
+
+    def sums(one: Tensor, other: Tensor) -> Tensor:
+        return torch.from_numpy(np.add.reduceat((one * other).numpy(), starts))
+
+    squares, mixed, changes = sums(own, own), sums(own, delta), sums(delta, delta)
+    # Norms' weights are all near 1, of whatever model; rows of new tokens are nobody's.
+    matrices = [
+        len(sample.plan.tensors[name].shape) > 1 and not is_vocabulary(name)
+        for name, _ in sample.plan.blocks
+    ]
+    told = torch.tensor(matrices) & (squares > 0)
+    if not told.any():
         return Departure(torch.nan, torch.nan, 0, 0)
-    likeness = torch.stack(cosines)
-    distance = float(torch.stack(distances).quantile(0.5))
+    squares, mixed, changes = squares[told], mixed[told], changes[told]
+    theirs = (squares + 2 * mixed + changes).clamp_min(1e-300)
+    likeness = (squares + mixed) / (squares * theirs).sqrt()
+    distances = (changes / squares).sqrt()
     unlike = int((likeness < 0.5).sum())
-    return Departure(float(likeness.quantile(0.5)), distance, len(cosines), unlike)
+    middle = float(likeness.quantile(0.5)), float(distances.quantile(0.5))
+    return Departure(*middle, len(likeness), unlike)
 
 
 def composition(newcomer: bytes, known: Mapping[str, bytes]) -> Composition:
