@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from kinship_daemon import demo
 from kinship_daemon.activity import recording
+from kinship_daemon.base_model import base_here, base_repo, known_base
 from kinship_daemon.config import Config
 from kinship_daemon.context import Context, Rows
 from kinship_daemon.daemon_log import logging_to
@@ -27,9 +28,6 @@ from kinship_daemon.execute.site import Workshop
 from kinship_daemon.file_cache import FileCache, FileHashes
 from kinship_daemon.home import Home, state_directory
 from kinship_daemon.hub.bases import Base, resolve_base
-from kinship_daemon.hub.files import wanted
-from kinship_daemon.hub.front_matter import front_matter
-from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub, Repo
 from kinship_daemon.report import Reporter, count
@@ -38,12 +36,12 @@ from kinship_daemon.steps.living import living
 from kinship_daemon.steps.publish import tidy
 from kinship_daemon.steps.rungs import no_race
 from kinship_daemon.weights import gram
-from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
+from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.recipe import Recipe, check
 from kinship_policies.registry import make
 from kinship_storage.errors import LineageError
 from kinship_storage.lineage import Lineage
-from kinship_storage.records import File, Model, Split
+from kinship_storage.records import Model, Split
 from kinship_storage.rows import stamp
 
 __all__ = [
@@ -111,7 +109,7 @@ def opened(
         hub = _hub(config, home, sha256, stop)
         if not dry_run:
             _check_right(config, hub, lineage, reporter)
-        repo = _base_repo(the_base(config), hub, home, lineage)
+        repo = base_repo(the_base(config), hub, home, lineage)
         settings = with_documents(evaluators, settings, lineage, reporter, load=check_evaluation)
         model, folder = _base(config, repo, hub, home, lineage, reporter, sha256)
         if check_evaluation:
@@ -200,7 +198,7 @@ def _has_base(home: Home) -> bool:
         return False
     try:
         with Lineage.open(home.lineage, now=_utc, readonly=True) as lineage:
-            return _known_base(lineage) is not None
+            return known_base(lineage) is not None
     except LineageError:
         return True
 
@@ -330,36 +328,6 @@ def _hub(config: Config, home: Home, sha256: FileHashes, stop: threading.Event) 
     return open_hub(where, sha256=sha256, stop=stop, connections=connections)
 
 
-def _known_base(lineage: Lineage) -> Model | None:
-    return next(iter(lineage.models(kind="base")), None)
-
-
-def _base_repo(base: Base, hub: Hub, home: Home, lineage: Lineage) -> Repo | None:
-    """The repo to fetch the base from; None if its files are here, or are the user's own folder."""
-    known = _known_base(lineage)
-    if known is not None and known.id != base.id:
-        raise UsageError(
-            f"home {home.path} is that of base {known.id}, not {base.id}; use another --home"
-        )
-    if base.path is not None:
-        return None
-    if known is not None and known.folder is not None:
-        files = [Path(known.folder) / file.path for file in lineage.files(known.id)]
-        if all(file.is_file() for file in files):
-            return None
-    return hub.repo(base.id, known.revision if known else base.revision)
-
-
-def _base_folder(
-    base: Base, repo: Repo | None, hub: Hub, home: Home, lineage: Lineage, report: Reporter
-) -> Path:
-    if repo is None:
-        return Path(str(lineage.require(base.id).folder))
-    size = sum(file.size for file in wanted(repo.files))
-    with report.progress(f"fetch {base.id}", size, "bytes") as advance:
-        return hub.fetch(repo, home.cache, advance)
-
-
 def _base(
     config: Config,
     repo: Repo | None,
@@ -369,52 +337,10 @@ def _base(
     report: Reporter,
     sha256: FileHashes,
 ) -> tuple[Model, Path]:
-    """The base's row and its folder, fetched where `repo` is given, and fit for the method."""
-    base = the_base(config)
-    folder = base.path or _base_folder(base, repo, hub, home, lineage, report)
-    model = _base_row(base, repo, folder, home, lineage, sha256)
+    """The base's row and its folder, fit for the method."""
+    model, folder = base_here(the_base(config), repo, hub, home, lineage, report, sha256)
     check(_recipe(config), tuple(Checkpoint.open(folder).tensors))
     return model, folder
-
-
-def _base_row(
-    base: Base, repo: Repo | None, folder: Path, home: Home, lineage: Lineage, sha256: FileHashes
-) -> Model:
-    """The base's row: written down the first time, held to ever after."""
-    known = _known_base(lineage)
-    checkpoint = Checkpoint.open(folder)
-    hashes = {name: sha256(folder / name) for name in checkpoint.files}
-    weights = weights_identity(hashes)
-    if known is not None and known.weights != weights:
-        raise KinshipError(
-            f"the base in {folder} has changed since {home.path} was made; "
-            "put the old one back, or use another --home"
-        )
-    if known is None:
-        known = Model(
-            id=base.id,
-            kind="base",
-            status="admitted",
-            repo=base.id,
-            revision=repo.revision if repo else weights,
-            weights=weights,
-            parameters=checkpoint.parameters,
-            license=declared(repo.card if repo else _card(folder)),
-        )
-    files = [
-        File(path=name, size=(folder / name).stat().st_size, sha256=value)
-        for name, value in sorted(hashes.items())
-    ]
-    with lineage.transaction():
-        lineage.add_model(known, files)
-        gated = known.gated if repo is None else repo.gated
-        return lineage.update_model(base.id, folder=str(folder), gated=gated)
-
-
-def _card(folder: Path) -> Mapping[str, Any]:
-    readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    return front_matter(text)[0]
 
 
 def _ledger(home: Home, folder: Path, base: Model) -> gram.Ledger:

@@ -60,9 +60,10 @@ def to_ask(context: Context) -> list[tuple[Model, Look | None]]:
 
 def to_ask_today(context: Context) -> list[tuple[Model, Look | None]]:
     """The same without the merges that today's budget has no room for."""
-    proposed = [model.id for model, _ in to_ask(context) if model.status == "proposed"]
+    asked = to_ask(context)
     left = max(0, context.config.limits.merges_per_day - round(context.spent(_MERGES)))
-    return [(model, look) for model, look in to_ask(context) if model.id not in proposed[left:]]
+    proposed = [model.id for model, _ in asked if model.status == "proposed"]
+    return [(model, look) for model, look in asked if model.id not in proposed[left:]]
 
 
 def _plan(context: Context) -> Iterator[Work]:
