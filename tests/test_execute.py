@@ -1,6 +1,8 @@
 """Every executor of ours does what the shipped suite asks, and evaluates as every other does."""
 
+import signal
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -10,13 +12,15 @@ from kinship_daemon.errors import Stopped, UsageError, WorkerDied
 from kinship_daemon.evaluate.scoring import missing
 from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.evaluate.worker import WorkerEvaluator
+from kinship_daemon.execute.dispatch import Dispatcher
 from kinship_daemon.execute.evaluation import Evaluators, Ingredients, NamedAssembly
-from kinship_daemon.execute.executor import Job
+from kinship_daemon.execute.executor import Job, Needs
 from kinship_daemon.execute.inline import Inline
 from kinship_daemon.execute.local import Local
 from kinship_daemon.execute.open import open_executor
 from kinship_daemon.execute.site import Workshop
 from kinship_daemon.execute.testing import CHECKS, ConformanceError, checks
+from kinship_daemon.execute.testing.jobs import Stuck
 from kinship_daemon.weights.materialise import leaf_assembly
 
 pytestmark = pytest.mark.usefixtures("warm_worker")
@@ -67,6 +71,29 @@ class Forgetful(Inline):
 def test_the_suite_catches_executors_that_do_not(make, check, words, tmp_path):
     with pytest.raises(ConformanceError, match=words):
         check(lambda: make(Workshop(tmp_path / "evaluate.log")))
+
+
+def test_a_signal_that_outlasts_a_tick_of_waiting_ends_the_wait_all_the_same(tmp_path):
+    """CPython's SimpleQueue then waits for ever; a daemon that was asked to stop did not."""
+    stop = threading.Event()
+
+    def ask(*_):
+        if stop.is_set():
+            raise AssertionError("the wait goes on after the stop")
+        time.sleep(0.5)
+        stop.set()
+
+    before = signal.signal(signal.SIGALRM, ask)
+    executor = Local(Workshop(tmp_path / "evaluate.log"))
+    try:
+        with closing(Dispatcher(executor, stop=stop)) as dispatcher:
+            dispatcher.watch = lambda *_: signal.setitimer(signal.ITIMER_REAL, 0.1, 10)
+            dispatcher.begin(Job("hangs", Stuck(), Needs()), {})
+            with pytest.raises(Stopped):
+                dispatcher.result("hangs")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -120,15 +120,27 @@ def test_a_full_disk_is_one_line_and_no_half_leaf(tmp_path, shared):
 def test_two_who_want_the_same_leaf_bring_it_once(tmp_path, shared):
     a = leaf(tmp_path, "a")
     share(a, shared)
-    brought, inside = [], threading.Barrier(2)
+    brought, missed, inside = [], threading.Barrier(2), threading.Barrier(2)
+
+    class Racing(NodeCache):
+        """Both see that it is not there before either may bring it."""
+
+        has_looked = False
+
+        def _wrong(self, leaf, folder):
+            found = super()._wrong(leaf, folder)
+            if not self.has_looked:
+                self.has_looked = True
+                missed.wait(60)
+            return found
 
     def source(leaf: Leaf, files, into: Path) -> None:
         brought.append(leaf.name)
         from_shared_folder(shared)(leaf, files, into)
 
     def use() -> None:
-        node = NodeCache(tmp_path / "node", disk_bytes=1e9, sources=[source])
-        with node.holding([a]):
+        node = Racing(tmp_path / "node", disk_bytes=1e9, sources=[source])
+        with node.holding([a]):  # as readers, at the same time
             inside.wait(60)
 
     users = [threading.Thread(target=use) for _ in range(2)]

@@ -52,7 +52,8 @@ class Dispatcher:
         self.watch = watch
         self._stop = stop or threading.Event()
         self._thread = threading.get_ident()
-        self._told: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        # No SimpleQueue: where a signal outlasts its timeout, CPython waits for ever.
+        self._told: queue.Queue[Report] = queue.Queue()
         self._begun: dict[str, _Begun] = {}
         self._attempts: dict[str, int] = {}  # the last number of each job, also of those let go
 

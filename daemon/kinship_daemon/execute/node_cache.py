@@ -144,16 +144,20 @@ class NodeCache:
             final = self._root / leaf.key
             while True:
                 with ExitStack() as reading:
-                    reading.enter_context(self._locked(leaf, fcntl.LOCK_SH))
+                    reading.enter_context(self._reading(leaf))
                     # Nobody removes it from here on.
                     if not self._wrong(leaf, final):
                         moment = time.time_ns()
                         os.utime(final, ns=(moment, moment))
                         held.push(reading.pop_all())
                         return final
-                with self._locked(leaf, fcntl.LOCK_EX):
-                    if self._wrong(leaf, final):
+                # Whoever waits looks again instead of waiting for this lock: the leaf may arrive,
+                # and its readers may hold it for hours.
+                with self._alone(leaf) as is_alone:
+                    if is_alone and self._wrong(leaf, final):
                         self._fill(leaf, final)
+                if not is_alone and self._stop.wait(_TICK_SECONDS):
+                    raise Stopped
         except OSError as error:
             raise self._disk_fault(leaf, error) from error
 
@@ -239,7 +243,7 @@ class NodeCache:
 
     def _declared(self, key: str) -> int:
         try:
-            return int((self._root / f"{key}.lock").read_text(encoding="ascii") or 0)
+            return int(self._lock_file(key).read_text(encoding="ascii") or 0)
         except (OSError, ValueError):
             return 0
 
@@ -251,10 +255,8 @@ class NodeCache:
 
     def _removed(self, key: str) -> bool:
         """Whether a leaf could be removed: nobody holds it."""
-        with (self._root / f"{key}.lock").open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with self._lock_file(key).open("rb") as file:
+            if not _locked(file.fileno(), fcntl.LOCK_EX):
                 return False
             final = self._root / key
             if final.exists():
@@ -266,13 +268,25 @@ class NodeCache:
             return True
 
     @contextmanager
-    def _locked(self, leaf: Leaf, how: int) -> Iterator[None]:
-        # The file says how much room its leaf takes, and stays: removing it would need a lock.
-        with _lock(self._root / f"{leaf.key}.lock", self._stop, how) as file:
-            if how == fcntl.LOCK_EX:
-                os.truncate(file, 0)
-                os.pwrite(file, str(leaf.nbytes).encode(), 0)
+    def _reading(self, leaf: Leaf) -> Iterator[None]:
+        with _lock(self._lock_file(leaf.key), self._stop, fcntl.LOCK_SH):
             yield
+
+    @contextmanager
+    def _alone(self, leaf: Leaf) -> Iterator[bool]:
+        """Whether nobody else has anything to do with a leaf, nor will inside the block."""
+        with self._lock_file(leaf.key).open("ab") as file:
+            is_alone = _locked(file.fileno(), fcntl.LOCK_EX)
+            if is_alone:
+                # The file says how much room its leaf takes, and stays: removing it would need a
+                # lock.
+                file.truncate(0)
+                file.write(str(leaf.nbytes).encode())
+                file.flush()
+            yield is_alone
+
+    def _lock_file(self, key: str) -> Path:
+        return self._root / f"{key}.lock"
 
     def _disk_fault(self, leaf: Leaf, error: OSError) -> Transient:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -309,16 +323,18 @@ def _sizes_fit(leaf: Leaf, folder: Path) -> bool:
 
 
 @contextmanager
-def _lock(path: Path, stop: threading.Event, how: int) -> Iterator[int]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _lock(path: Path, stop: threading.Event, how: int) -> Iterator[None]:
+    with path.open("ab") as file:
+        while not _locked(file.fileno(), how):
+            if stop.wait(_TICK_SECONDS):
+                raise Stopped
+        yield
+
+
+def _locked(handle: int, how: int) -> bool:
+    """Whether a file could be locked, now."""
     try:
-        while True:
-            try:
-                fcntl.flock(handle, how | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if stop.wait(_TICK_SECONDS):
-                    raise Stopped from None
-        yield handle
-    finally:
-        os.close(handle)
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

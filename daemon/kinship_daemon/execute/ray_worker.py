@@ -84,7 +84,7 @@ class RayWorker:
             disk_bytes=disk_gb * 1e9,
             sources=[*sources, from_hub(hub, root / "arriving")],
         )
-        self._news: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self._news: queue.Queue[Report] = queue.Queue()
 
     def place(self) -> Place:
         """
