@@ -248,7 +248,7 @@ def test_a_change_is_told_within_seconds(tmp_path):
         began = time.monotonic()
         told = (line for line in stream.iter_lines() if line.startswith("event"))
         assert next(told) == "event: change"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         # How far a step is is told apart: three open pages ask for little while it goes on.
         (tmp_path / "logs").mkdir()
         (tmp_path / "logs" / "activity.json").write_text('{"step": null}')
@@ -266,7 +266,7 @@ def test_the_command_ends_at_once_and_quietly_also_under_an_open_page(family, tm
             began = time.monotonic()
             process.send_signal(sent)
             process.wait(20)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
         assert process.stdout.read() == ""
         assert process.stderr.read() == ""
 

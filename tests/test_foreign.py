@@ -111,10 +111,10 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
     ],
 )
 def test_yaml_that_is_hostile_is_refused_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(Malformed):
         parse_yaml(text, SMALL)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_yaml_with_anchors_and_dates_is_read():
@@ -144,13 +144,13 @@ def test_patterns_match_as_pefts_and_the_first_counts():
     ["((((a*)*)*)*)*b", "(a|aa)+$", "(.*)(.*)(.*)(.*)x", "(a?){200}b", "(([a-z0-9_.]+)+)!"],
 )
 def test_a_pattern_that_takes_others_days_is_answered_at_once(pattern):
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         found = Patterns([pattern]).first("a" * 200)
     except Malformed:
         found = None  # refused: fine, too
     assert found in {None, pattern}
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

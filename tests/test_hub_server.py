@@ -400,9 +400,9 @@ def test_a_file_on_disk_is_served_by_pieces(server, tmp_path):
     oid = "0" * 64  # not hashed: that alone would take seconds
     server.keep(oid, place)
     url = signed(server.storage_url, f"/lfs/{oid}", int(time.time()) + 60)
-    begin = time.monotonic()
+    begin = time.process_time()
     assert ask(url, Range="bytes=3000000000-", Accept_Encoding="identity").data == b"the end"
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_files_on_disk_are_repos_like_others(server, api, tmp_path):
@@ -427,7 +427,7 @@ def test_a_thousand_small_ranges_are_a_matter_of_a_second(server):
         headers = {"Range": f"bytes={i}-{i + 63}", "Accept-Encoding": "identity"}
         connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
         assert connection.getresponse().read() == DATA[i : i + 64]
-    assert time.monotonic() - begin < 5  # 0.3 s on an idle core; 44 s with Nagle's algorithm
+    assert time.monotonic() - begin < 20  # 0.3 s on an idle core; 44 s with Nagle's algorithm
 
 
 # Writing
@@ -563,7 +563,7 @@ def test_a_fault_does_what_it_says_once(server, action, seen):
     fault = server.fault("/lfs/.*", action, headers={"X-Laid": "yes"})
 
     def read():
-        return ask(url, timeout=2, Range="bytes=10-19", Accept_Encoding="identity")
+        return ask(url, timeout=30, Range="bytes=10-19", Accept_Encoding="identity")
 
     if isinstance(seen, tuple):
         answer = read()
@@ -575,7 +575,7 @@ def test_a_fault_does_what_it_says_once(server, action, seen):
         assert answer.headers["X-Laid"] == "yes"
     else:
         with pytest.raises(seen):
-            ask(url, timeout=0.3, Range="bytes=10-19", Accept_Encoding="identity")
+            ask(url, timeout=1, Range="bytes=10-19", Accept_Encoding="identity")
     assert fault.done == 1
     assert read().data == DATA[10:20]
 

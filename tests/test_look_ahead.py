@@ -135,7 +135,7 @@ def test_a_stop_ends_looks_that_hang(server, tmp_path):
         threading.Timer(0.5, d.stop.set).start()
         with pytest.raises(Stopped):
             turns.take(d, "triage")
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 5
         assert not [t for t in threading.enumerate() if t.name.startswith("look")]
         d.stop.clear()
 

@@ -109,10 +109,10 @@ BOMB = "a0: &a0 {x: 1}\n" + "".join(
 )
 def test_a_hostile_task_file_is_refused_at_once_by_name(folder, text, said):
     (folder / "own.yaml").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UsageError, match=said) as refused:
         checked(folder)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert "task file" in str(refused.value)
     assert len(str(refused.value)) < 1000
 

@@ -248,7 +248,7 @@ def test_an_idle_client_does_not_delay_the_end():
         half.sendall(b"POST /webhook HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
         time.sleep(0.2)
         begun = time.monotonic()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     idle.close()
     half.close()
 
