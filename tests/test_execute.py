@@ -14,13 +14,13 @@ from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.evaluate.worker import WorkerEvaluator
 from kinship_daemon.execute.dispatch import Dispatcher
 from kinship_daemon.execute.evaluation import Evaluators, Ingredients, NamedAssembly
-from kinship_daemon.execute.executor import Job, Needs
+from kinship_daemon.execute.executor import Done, Job, Needs
 from kinship_daemon.execute.inline import Inline
 from kinship_daemon.execute.local import Local
 from kinship_daemon.execute.open import open_executor
 from kinship_daemon.execute.site import Workshop
 from kinship_daemon.execute.testing import CHECKS, ConformanceError, checks
-from kinship_daemon.execute.testing.jobs import Stuck
+from kinship_daemon.execute.testing.jobs import Say, Stuck
 from kinship_daemon.weights.materialise import leaf_assembly
 
 pytestmark = pytest.mark.usefixtures("warm_worker")
@@ -71,6 +71,42 @@ class Forgetful(Inline):
 def test_the_suite_catches_executors_that_do_not(make, check, words, tmp_path):
     with pytest.raises(ConformanceError, match=words):
         check(lambda: make(Workshop(tmp_path / "evaluate.log")))
+
+
+class ByHand:
+    """Keeps what it is given; a test tells what came of it."""
+
+    slots = 1
+
+    def __init__(self):
+        self.jobs, self.tells = [], []
+
+    def submit(self, job, _folders, tell):
+        self.jobs.append(job)
+        self.tells.append(tell)
+
+    def cancel(self, key, attempt):
+        """It was about to tell that it is done."""
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_answer_to_what_was_let_go_is_none_to_what_is_asked_now(is_late):
+    """The key is the same, as where a model has other documents left by now."""
+    executor = ByHand()
+    dispatcher = Dispatcher(executor)
+    dispatcher.begin(Job("model", Say("two documents")), {})
+    dispatcher.leave("model")
+    if is_late:
+        dispatcher.begin(Job("model", Say("three documents")), {})
+    executor.tells[0](Done("model", 1, "of two"))
+    if not is_late:
+        dispatcher.begin(Job("model", Say("three documents")), {})
+    assert dispatcher.answered() == set()
+    executor.tells[-1](Done("model", executor.jobs[-1].attempt, "of three"))
+    assert dispatcher.result("model") == "of three"
 
 
 def test_a_signal_that_outlasts_a_tick_of_waiting_ends_the_wait_all_the_same(tmp_path):

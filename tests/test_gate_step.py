@@ -144,6 +144,19 @@ def test_verdicts_are_given_in_order_whoever_was_validated_first(home):
     assert second.inputs["others"] == ["sha256:a", "sha256:b", "recipe:m1"]
 
 
+def test_one_whose_parent_has_another_name_by_now_keeps_its_turn(home):
+    """Its bytes are asked under that name, so its answers are still to come."""
+    born(home, "m1", 0.7)
+    born(home, "m2", 0.8, parents=("demo/b", "demo/c"))
+    home.lineage.add_model(finetune("renamed", weights="sha256:a"))
+    home.lineage.move_model("demo/a", "refuse", reason="its bytes are renamed's", cause="world")
+    for weights in ("sha256:b", "sha256:c", "recipe:m1", "recipe:m2"):
+        scored(home.lineage, weights, 0.5, split="validation")
+    assert list(gate.STEP.plan(home)) == []
+    home.lineage.move_model("demo/renamed", "refuse", reason="gone", cause="world")
+    assert [work.model for work in gate.STEP.plan(home)] == ["m2"]
+
+
 def test_what_is_published_is_not_judged_again_under_other_settings(home):
     born(home, "m1", 0.7)
     born(home, "m2", 0.8, generation=2)

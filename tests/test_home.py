@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -85,6 +86,26 @@ def test_what_a_home_holds_is_counted_without_links(tmp_path):
     (tmp_path / "cache" / "a").write_bytes(b"x" * 1000)
     (tmp_path / "link").symlink_to("/etc/passwd")
     assert Home(tmp_path).used_bytes() == 1000
+
+
+@pytest.mark.parametrize("looks", range(3))
+def test_what_vanishes_while_it_is_counted_is_no_error(tmp_path, monkeypatch, looks):
+    """`logs/activity.json` is replaced every second, by another thread."""
+    stays, going = tmp_path / "stays", tmp_path / ".activity.json.partial"
+    for file in (stays, going):
+        file.write_bytes(b"x" * 1000)
+    seen, look = [], Path.stat
+
+    def stat(path, **options):
+        if path == going:
+            if len(seen) == looks:
+                going.unlink()
+            seen.append(path)
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert Home(tmp_path).used_bytes() in (1000, 2000)
+    assert seen
 
 
 def test_stop_ends_the_holder_and_says_so(tmp_path, holder):

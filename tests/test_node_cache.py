@@ -65,6 +65,17 @@ def test_a_damaged_file_is_brought_again(tmp_path, shared):
         assert content(held, a) == (a.folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
+def test_what_does_not_belong_to_a_damaged_leaf_goes(tmp_path, shared, make):
+    a = leaf(tmp_path, "a")
+    share(a, shared)
+    with cache(tmp_path / "node", shared).holding([a]) as held:
+        (held[a.key] / "model.safetensors").write_bytes(bytes(SIZE))
+        make(held[a.key] / "stray")
+    with cache(tmp_path / "node", shared).holding([a]) as held:
+        assert [file.name for file in held[a.key].iterdir()] == ["model.safetensors"]
+
+
 def test_other_content_than_was_admitted_is_never_given(tmp_path, shared):
     a = leaf(tmp_path, "a")
     share(a, shared)
@@ -99,6 +110,32 @@ def test_who_was_not_used_for_longest_makes_room_and_who_is_held_never(tmp_path,
         with node.holding([a]), pytest.raises(Transient, match="no room for b"), node.holding([b]):
             pass
         assert node.has(a)
+
+
+def test_two_that_arrive_at_once_do_not_take_the_same_room(tmp_path, shared, monkeypatch):
+    a, b = (leaf(tmp_path, name) for name in "ab")
+    for each in (a, b):
+        share(each, shared)
+    mkdir, others, told = Path.mkdir, [], []
+
+    def bring_b():
+        try:
+            with cache(tmp_path / "node", shared, disk_bytes=SIZE).holding([b]):
+                told.append("b fits beside a")
+        except Transient as error:
+            told.append(str(error))
+
+    def slow(path, *args, **options):
+        if path == tmp_path / "node" / f".{a.key}.partial" and not others:
+            others.append(threading.Thread(target=bring_b))
+            others[0].start()
+            others[0].join(1)  # it may have to wait for us
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", slow)
+    with cache(tmp_path / "node", shared, disk_bytes=SIZE).holding([a]):
+        others[0].join()
+    assert "no room for b" in told[0]
 
 
 def test_a_full_disk_is_one_line_and_no_half_leaf(tmp_path, shared):

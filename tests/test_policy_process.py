@@ -1,13 +1,16 @@
 """A policy that misbehaves harms nobody but itself."""
 
 import os
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from huggingface_hub import get_token
 
-from kinship_daemon.policy_process import PolicyFailed, ask
+from kinship_daemon import policy_process
+from kinship_daemon.errors import Stopped
+from kinship_daemon.policy_process import PolicyDied, PolicyFailed, ask
 from kinship_policies.policy import Decision, Member, Population, Proposal
 from kinship_policies.topk import TopKGreedy
 
@@ -93,6 +96,29 @@ def test_a_policy_that_hangs_is_stopped():
     with pytest.raises(PolicyFailed, match=r"limits.decision_seconds \(3\)"):
         ask(Odd("hangs"), PAIR, 3)
     assert time.monotonic() - start < 40
+
+
+def deaf(_pipe):
+    time.sleep(60)
+
+
+def test_one_that_takes_no_request_is_stopped_too(monkeypatch):
+    """A large request does not fit into the pipe."""
+    monkeypatch.setattr(policy_process, "_answer", deaf)
+    members = tuple(Member(f"{number} {'x' * 1000}", 0.5) for number in range(2000))
+    with pytest.raises(PolicyDied, match=r"limits.decision_seconds \(3\)"):
+        ask(TopKGreedy(k=2), replace(PAIR, members=members, kinship=()), 3)
+
+
+def test_a_stop_ends_the_wait_for_a_policy():
+    stop = threading.Event()
+    timer = threading.Timer(1, stop.set)
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(Stopped):
+        ask(Odd("hangs"), PAIR, 60, stop)
+    assert time.monotonic() - start < 40
+    timer.join()
 
 
 def test_a_policy_that_cannot_travel_is_told_why():

@@ -520,6 +520,19 @@ def test_looks_that_the_clock_asks_for_amid_other_work_are_no_such_bug(context):
     assert {runner.loop(NOON, look=True).kind for _ in range(20)} == {"watch"}
 
 
+def test_a_clock_that_is_set_back_during_a_turn_is_no_error(context):
+    """A turn may take hours, and goes by the time at which it began."""
+    Runner(context, [step(failing(Transient("away")), names=["org/a"])]).loop(NOON)
+    context.now.pass_minutes(60)
+
+    def set_back(_context, work):
+        if work.model == "org/b":
+            context.now.pass_minutes(-60)
+
+    Runner(context, [step(set_back, names=["org/b", "org/a"])]).loop(context.now())
+    assert statuses(context) == ["admitted", "admitted", "seen"]
+
+
 def test_a_clock_that_was_days_ahead_keeps_nobody_waiting(context):
     runner = Runner(context, [step(failing(Unavailable("terms to accept")))])
     runner.loop(NOON)

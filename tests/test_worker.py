@@ -5,13 +5,15 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import lmtasks
-from kinship_daemon.errors import KinshipError, ModelError, UsageError
+from kinship_daemon.errors import KinshipError, ModelError, Stopped, UsageError
+from kinship_daemon.evaluate import worker
 from kinship_daemon.evaluate.harness import Harness
 from kinship_daemon.evaluate.scoring import score_split
 from kinship_daemon.evaluate.settings import Settings, Task
@@ -132,6 +134,27 @@ def test_a_crash_is_the_models_when_it_was_being_asked_and_nobodys_when_idle(tin
         assert gone({idle})
         assert score_split(evaluator, asked, "selection") == first
         assert children() != {idle}
+
+
+def deaf(pipe, _settings, _log):
+    """A worker that was ready, and hangs before it is given anything."""
+    pipe.send(("ready", {}))
+    time.sleep(600)
+
+
+def test_a_stop_ends_the_wait_for_a_worker_that_takes_no_model(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "serve", deaf)
+    stop = threading.Event()
+    config = settings(tmp_path / "tasks", "quick")
+    with WorkerEvaluator(config, log=tmp_path / "log", stop=stop) as evaluator:
+        evaluator.check()
+        timer = threading.Timer(1, stop.set)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            evaluator.probe(leaf_assembly(tiny_base, "sha256:base"))
+        assert time.monotonic() - began < worker._TAKE_SECONDS / 2
+        timer.join()
 
 
 def test_mistakes_in_the_settings_come_out_as_such(tmp_path):

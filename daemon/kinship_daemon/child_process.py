@@ -79,7 +79,11 @@ class ChildProcess:
     def close(self) -> None:
         """End the child, whatever it is doing."""
         atexit.unregister(self.close)
+        self.kill()
         self.pipe.close()
+
+    def kill(self) -> None:
+        """The same, but for the pipe: who waits at it in another thread finds its end."""
         self._process.kill()
         self._process.join(timeout=_KILL_SECONDS)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,9 +110,9 @@ class Home:
         total = 0
         for folder, _, names in os.walk(self.path):
             for name in names:
-                file = Path(folder, name)
-                if not file.is_symlink() and file.exists():
-                    total += file.stat().st_size
+                with suppress(FileNotFoundError):  # a log is renamed meanwhile, by another thread
+                    file = Path(folder, name).lstat()
+                    total += 0 if stat.S_ISLNK(file.st_mode) else file.st_size
         return total
 
 

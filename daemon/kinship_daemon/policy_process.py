@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import threading
 import time
 import traceback
 from contextlib import closing, suppress
@@ -13,10 +14,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kinship_daemon.child_process import ChildProcess, settle
-from kinship_daemon.errors import KinshipError
+from kinship_daemon.errors import KinshipError, Stopped
 from kinship_policies.policy import Decision, Policy, Population
 
 __all__ = ["PolicyDied", "PolicyFailed", "ask"]
+
+# So often a wait for the policy looks whether it is over.
+_TICK_SECONDS = 0.1
+# So long a talk may take to end once the child was killed, whose own children may hold the pipe.
+_END_SECONDS = 1.0
 
 
 class PolicyFailed(KinshipError):
@@ -27,21 +33,33 @@ class PolicyDied(PolicyFailed):
     """It was killed, out of memory, or too slow: it may well answer next time."""
 
 
-def ask(policy: Policy, population: Population, seconds: float) -> Decision:
+def ask(
+    policy: Policy, population: Population, seconds: float, stop: threading.Event | None = None
+) -> Decision:
     """
     The policy's decision.
 
     Args:
         seconds: After which it is stopped, its process's start included.
+        stop: Ends the wait for it.
 
     Raises:
+        Stopped: `stop` was set meanwhile.
         PolicyDied: Its process was killed, or had too little memory or time.
         PolicyFailed: There is none, or it is about models that the population does not have.
     """
     deadline = time.monotonic() + seconds
     request = _packed(policy, population)
-    with closing(ChildProcess("policy", _answer)) as child:
-        decision = _answered(child, request, deadline, seconds)
+    with (
+        closing(ChildProcess("policy", _answer)) as child,
+        closing(_Talk(child, request)) as talk,
+    ):
+        while not talk.is_over():
+            if stop is not None and stop.is_set():
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise PolicyDied(f"it took longer than limits.decision_seconds ({seconds:g})")
+        decision = _decision(child, talk.answer)
     _check_names(decision, population)
     return decision
 
@@ -56,17 +74,39 @@ def _packed(policy: Policy, population: Population) -> bytes:
         ) from None
 
 
-def _answered(child: ChildProcess, request: bytes, deadline: float, seconds: float) -> Decision:
-    try:
-        child.pipe.send_bytes(request)
-        if not child.pipe.poll(max(0.0, deadline - time.monotonic())):
-            raise PolicyDied(f"it took longer than limits.decision_seconds ({seconds:g})")
-        kind, text = child.pipe.recv()
-    except (EOFError, ConnectionError):
+class _Talk:
+    """A request and its answer, in a thread: a pipe that is full, or half read, is left alone."""
+
+    def __init__(self, child: ChildProcess, request: bytes) -> None:
+        self.answer: tuple[str, str] | None = None  # kind and text; None where the child died
+        self._child = child
+        self._thread = threading.Thread(
+            target=self._talk, args=(request,), name="policy", daemon=True
+        )
+        self._thread.start()
+
+    def is_over(self) -> bool:
+        """Waits a moment for it."""
+        self._thread.join(_TICK_SECONDS)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        self._child.kill()
+        self._thread.join(_END_SECONDS)
+
+    def _talk(self, request: bytes) -> None:
+        with suppress(EOFError, OSError):
+            self._child.pipe.send_bytes(request)
+            self.answer = self._child.pipe.recv()
+
+
+def _decision(child: ChildProcess, answer: tuple[str, str] | None) -> Decision:
+    if answer is None:
         how = child.ending()
         # An exit is the policy's own doing; a signal is somebody else's.
         died = PolicyFailed if how.startswith("exit code") else PolicyDied
-        raise died(f"its process died ({how})") from None
+        raise died(f"its process died ({how})")
+    kind, text = answer
     if kind == "memory":
         raise PolicyDied("it needs more memory than there is")
     if kind == "error":

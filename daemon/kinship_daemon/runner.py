@@ -286,8 +286,8 @@ class Runner:
             return step.blames and self._faults.set_aside_again(work, job)
         if job.status == "done" or self._is_early(step, job, now, waiting):
             return False
-        if (due := _due(job)) is not None and due > now:
-            lineage.retry(job.key)
+        if job.status == "waiting":
+            lineage.retry(job.key)  # its wait is over, whatever a clock that was set back says
         if step.needs in _LONG:
             self._ahead.ask(step)
         lineage.start(job.key)

@@ -66,13 +66,13 @@ class Scores:
             number, before = there[0]
             known, new = dict(before.samples), {}
             for document, value in samples:
-                if known.setdefault(document, value) != value:
+                if document not in known:
+                    known[document] = new[document] = value
+                elif known[document] != value:
                     raise LineageError(
                         f"the {split} score of {weights} on {task} has another value for document "
                         f"{document}; what happened is not rewritten"
                     )
-                if document not in dict(before.samples):
-                    new[document] = value
             if not new:
                 return before
             after = _mean(replace(before, samples=tuple(sorted(known.items()))))

@@ -185,7 +185,7 @@ class WorkerEvaluator:
             pipe = self._worker()
             try:
                 pipe.send(job)
-                if pipe.poll(_TAKE_SECONDS):
+                if self._hears(pipe, time.monotonic() + _TAKE_SECONDS):
                     pipe.recv()
                     return pipe
             except (EOFError, ConnectionError):
@@ -214,11 +214,8 @@ class WorkerEvaluator:
         Args:
             identity: The model being evaluated; None while the worker starts.
         """
-        while not pipe.poll(_TICK_SECONDS):
-            if self._stop.is_set():
-                raise Stopped
-            if time.monotonic() > deadline:
-                raise self._late(identity)
+        if not self._hears(pipe, deadline):
+            raise self._late(identity)
         try:
             message: tuple[Any, ...] = pipe.recv()
         except (EOFError, ConnectionError) as error:
@@ -227,6 +224,15 @@ class WorkerEvaluator:
         if failure is not None:
             raise failure
         return message
+
+    def _hears(self, pipe: Connection, deadline: float) -> bool:
+        """Whether the worker says something by then, or ends."""
+        while not pipe.poll(_TICK_SECONDS):
+            if self._stop.is_set():
+                raise Stopped
+            if time.monotonic() > deadline:
+                return False
+        return True
 
     def _late(self, identity: str | None) -> KinshipError:
         if identity is None:

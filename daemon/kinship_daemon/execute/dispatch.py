@@ -25,8 +25,14 @@ _MOST_LOST = 5
 
 @dataclass
 class _Begun:
+    """
+    Attributes:
+        first: Number of its first attempt; answers to earlier ones are to what was let go.
+    """
+
     job: Job
     folders: Mapping[str, Path]
+    first: int
     lost: int = 0
     answer: Done | Failed | None = None
 
@@ -80,7 +86,7 @@ class Dispatcher:
     def begin(self, job: Job, folders: Mapping[str, Path]) -> None:
         """Submit a job that is not out yet; its attempt's number is given here."""
         if job.key not in self._begun:
-            self._begun[job.key] = _Begun(job, folders)
+            self._begun[job.key] = _Begun(job, folders, self._attempts.get(job.key, 0) + 1)
             self._submit(job.key)
 
     def result(self, key: str) -> Any:
@@ -137,7 +143,7 @@ class Dispatcher:
 
     def _hear(self, report: Report) -> None:
         begun = self._begun.get(report.key)
-        if begun is None or begun.answer is not None:
+        if begun is None or begun.answer is not None or report.attempt < begun.first:
             return  # nobody waits for it, or it was answered before
         is_last = begun.job.attempt == report.attempt
         if isinstance(report, Done):

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kinship_daemon.execute.executor import Job, Report, Tell
+from kinship_daemon.errors import Transient
+from kinship_daemon.execute.executor import Failed, Job, Report, Tell
 
 __all__ = ["Do", "Line"]
 
@@ -26,6 +27,7 @@ class Line:
         choose: Which of the jobs that wait a worker, by its number, had best take; the first.
         rest: Called where a worker, by its number, had nothing to do for `idle_seconds`; before it
             takes a job again, it is made ready.
+        take: Told which job a worker, by its number, takes, before that can be dropped no more.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Line:
         choose: Callable[[int, Sequence[Job]], int] = lambda _, __: 0,
         rest: Callable[[int], None] = lambda _: None,
         idle_seconds: float | None = None,
+        take: Callable[[int, Job], None] = lambda _, __: None,
     ) -> None:
         self._rest = rest
+        self._take = take
         self._idle_seconds = idle_seconds
         self._ready = ready
         self._choose = choose
@@ -50,10 +54,17 @@ class Line:
         self._closed = False
 
     def put(self, out: _Out) -> None:
+        """Where the machine has no thread for anyone to do it, that is told as its end."""
         with self._changed:
             self._waiting.append(out)
-            self._begin()
+            is_begun = self._begin()
+            if not is_begun:
+                self._waiting.remove(out)
             self._changed.notify()
+        if not is_begun:
+            job, _, tell = out
+            words = "no thread can be started for it; raise the limit of processes (`ulimit -u`)"
+            tell(Failed(job.key, job.attempt, Transient(words)))
 
     def add(self, worker: Do) -> None:
         """One more who does jobs; its number is the next."""
@@ -78,13 +89,18 @@ class Line:
         for thread in self._threads:
             thread.join(_END_SECONDS)
 
-    def _begin(self) -> None:
+    def _begin(self) -> bool:
+        """One more thread where it has work; False where there is none and can be none now."""
         if len(self._waiting) > self._idle and len(self._threads) < len(self._workers):
             number = len(self._threads)
             name = f"{self._name}-{number}"
             thread = threading.Thread(target=self._work, args=(number,), name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return bool(self._threads)  # whoever is there does it
             self._threads.append(thread)
-            thread.start()
+        return True
 
     def _work(self, number: int) -> None:
         while True:
@@ -102,6 +118,7 @@ class Line:
                     continue
                 chosen = self._choose(number, [job for job, *_ in self._waiting])
                 job, folders, tell = self._waiting.pop(chosen)
+                self._take(number, job)
             self._workers[number](job, folders, self._unless_closed(tell))
 
     def _is_called(self) -> bool:

@@ -39,11 +39,19 @@ class Local:
     def __init__(self, workshop: Workshop) -> None:
         self._devices = workshop.devices
         self._closing = threading.Event()
-        sites = [LocalSite(workshop, n, self._closing) for n in range(len(workshop.devices))]
-        self._on_devices = Line([_on_site(site) for site in sites], "device")
-        self._sites = sites
+        count = range(len(workshop.devices))
+        self._sites = [LocalSite(workshop, number, self._closing) for number in count]
         self._processes = [_Process(workshop, self._closing) for _ in range(workshop.processes)]
-        self._beside = Line([process.do for process in self._processes], "process")
+        self._on_devices = Line(
+            [_on_site(site) for site in self._sites],
+            "device",
+            take=lambda number, job: self._sites[number].take(job),
+        )
+        self._beside = Line(
+            [process.do for process in self._processes],
+            "process",
+            take=lambda number, job: self._processes[number].take(job),
+        )
 
     @property
     def slots(self) -> int:
@@ -101,9 +109,12 @@ class _Process:
         self._cancelled = False
         self._child: ChildProcess | None = None
 
-    def do(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
+    def take(self, job: Job) -> None:
+        """From now on it can be cancelled."""
         with self._lock:
-            self._at, self._cancelled = (job.key, job.attempt), False
+            self._at = (job.key, job.attempt)
+
+    def do(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
         report: Report | None = None
         try:
             report = self._done(job, folders, tell)
@@ -111,7 +122,7 @@ class _Process:
             report = Failed(job.key, job.attempt, error)
         finally:
             with self._lock:
-                self._at = None
+                self._at, self._cancelled = None, False
         if report is not None:
             tell(report)
 

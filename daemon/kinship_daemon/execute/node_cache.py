@@ -187,7 +187,6 @@ class NodeCache:
             shutil.rmtree(partial, ignore_errors=True)
             final.rename(partial)
         self._make_room(leaf)
-        partial.mkdir(exist_ok=True)
         refusals = []
         for source in self._sources:
             missing = self._wrong(leaf, partial)
@@ -212,17 +211,19 @@ class NodeCache:
         sync(self._root)
 
     def _make_room(self, leaf: Leaf) -> None:
-        """Remove what nobody holds until a leaf fits into the budget and onto the disk."""
+        """Remove what nobody holds until a leaf fits into the budget and onto the disk; take it."""
         partial = _partial(self._root / leaf.key)
         with _lock(self._root / ".room", self._stop, fcntl.LOCK_EX):
             there = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
             others = [key for key in self._keys() if key != leaf.key]
             for key in sorted(others, key=self._used_at):
                 if self._lacking(leaf, there, others) <= 0:
-                    return
+                    break
                 if self._removed(key):
                     others.remove(key)
             lacking = self._lacking(leaf, there, others)
+            if lacking <= 0:
+                partial.mkdir(exist_ok=True)  # from now on others see that the room is taken
         if lacking > 0:
             free = shutil.disk_usage(self._root).free
             raise Transient(
@@ -311,8 +312,12 @@ def _places(final: Path) -> tuple[Path, Path]:
 def _sweep(folder: Path, kept: set[str]) -> None:
     """Remove what a source that was cut off has left."""
     for entry in sorted(folder.iterdir()):
-        if entry.name not in kept:
+        if entry.name in kept:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _sizes_fit(leaf: Leaf, folder: Path) -> bool:

@@ -133,11 +133,13 @@ class _Driver:
                 self._nearest,
                 lambda number: self._workers[number].kill(),
                 _IDLE_SECONDS,
+                lambda number, job: self._workers[number].take(job),
             ),
             Line(
                 [worker.do for worker in self._beside],
                 "process",
                 lambda number: self._beside[number].ready(),
+                take=lambda number, job: self._beside[number].take(job),
             ),
         ]
         self._look()
@@ -263,9 +265,12 @@ class _Worker:
                 self.kill()
                 self._fault = error
 
-    def do(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
+    def take(self, job: Job) -> None:
+        """From now on it can be cancelled."""
         with self._lock:
             self._at = (job.key, job.attempt)
+
+    def do(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
         try:
             fault, self._fault = self._fault, None
             if fault is not None:

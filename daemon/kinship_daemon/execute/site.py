@@ -73,6 +73,11 @@ class LocalSite:
         self._asked: Settings | None = None
         self._lock = threading.Lock()
 
+    def take(self, job: Job) -> None:
+        """It will be at this job next: from now on that can be cancelled."""
+        with self._lock:
+            self._at = (job.key, job.attempt)
+
     @contextmanager
     def at(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> Iterator[None]:
         with self._lock:

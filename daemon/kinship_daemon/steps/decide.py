@@ -147,7 +147,8 @@ def _answered(
     """The policy's decision and the merges that come of it; where none does, it is a stop."""
     remarks: list[str] = []
     try:
-        decision = ask(context.policy, facts, context.config.limits.decision_seconds)
+        seconds = context.config.limits.decision_seconds
+        decision = ask(context.policy, facts, seconds, context.stop)
     except PolicyDied as error:
         raise Transient(f"the policy is asked again: {error}") from error
     except PolicyFailed as error:

@@ -9,6 +9,7 @@ from kinship_daemon.context import Context
 from kinship_daemon.evaluate.discovery import Judged, e_lond, saffron
 from kinship_daemon.evaluate.gate import Verdict, judge, judge_at_looks
 from kinship_daemon.evaluate.scoring import Look, looks
+from kinship_daemon.steps.leaves import source
 from kinship_daemon.steps.scores import scores
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Split
@@ -56,9 +57,10 @@ def unanswered(
 
 
 def can_be_asked(context: Context, models: Sequence[Model], rules: Mapping[str, Any]) -> bool:
-    """Whether all who have still to answer are in use."""
+    """Whether all who have still to answer are in use, if only under another name."""
     _, lacking = unanswered(context, models, rules)
-    return all(model.status == "admitted" for model in lacking)
+    sources = (source(context.lineage, model.weights or "") for model in lacking)
+    return all(model.status == "admitted" for model in sources)
 
 
 def judgement(
