@@ -303,8 +303,10 @@ def _over_all_leaves(assembly: WholeTensorAssembly) -> list[Assembly]:
 def _spread(parent: Assembly, columns: Sequence[Path], base: Assembly) -> Assembly:
     """The parent with a weight for each of `columns`, most of them 0."""
     places = [columns.index(folder) for folder in _folders(parent)]
+    # A plain checkpoint's own names may have the model's prefix where the base's have none.
+    own = parent.coefficients if parent.leaves else [(n, (1.0,)) for n, _ in base.coefficients]
     table = []
-    for name, weights in parent.coefficients:
+    for name, weights in own:
         spread = [0.0] * len(columns)
         for place, weight in zip(places, weights, strict=True):
             spread[place] += weight
