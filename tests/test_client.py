@@ -176,6 +176,17 @@ def test_the_token_goes_to_the_hub_and_to_no_other_server(server, hub, tmp_path)
     assert set(stores) == {None}
 
 
+def test_chat_templates_in_their_folder_are_fetched_too(server, hub, tmp_path):
+    name = "additional_chat_templates/tool.jinja"
+    server.add("org/x", model() | {name: b"{{ messages }}"})
+    repo = hub.repo("org/x")
+    for _ in range(2):
+        place = hub.fetch(repo, tmp_path)
+        assert (place / name).read_bytes() == b"{{ messages }}"
+        assert [path.name for path in (place / name).parent.iterdir()] == ["tool.jinja"]
+        (place / name).unlink()  # the next call brings it again
+
+
 def test_fetching_again_asks_for_nothing(server, hub, tmp_path):
     server.add("org/a", model())
     repo = hub.repo("org/a")

@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import ledgers
 import mergekit_oracle
@@ -435,6 +437,22 @@ def test_the_base_and_plain_checkpoints_may_be_parents(family):
         assert torch.allclose(tensor, theirs[key], atol=1e-7)
 
 
+def test_a_parents_names_may_have_the_prefix_that_the_bases_lack(tmp_path):
+    folders, prefix = [tmp_path / each for each in ("base", "a", "b")], "transformer."
+    for seed, folder in enumerate(folders):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = GPT2Config(vocab_size=tiny.VOCABULARY, n_embd=32, n_layer=2, n_head=4)
+            GPT2LMHeadModel(config).save_pretrained(folder)
+    expected = all_made(child(folders[0], folders[1:], "ties"))
+    own = tiny.tensors(folders[0])
+    (folders[0] / "model.safetensors").unlink()
+    save_file({k.removeprefix(prefix): t for k, t in own.items()}, folders[0] / "model.safetensors")
+    found = all_made(child(folders[0], folders[1:], "ties"))
+    assert found.keys() == {key.removeprefix(prefix) for key in expected}
+    assert all(torch.equal(found[key.removeprefix(prefix)], t) for key, t in expected.items())
+
+
 def test_a_written_child_is_the_same_every_time(tmp_path, tiny_base, tiny_finetunes):
     assembly = child(tiny_base, tiny_finetunes, "della", density=0.5)
     first = write(assembly, tmp_path / "first")
@@ -476,7 +494,7 @@ def add_token(folder, token: str) -> None:
 # What goes wrong.
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -3e38])
 def test_a_number_that_is_none_is_refused_naming_the_tensor(tmp_path, family, value):
     base, leaves = family
     key = "model.layers.1.mlp.up_proj.weight"
@@ -485,7 +503,9 @@ def test_a_number_that_is_none_is_refused_naming_the_tensor(tmp_path, family, va
     tensor[3, 4] = value
     tiny.edit(broken, {key: tensor})
     assembly = child(base, [leaves[0], broken], "ties", density=0.5)
-    with pytest.raises(ModelError, match=rf"{key} of the parent broken.* NaN or infinity"):
+    with pytest.raises(
+        ModelError, match=rf"{key} of the parent broken.* NaN, infinity or numbers beyond"
+    ):
         made(assembly, key)
     assert bool(made(assembly, "lm_head.weight").isfinite().all())
 

@@ -224,6 +224,20 @@ def test_a_broken_model_is_named_with_its_tensor(tmp_path, family, value, said):
     assert gram.extend(start, family.base, {}, new).rows == ("leaf1",)
 
 
+@pytest.mark.parametrize("value", [1e200, 1e150])
+def test_a_model_of_doubles_that_no_square_holds_is_named(tmp_path, family, value):
+    """Its infinite row would make everyone's kinship NaN, for nothing times infinity is none."""
+    broken = {name: t.double() for name, t in family.leaf_weights[0].items()}
+    broken["block"][3, 4] = value
+    folder = tiny.bare(tmp_path / "broken", broken)
+    new = {"leaf1": family.leaves["leaf1"], "bad": descend(family.base, folder)}
+    message = re.escape(f"{folder}: tensor block holds numbers too large")
+    for start in (gram.start(family.base, "b"), gram.unmeasured(family.base, "b")):
+        with pytest.raises(gram.BadTensor, match=message) as got:
+            gram.extend(start, family.base, {}, new)
+        assert got.value.identity == "bad"
+
+
 def test_a_broken_base_is_named(tmp_path, family):
     broken = {name: t.clone() for name, t in family.base_weights.items()}
     broken["scalar"] = torch.tensor(torch.nan).bfloat16()
@@ -404,6 +418,16 @@ def test_an_adapter_with_nan_is_named(mixed, tmp_path):
     with pytest.raises(gram.BadTensor, match="tensor block holds NaN") as got:
         mixed.ledger()
     assert got.value.identity == "broken"
+
+
+def test_factors_whose_products_single_precision_cannot_hold(mixed, tmp_path):
+    long = low_rank(256, 512, 2, 4)
+    long.down[0] = 3e38
+    mixed.leaves["long"] = adapter(tmp_path / "long", {"block": long})
+    weights = {n: t.double() for n, t in mixed.base_weights.items()}
+    weights["block"] = weights["block"] + long.up.double() @ long.down.double()
+    mixed.leaf_weights.append(weights)
+    assert_close(mixed.ledger().gram, mixed.exact(), 1e-6)
 
 
 def test_a_model_joins_while_it_is_made(family):

@@ -418,16 +418,19 @@ def test_a_tensor_that_nobody_changed_is_handed_on_exactly(tmp_path, tiny_base):
         assert torch.equal(tensor, own[key]) == (key not in changed)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none_is_refused_naming_the_tensor(tmp_path, family, value):
+@pytest.mark.parametrize("name", ["wudi", "iso_c"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_number_that_is_none_is_refused_naming_the_tensor(tmp_path, family, value, name):
+    """Two of the largest sum to infinity, over which an eigenvalue solver fails."""
     base, leaves = family
     key = "model.layers.1.mlp.up_proj.weight"
     broken = shutil.copytree(leaves[1], tmp_path / "broken")
     tensor = tiny.tensors(broken)[key].clone()
     tensor[3, 4] = value
     tiny.edit(broken, {key: tensor})
-    with pytest.raises(ModelError, match=rf"{key} of the parent broken.* NaN or infinity"):
-        all_made(child(base, [leaves[0], broken], "wudi"))
+    twin = shutil.copytree(broken, tmp_path / "twin")
+    with pytest.raises(ModelError, match=rf"{key} of the parent broken.* NaN, infinity or numbers"):
+        all_made(child(base, [broken, twin], name))
 
 
 def test_tied_embeddings_are_averaged_and_stay_tied(tmp_path):

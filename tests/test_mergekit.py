@@ -1,5 +1,7 @@
 """mergekit's YAML: what is read as mergekit reads it, what is refused, and what we write."""
 
+import random
+
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from kinship_daemon.weights.mergekit import (
     several_yaml,
     to_yaml,
 )
+from kinship_daemon.weights.mergekit.writing import _containing
 from kinship_daemon.weights.parameters import per_tensor
 from kinship_daemon.weights.recipe import Recipe, combine, leaf
 
@@ -615,6 +618,16 @@ def test_the_base_is_listed_where_it_has_a_weight(ledger):
 
 def test_the_base_alone_can_be_collapsed(ledger):
     same_after_reading(ledger, leaf(ledger, ledger.base), REPOS, "org/base")
+
+
+def test_names_that_are_part_of_others_are_all_found():
+    draw = random.Random(0)
+    for longest in (1, 3, 9):
+        names = sorted(
+            {"".join(draw.choices("ab.", k=draw.randint(1, longest))) for _ in range(50)}
+        )
+        expected = {name: {other for other in names if name in other} for name in names}
+        assert _containing(names) == expected
 
 
 def test_a_filter_that_is_part_of_another_name_is_no_trap(tmp_path):

@@ -14,7 +14,7 @@ import tiny
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights import gram
 from kinship_daemon.weights import recipe as recipe_module
-from kinship_daemon.weights.recipe import Recipe, base_itself, check, combine, leaf
+from kinship_daemon.weights.recipe import Recipe, base_itself, check, combine, leaf, resolve
 
 HALF = Recipe("slerp", ("x", "y"), {"t": 0.5})
 
@@ -241,6 +241,12 @@ def test_a_gradient_runs_over_the_layers():
 def test_layers_are_numbers_not_text():
     names = [f"model.layers.{i}.w" for i in range(11)]
     assert shares(names, [0.0, 1.0]) == [i / 10 for i in range(11)]
+
+
+def test_a_whole_number_may_be_larger_than_those_of_64_bits():
+    for setting in (10**29, [{"value": 10**29}]):
+        _, found = resolve(Recipe("extrapolation", ("x", "y"), {"lambda": setting}), ["w"])
+        assert found["lambda"].tolist() == [1e29]
 
 
 def test_the_only_layer_takes_the_gradients_end():

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 
 import tiny
 from kinship_daemon.errors import ModelError
+from kinship_daemon.hub.files import weight_files
+from kinship_daemon.hub.records import RepoFile
 from kinship_daemon.ranges import FolderRanges
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.remote import check_fits, open_remote
@@ -19,6 +21,10 @@ FEW = {"a": torch.arange(6, dtype=torch.float32).view(2, 3), "b": torch.ones(4).
 def remote(folder, name="org/model"):
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     return open_remote(name, FolderRanges(folder), files)
+
+
+def listed(folder):
+    return [RepoFile(path.name, path.stat().st_size) for path in folder.iterdir()]
 
 
 def test_it_knows_what_a_checkpoint_knows(tiny_base, tiny_finetunes):
@@ -135,6 +141,18 @@ def test_absurd_headers_are_refused(tmp_path, header, said):
 def test_what_has_no_weights_says_what_it_has(tmp_path, files, said):
     with pytest.raises(ModelError, match=said):
         open_remote("org/m", FolderRanges(tmp_path), files)
+
+
+def test_an_index_of_more_files_than_any_model_has_is_refused(tmp_path):
+    names = [f"model-{n:05d}-of-01001.safetensors" for n in range(1001)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"never read")
+    index = {"weight_map": {f"w{n}": name for n, name in enumerate(names)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text("{}")
+    for look in (remote, Checkpoint.open, lambda folder: weight_files(listed(folder), folder)):
+        with pytest.raises(ModelError, match="names 1001 files; the most allowed is 1000"):
+            look(tmp_path)
 
 
 @pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/x.safetensors", "two.safetensors"])

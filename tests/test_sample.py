@@ -241,7 +241,10 @@ def test_kinship_with_a_copy_of_the_base_is_undefined(tiny_base, tiny_finetunes)
     assert float(found.value[1, 1]) == 1
 
 
-@pytest.mark.parametrize(("value", "said"), [(float("nan"), "NaN"), (float("inf"), "infinity")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(float("nan"), "NaN"), (float("inf"), "infinity"), (3e38, r"numbers beyond 1e\+25")],
+)
 def test_a_broken_model_is_refused_by_its_tensor(tmp_path, tiny_base, tiny_finetunes, value, said):
     broken = shutil.copytree(tiny_finetunes[0], tmp_path / "broken")
     tiny.edit(broken, {"model.norm.weight": torch.full((32,), value).bfloat16()})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import architectures
@@ -361,6 +362,55 @@ def test_a_token_without_a_row_is_nobodys(tmp_path, family):
     for token in ("<|a|>", "<|b|>"):
         found = rows(tmp_path / "donor", EMBEDDINGS)[token]
         assert torch.allclose(found, rows(family["two"], EMBEDDINGS)[token], rtol=1e-6)
+
+
+def rowless(folder: Path, target: Path, token: str, number: int) -> Path:
+    """A copy whose tokenizer has a token more, of this id and without a row."""
+    shutil.copytree(folder, target)
+    core = json.loads((target / "tokenizer.json").read_text())
+    core["added_tokens"].append({**core["added_tokens"][0], "id": number, "content": token})
+    (target / "tokenizer.json").write_text(json.dumps(core))
+    return target
+
+
+def test_a_donors_token_without_a_row_keeps_its_id(tmp_path, family):
+    own = rowless(family["plain"], tmp_path / "own", "<|mine|>", tiny.VOCABULARY)
+    write(combined(family | {"own": own}, {"two": 0.5, "own": 0.5}, "own"), tmp_path / "out")
+    found = rows(tmp_path / "out", EMBEDDINGS)
+    assert not bool(found["<|mine|>"].any())
+    for token in ("<|a|>", "<|b|>"):
+        assert torch.allclose(found[token], rows(family["two"], EMBEDDINGS)[token], rtol=1e-6)
+
+
+def test_an_adapters_names_for_the_bases_rows_move_none(tmp_path, family):
+    renamed = tmp_path / "adapter"
+    renamed.mkdir()
+    for path in family["plain"].glob("tokenizer*"):
+        shutil.copy(path, renamed)
+    core = (renamed / "tokenizer.json").read_text()
+    (renamed / "tokenizer.json").write_text(core.replace("<pad>", "<|user|>"))
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (renamed / "adapter_config.json").write_text(json.dumps(settings))
+    name = "model.layers.0.mlp.up_proj"
+    outputs, inputs = tiny.tensors(family["base"])[f"{name}.weight"].shape
+    factors = {"A": torch.ones(2, inputs), "B": torch.ones(outputs, 2)}
+    save_file(
+        {f"base_model.model.{name}.lora_{side}.weight": t for side, t in factors.items()},
+        renamed / "adapter_model.safetensors",
+    )
+    opened = leaf_assembly(renamed, "x", family["base"]).open()
+    assert (opened.union, opened.rows) == (None, tiny.VOCABULARY)
+
+
+@pytest.mark.parametrize("donor", ["far", "two"])
+def test_ids_far_beyond_a_donors_rows_ask_for_no_rows(tmp_path, family, donor):
+    far = rowless(family["one"], tmp_path / "far", "<|far|>", 9_000_000)
+    members = combined(family | {"far": far}, {"two": 0.5, "far": 0.5}, donor)
+    if donor == "two":
+        assert members.open().rows < 100
+        return
+    with pytest.raises(ModelError, match=r"far: its tokenizer has ids up to 9000000, its embed"):
+        members.open()
 
 
 def test_union_is_none_where_all_agree(family):

@@ -8,6 +8,7 @@ __all__ = [
     "CONFIG",
     "GENERATION",
     "INDEX",
+    "MOST_SHARDS",
     "SINGLE",
     "TEMPLATES",
     "TOKENIZERS",
@@ -23,6 +24,9 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+
+# Weight files of one model, each of which costs requests. The largest open models have some 200.
+MOST_SHARDS = 1000
 
 # Each is a vocabulary by itself; the first is preferred. BPE's vocab.json needs its merges too.
 TOKENIZERS = (

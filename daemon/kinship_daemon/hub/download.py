@@ -66,14 +66,17 @@ def fetch(
         shutil.rmtree(stage, ignore_errors=True)
         final.rename(stage)
     stage.mkdir(parents=True, exist_ok=True)
-    for file in sidecars(repo.files):
+    beside = sidecars(repo.files)
+    for file in beside:
         copy.bring(file, stage)
     weights = weight_files(repo.files, stage)
     if not weights:
         raise ModelError(f"{repo.id} has no safetensors weights")
     for file in weights:
         copy.bring(file, stage)
-    sync(stage)
+    # Chat templates lie in a folder of their own.
+    for folder in {stage, *((stage / file.path).parent for file in beside)}:
+        sync(folder)
     stage.rename(final)
     sync(final.parent)
     return final
@@ -99,6 +102,7 @@ class _Copy:
         if self._intact(stage, file):
             self.advance(file.size)
             return
+        target.parent.mkdir(exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         found = ""
         for _ in range(2):

@@ -16,7 +16,7 @@ from kinship_daemon.foreign.limits import Limits
 from kinship_daemon.foreign.shown import shown
 from kinship_daemon.hub.names import check_revision, slug
 from kinship_daemon.hub.records import RepoFile
-from kinship_daemon.model_files import ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE
+from kinship_daemon.model_files import ADAPTER, ADAPTER_CONFIG, INDEX, MOST_SHARDS, SINGLE
 
 __all__ = [
     "has_tokenizer",
@@ -34,12 +34,12 @@ __all__ = [
 
 _SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.safetensors")
 _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
-# The largest open models have some 60,000 tensors.
 # Folders in folders, of which real repos have two or three.
 _DEEPEST = 60
 # Smaller files are read, whatever they hold.
 _HOLLOW_BYTES = 1_000_000
 _MOST_PIECES = 10_000
+# The largest open models have some 60,000 tensors.
 _INDEX_LIMITS = Limits(nbytes=model_files.most_bytes(INDEX), items=500_000)
 
 
@@ -115,6 +115,8 @@ def _indexed(index: Path) -> list[str]:
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{INDEX} is not an index of shards") from None
+    if len(shards) > MOST_SHARDS:
+        raise ModelError(f"{INDEX} names {len(shards)} files; the most allowed is {MOST_SHARDS}")
     for name in sorted(shards):
         # A bare name: what the index says becomes a path.
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from kinship_policies.simulate.landscape import Model
 from kinship_policies.simulate.recorded import Record, Recorded, Relations
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model as Row
+from kinship_storage.records import Partial
 
 __all__ = ["read_lineage"]
 
@@ -29,8 +31,10 @@ def read_lineage(path: Path) -> Recorded:
     """
     with Lineage.open(path, now=lambda: datetime.now(UTC), readonly=True) as lineage:
         settings = _settings(lineage)
+        partials = lineage.partials(settings or "")
         rows = [row for row in lineage.models() if row.kind != "base"]
-        scored = {row.id: model for row in rows if (model := _scored(lineage, row, settings))}
+        found = ((row, _scored(lineage, row, settings, partials)) for row in rows)
+        scored = {row.id: model for row, model in found if model is not None}
         founders = [scored[row.id] for row in rows if row.id in scored and _founder(row)]
         records = [_record(row, scored[row.id]) for row in rows if row.id in scored and row.recipe]
         known = lineage.kinships("pcc")
@@ -50,14 +54,16 @@ def _founder(row: Row) -> bool:
     return row.recipe is None and row.status == "admitted"
 
 
-def _scored(lineage: Lineage, row: Row, settings: str | None) -> Model | None:
+def _scored(
+    lineage: Lineage, row: Row, settings: str | None, partials: Mapping[str, Partial]
+) -> Model | None:
     if row.weights is None:
         return None
     scores = lineage.scores(row.weights, split="selection", settings=settings)
     if not scores:
         return None
     tasks = {score.task: score.score for score in scores}
-    partial = lineage.partials(settings or "").get(row.weights)
+    partial = partials.get(row.weights)
     if partial is not None:  # without samples: they are not those of the others
         return None if partial.mean is None else Model(row.id, partial.mean, tasks)
     samples = {score.task: tuple(value for _, value in score.samples) for score in scores}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -29,7 +28,7 @@ from kinship_daemon.weights import gram
 from kinship_daemon.weights.assembly import Assembly, assemble, leaf_assembly
 from kinship_daemon.weights.checkpoint import Checkpoint, weights_identity
 from kinship_daemon.weights.descendant import descend
-from kinship_daemon.weights.kinship import by_layer, matrix
+from kinship_daemon.weights.kinship import by_layer, lengths, matrix
 from kinship_daemon.weights.recipe import Coefficients, Recipe, combine, leaf
 from kinship_policies.policy import Fact
 from kinship_policies.simulate.landscape import Array, Merge, Model
@@ -127,12 +126,7 @@ class RealModels:
 
     def length(self, made: _Made) -> float:
         """Of the delta less its mean, the geometry of pcc."""
-        parts = torch.cat([made.coefficients.base[:, None] - 1, made.coefficients.deltas], 1)
-        places = torch.tensor([1, *(self.ledger.rows.index(r) + 2 for r in made.coefficients.rows)])
-        gram_here = self.ledger.gram[:, places][:, :, places]
-        square = float(torch.einsum("ti,tij,tj->", parts, gram_here, parts))
-        ones = float((self.ledger.gram[:, 0, places] * parts).sum())
-        return math.sqrt(max(square - ones**2 / sum(self.ledger.sizes), 0.0))
+        return float(lengths(self.ledger, [made.coefficients], "pcc")[0])
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from kinship_daemon.weights.checkpoint import DTYPES, Checkpoint, TensorInfo
 from kinship_daemon.weights.descendant import Descendant, descend
 from kinship_daemon.weights.gram import Ledger
 from kinship_daemon.weights.recipe import NEGLIGIBLE, Coefficients
-from kinship_daemon.weights.vocabulary import Union, Vocabulary, is_vocabulary, unite
+from kinship_daemon.weights.tokenizer import has_tokenizer
+from kinship_daemon.weights.vocabulary import Union, Vocabulary, is_vocabulary, same, unite
 
 __all__ = ["Assembly", "Makeable", "Opened", "Sources", "assemble", "leaf_assembly", "weights_over"]
 
@@ -238,12 +239,19 @@ class Sources:
         base = Vocabulary.of(self.base)
         if base is None:
             return [], None
-        found = [leaf.vocabulary or base for leaf in self.leaves]
+        found = [base, *(leaf.vocabulary or base for leaf in self.leaves)]
         if assembly.donor == assembly.base:
-            return [base, *found], base
+            return found, base
         if assembly.donor in assembly.leaves:
-            return [base, *found], found[assembly.leaves.index(assembly.donor)]
-        return [base, *found], descend(self.base, assembly.donor).vocabulary or base
+            donor = self.leaves[assembly.leaves.index(assembly.donor)]
+        else:
+            donor = descend(self.base, assembly.donor)
+        if donor.vocabulary is not None or not has_tokenizer(assembly.donor):
+            return found, donor.vocabulary or base
+        # Its tokenizer goes along, and may have tokens without a row though all rows are alike. An
+        # adapter's may call the base's rows otherwise, and they stay in their places.
+        own = replace(base, folder=assembly.donor)
+        return found, own if same(own, base) else base
 
     def _terms(self, name: str) -> list["_Term"]:
         """What is to be summed, in the order base, leaves; the base stands under each delta."""

@@ -18,7 +18,7 @@ from kinship_daemon.errors import ModelError, unreadable
 from kinship_daemon.foreign import json_text
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
-from kinship_daemon.model_files import ADAPTER, INDEX, SINGLE, most_bytes
+from kinship_daemon.model_files import ADAPTER, INDEX, MOST_SHARDS, SINGLE, most_bytes
 from kinship_daemon.weights.fit import (
     HEAD,
     alike_tied,
@@ -191,9 +191,14 @@ def shards(
     The files that an index names, sorted.
 
     Raises:
-        ModelError: One leads out of the model's folder, is no safetensors file, or is not there.
+        ModelError: One leads out of the model's folder, is no safetensors file, or is not there; or
+            they are more than any model has.
     """
     files = sorted({file if isinstance(file, str) else shown(file) for file in weight_map.values()})
+    if len(files) > MOST_SHARDS:
+        raise ModelError(
+            f"{path / INDEX}: names {len(files)} files; the most allowed is {MOST_SHARDS}"
+        )
     for file in files:
         plain = not {"/", "\\", "\0"}.intersection(file) and not file.startswith(".")
         if not plain or not file.endswith(".safetensors") or len(file) > _LONGEST_NAME:

@@ -20,10 +20,16 @@ __all__ = ["BadTensor", "Joining", "Ledger", "extend", "start", "unmeasured"]
 
 # Tensors that are begun while the first of them is finished, so that no core waits.
 _AHEAD = 4
+# The most that a delta's square may be in one tensor, so that float64 holds what is made of many:
+# an infinity in one row would be a NaN in everyone's kinship.
+_LARGEST = 1e290
 
 
 class BadTensor(ModelError):
-    """A tensor holds NaN or infinity; `identity` says which model is to be quarantined."""
+    """
+    A tensor holds NaN, infinity or numbers that float64 cannot square; `identity` says which model
+    is to be quarantined.
+    """
 
     def __init__(self, identity: str, path: Path, tensor: str, value: str) -> None:
         super().__init__(f"{path}: tensor {tensor} holds {value}; the model is broken")
@@ -235,6 +241,10 @@ def _settled(
     if bool(doubtful.any()):
         _refuse_bad(name, models, tensors)
         remeasure(measured, tensors, doubtful)
+    for row in range(max(first, 1), len(measured)):
+        if not float(measured[row, row]) <= _LARGEST:
+            identity, path = models[row - 1]
+            raise BadTensor(identity, path, name, "numbers too large to be squared")
     return measured
 
 

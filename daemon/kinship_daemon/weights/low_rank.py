@@ -44,6 +44,8 @@ def low_rank_products(dense: Sequence[Tensor], low: Sequence[LowRank]) -> tuple[
             for index, up in enumerate(ups):
                 # Each for itself: the bits of a product must not depend on the other rows.
                 part = (delta @ low[index].down.T).double()
+                if not bool(part.isfinite().all()):  # sums that float32 cannot hold
+                    part = delta.double() @ downs[index].T
                 frame[1 + place, index] += (up[first : first + len(part)] * part).sum()
     own = [
         ((ups[i].T @ ups[j]) * (downs[i] @ downs[j].T)).sum()

@@ -232,8 +232,8 @@ def _values(name: str, setting: object, names: Sequence[str], *, boolean: bool) 
     """As `per_tensor` has it, soon for plain numbers and for settings that came before."""
     check_setting(name, setting)
     if isinstance(setting, bool | int | float):
-        dtype = torch.bool if boolean else torch.float64
-        return torch.full((len(names),), setting, dtype=dtype)
+        value = bool(setting) if boolean else float(setting)  # an int may exceed torch's
+        return torch.full((len(names),), value, dtype=torch.bool if boolean else torch.float64)
     text = json.dumps(_plain(setting))
     # A copy: a method may do with its parameters what it likes.
     return _varying(name, text, tuple(names), boolean).clone()

@@ -98,9 +98,10 @@ def open_remote(name: str, ranges: Ranges, files: Mapping[str, int]) -> Remote:
     if "config.json" in files:
         settings = _json(path, "config.json", ranges, files)
     named = [SINGLE] if index is None else shards(path, index, files.__contains__)
-    headers, left = {}, _MOST_HEADER_BYTES
+    headers, left, expected = {}, _MOST_HEADER_BYTES, _expected(index or {})
     for file in named:
-        headers[file], length = _header(path / file, ranges, files[file], index, left)
+        first = expected.get(file, _FIRST_BYTES)
+        headers[file], length = _header(path / file, ranges, files[file], first, left)
         left -= length
     tied = says_tied(Remote(name, {}, ranges, settings))
     if tied:
@@ -164,10 +165,10 @@ def _json(path: PurePath, file: str, ranges: Ranges, files: Mapping[str, int]) -
 
 
 def _header(
-    path: PurePath, ranges: Ranges, size: int, index: Mapping[str, Any] | None, most: int
+    path: PurePath, ranges: Ranges, size: int, expected: int, most: int
 ) -> tuple[dict[str, TensorInfo], int]:
     """One file's header, of `most` bytes, in one read if it is as long as expected, else in two."""
-    first = min(size, _expected(path.name, index))
+    first = min(size, expected)
     begin = ranges.read(path.name, [(0, first)])[0]
     length = header_length(path, begin[:8], size, most=most)
     if (end := 8 + length) > first:
@@ -175,8 +176,9 @@ def _header(
     return parse_header(path, begin[8:end], size), length
 
 
-def _expected(file: str, index: Mapping[str, Any] | None) -> int:
-    """How long the index lets expect a shard's header to be; a guess where there is none."""
-    if index is None:
-        return _FIRST_BYTES
-    return 8 + sum(len(name) + _ENTRY_BYTES for name, shard in index.items() if shard == file)
+def _expected(index: Mapping[str, Any]) -> Mapping[str, int]:
+    """How long an index lets us expect each shard's header to be."""
+    expected = dict.fromkeys(index.values(), 8)
+    for name, shard in index.items():
+        expected[shard] += len(name) + _ENTRY_BYTES
+    return expected

@@ -33,6 +33,9 @@ __all__ = [
 
 # Ids beyond any real vocabulary's would ask for as many rows.
 _MOST_TOKENS = 10_000_000
+# Tokens that a tokenizer has and its model no row for: real ones have a few, or hundreds. What is
+# added to it comes behind them, and each asks for a row.
+_MOST_ROWLESS = 10_000
 _TENSOR = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out)\.(weight|bias)$")
 
 
@@ -162,7 +165,8 @@ def unite(donor: Vocabulary, sources: Sequence[Vocabulary]) -> Union | None:
     None where all have the donor's vocabulary.
 
     Raises:
-        ModelError: Sizes differ, and one has no tokenizer.
+        ModelError: Sizes differ, and one has no tokenizer; or the donor's next id is far beyond its
+            rows.
     """
     if all(same(donor, source) for source in sources):
         return None
@@ -172,6 +176,11 @@ def unite(donor: Vocabulary, sources: Sequence[Vocabulary]) -> Union | None:
         for token in source.names or ():
             if token is not None and token not in ids:
                 owners.setdefault(token, number)
+    if owners and donor.end > donor.rows + _MOST_ROWLESS:
+        raise ModelError(
+            f"{donor.folder}: its tokenizer has ids up to {donor.end - 1}, its embeddings "
+            f"{donor.rows} rows; nobody's tokens can be added to it"
+        )
     added = {token: donor.end + place for place, token in enumerate(owners)}
     rows = max(donor.rows, donor.end + len(added)) if added else donor.rows
     names = _names([*ids.items(), *added.items()], rows)

@@ -35,6 +35,8 @@ __all__ = ["WholeTensorAssembly", "WholeTensorSources", "whole_tensor_assembly"]
 
 # Elements handed on at a time.
 _BLOCK = 1 << 22
+# Of a delta's elements: methods sum them, square them, and divide their sum by what is left of it.
+_LARGEST = 1e25
 
 _WholeTensorMethod = ElementwiseMethod | MatrixMethod
 
@@ -166,7 +168,8 @@ class WholeTensorSources:
         on, hence exact in any dtype. Holds the parents' deltas of the largest tensor, in fp32.
 
         Raises:
-            ModelError: A parent's tensor, or the base's, holds NaN or infinity.
+            ModelError: A parent's tensor, or the base's, holds NaN, infinity or numbers so large
+                that float32 does not hold what methods make of them.
         """
         info = self._infos[name]
         on = self._on or device
@@ -213,11 +216,11 @@ class WholeTensorSources:
             return False
         least, most = torch.stack(extremes).amin(0)[0], torch.stack(extremes).amax(0)[1]
         # NaN is neither above nor below anything.
-        bad = ~((least > -torch.inf) & (most < torch.inf))
+        bad = ~((least >= -_LARGEST) & (most <= _LARGEST))
         if bool(bad.any()):
             raise ModelError(
                 f"tensor {name} of the parent {self._identities[int(bad.nonzero()[0])]}, or of "
-                "the base, holds NaN or infinity; the model is broken"
+                f"the base, holds NaN, infinity or numbers beyond {_LARGEST:g}; the model is broken"
             )
         return bool((least != 0).any() or (most != 0).any())
 
@@ -303,8 +306,10 @@ def _over_all_leaves(assembly: WholeTensorAssembly) -> list[Assembly]:
 def _spread(parent: Assembly, columns: Sequence[Path], base: Assembly) -> Assembly:
     """The parent with a weight for each of `columns`, most of them 0."""
     places = [columns.index(folder) for folder in _folders(parent)]
+    # A plain checkpoint's own names may have the model's prefix where the base's have none.
+    own = parent.coefficients if parent.leaves else [(n, (1.0,)) for n, _ in base.coefficients]
     table = []
-    for name, weights in parent.coefficients:
+    for name, weights in own:
         spread = [0.0] * len(columns)
         for place, weight in zip(places, weights, strict=True):
             spread[place] += weight

@@ -5,6 +5,7 @@ mergekit calculates in the YAML's `dtype` and rounds to it in between; float32 h
 for the result, come nearest to our one rounding.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,9 @@ from kinship_daemon.weights.parameters import conditions
 from kinship_daemon.weights.recipe import Coefficients, Recipe
 
 __all__ = ["collapsed_yaml", "several_yaml", "to_yaml"]
+
+# Characters by which the few ends of names are told that may begin with another name.
+_BEGIN = 4
 
 _Models = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -188,7 +192,27 @@ def _as_filters(chosen: Sequence[str], values: Mapping[str, float]) -> list[tupl
     A filter matches every tensor whose name contains it, and the first match wins: tensors whose
     names contain a chosen one are chosen too, and come before it.
     """
-    containers = {name: [other for other in values if name in other] for name in chosen}
-    listed = {other for others in containers.values() for other in others}
-    depth = {name: sum(name in other for other in listed) for name in listed}
+    containing = _containing(list(values))
+    listed = {other for name in chosen for other in containing[name]}
+    depth = {name: len(listed & containing[name]) for name in listed}
     return [(name, values[name]) for name in sorted(listed, key=lambda n: (depth[n], n))]
+
+
+def _containing(names: Sequence[str]) -> dict[str, set[str]]:
+    """By name, those that it is part of, itself among them; of tens of thousands in a second."""
+    few = min(_BEGIN, *map(len, names))
+    begins = {name[:few] for name in names}
+    # A name that is part of another begins one of its ends.
+    ends = sorted(
+        (name[at:], name)
+        for name in names
+        for at in range(len(name))
+        if name[at : at + few] in begins
+    )
+    found = {}
+    for name in names:
+        first = last = bisect_left(ends, (name,))
+        while last < len(ends) and ends[last][0].startswith(name):
+            last += 1
+        found[name] = {whole for _, whole in ends[first:last]}
+    return found
