@@ -186,8 +186,8 @@ class _Run:
         lengths: Elements of each stratum, (strata,) int64.
         starts: Where each block begins, (blocks,) int64.
         groups: The group of each block, (blocks,) int64.
-        folds: Each element's group, cell and sign, as (group * cells + cell) * 2 + sign, (elements,)
-            int16: they are the same for all descendants, and a plan of a 7B model has 14 million.
+        folds: Of each element, (group * cells + cell) * 2 + sign, (elements,) int16: they are the
+            same for all descendants, and a plan of a 7B model has 14 million.
     """
 
     strata: slice
@@ -213,7 +213,9 @@ def _runs(plan: Plan) -> tuple[_Run, ...]:
                 lengths=torch.tensor([stratum.elements for stratum in strata]),
                 starts=np.cumsum([0, *blocks[:-1]]),
                 groups=torch.cat(dealt[begin:end]),
-                folds=torch.cat([_folds(plan, *each) for each in zip(strata, dealt[begin:end], strict=True)])
+                folds=torch.cat(
+                    [_folds(plan, *each) for each in zip(strata, dealt[begin:end], strict=True)]
+                ),
             )
         )
         begin = end
