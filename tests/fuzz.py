@@ -7,13 +7,13 @@ is given hostile texts of many megabytes instead.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import random
 import resource
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -241,9 +241,7 @@ def try_message(data):
     """What the server in front hands on: headers that it could read, and any body."""
     head, _, body = data.partition(b"\r\n\r\n")
     lines = [line.partition(b":") for line in head.split(b"\r\n")[1:]]
-    headers = [
-        (name.lower(), value.strip()) for name, _, value in lines if name != b"Content-Length"
-    ]
+    headers = [(name.lower(), value.strip()) for name, _, value in lines]
     scope = {
         "type": "http",
         "method": "POST",
@@ -260,7 +258,8 @@ def try_message(data):
         answers.append(message)
 
     receiver = Webhook("secret", lambda: asked.append(1))
-    asyncio.run(receiver.app(scope, receive, send))
+    with suppress(StopIteration):  # it waits for nothing: a loop of events would take longer
+        receiver.app(scope, receive, send).send(None)
     receiver.close()
     assert answers[0]["status"] in {202, 400, 401, 413}, answers
     assert bool(asked) == (answers[0]["status"] == 202)

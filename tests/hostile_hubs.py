@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars
 
-from hostile_world import BASE, Link, Pipe, Stranger, base_folder
+from hostile_world import BASE, Dated, Hole, Link, Pipe, Stranger, base_folder
 from hub_server import HubServer
 
 __all__ = ["in_folder", "uploaded"]
@@ -34,6 +34,12 @@ def in_folder(root: Path, repos: Iterable[Stranger]) -> Path:
                 place.symlink_to(entry.target.format(root=hub))
             elif isinstance(entry, Pipe):
                 os.mkfifo(place)
+            elif isinstance(entry, Hole):
+                place.touch()
+                os.truncate(place, entry.nbytes)
+            elif isinstance(entry, Dated):
+                place.write_bytes(entry.data)
+                os.utime(place, (entry.seconds, entry.seconds))
     return hub
 
 

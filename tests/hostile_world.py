@@ -2,10 +2,12 @@
 Repos that try to stop a daemon, to cheat it or to leak through it, among good ones.
 
 Each kind is made from a seed, so that no two repos of a kind are the same. What a repo holds is a
-mapping of paths to bytes, or to what only a folder can hold: a link, a pipe.
+mapping of paths to bytes, or to what only a folder can hold: a link, a pipe, a hole, a file of
+another time.
 """
 
 import json
+import os
 import random
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +20,18 @@ from safetensors.torch import load, save
 
 from kinship_daemon import demo
 
-__all__ = ["BASE", "HARMLESS", "KINDS", "Link", "Pipe", "Stranger", "base_folder", "hostile_repos"]
+__all__ = [
+    "BASE",
+    "HARMLESS",
+    "KINDS",
+    "Dated",
+    "Hole",
+    "Link",
+    "Pipe",
+    "Stranger",
+    "base_folder",
+    "hostile_repos",
+]
 
 BASE = demo.BASE
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -39,7 +52,22 @@ class Pipe:
     """A named pipe, at which whoever opens it waits for ever."""
 
 
-Entry = bytes | Link | Pipe
+@dataclass(frozen=True)
+class Hole:
+    """A file of so many bytes, of which none is on the disk."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Dated:
+    """A file that says that it was changed then, in seconds since 1970."""
+
+    data: bytes
+    seconds: int
+
+
+Entry = bytes | Link | Pipe | Hole | Dated
 Files = dict[str, Entry]
 Kind = Callable[[random.Random, dict[str, bytes]], Files]
 
@@ -530,6 +558,34 @@ def _tokenizer_beyond(noise, own):
     return {**own, "tokenizer.json": json.dumps(tokenizer).encode()}
 
 
+@harmless
+def _tokenizer_pieces(noise, own):
+    """A SentencePiece model with a token of megabytes, which would take days to load."""
+    piece = b"x" * noise.randrange(3000, 3_000_000)
+    entry = b"\x0a" + _varint(len(piece)) + piece + b"\x15\x00\x00\x80\xbf"
+    model = b"\x0a" + _varint(len(entry)) + entry
+    return {**own, "tokenizer.model": model}
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+# generation_config.json
+
+
+@harmless
+def _generation_beams(noise, own):
+    """Beams that no machine has the memory for: such a setting is left out."""
+    key = noise.choice(["num_beams", "num_return_sequences", "num_beam_groups"])
+    settings = {key: noise.choice([17, 10**9, 10**400])}
+    return {**own, "generation_config.json": json.dumps(settings).encode()}
+
+
 # Paths
 
 
@@ -569,3 +625,30 @@ def _folder_pipes(noise, own):
 def _folder_folders(noise, own):
     name = noise.choice([WEIGHTS, "config.json", "tokenizer.json"])
     return {**_without(own, name), f"{name}/inside": b"x"}
+
+
+@harmless
+def _folder_names(noise, own):
+    """Names that are no text, and folders in folders as deep as a path may be."""
+    odd = [
+        b"notes-\xff\xfe.txt",
+        b"\xc3.safetensors",
+        b"\xff/" * 5 + b"x",
+        b"d/" * noise.randrange(500, 1500) + b"x",
+        b"n" * 255,
+    ]
+    return {**own, os.fsdecode(noise.choice(odd)): b"x"}
+
+
+@hostile
+def _folder_holes(noise, own):
+    name = noise.choice([WEIGHTS, "tokenizer.json", "notes.bin", "config.json"])
+    return {**own, name: Hole(noise.choice([1 << 31, 1 << 40, 3 << 40]))}
+
+
+@harmless
+def _folder_years(noise, own):
+    name = noise.choice([WEIGHTS, "config.json", "README.md"])
+    data = own.get(name, _card())
+    # Before 1970, of this day, and as far as the disk goes.
+    return {**own, name: Dated(data, noise.choice([-(1 << 31), 0, 1 << 31, (1 << 34) - 1]))}

@@ -19,6 +19,7 @@ import turns
 from hub_daemon import BASE, CARD, NOON, opened, states, statuses, told
 from hub_server import HubServer
 from kinship_daemon import cycle, file_cache
+from kinship_daemon.durable import changed_ns
 from kinship_daemon.errors import LeafGone, Stopped
 from kinship_daemon.file_cache import NoRoom
 from kinship_daemon.steps import assemblies
@@ -511,3 +512,18 @@ def test_hashes_of_small_files_are_written_down_many_at_a_time(server, home, tmp
         sha256 = file_cache.FileHashes(d.lineage)
         again = [sha256(path).startswith("again") for path in paths[1:]]
     assert again == [False] * 199 + [True] * 50
+
+
+@pytest.mark.parametrize("year", [1905, 1969, 2261, 2263, 2400])
+def test_a_file_of_any_year_is_hashed_once(tmp_path, monkeypatch, year):
+    """From 2262 on nanoseconds since 1970 are more than SQLite has bits for."""
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    os.utime(file, (round((year - 1970) * 365.2425 * 86400),) * 2)
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        monkeypatch.setattr(file_cache, "_MANY", 1)
+        found = file_cache.FileHashes(lineage)(file)
+        stat = file.stat()
+        assert lineage.file_hash(file, stat.st_size, changed_ns(stat)) == found
+        monkeypatch.setattr(file_cache, "hash_file", None)
+        assert file_cache.FileHashes(lineage)(file) == found

@@ -323,7 +323,7 @@ def test_a_repo_that_is_no_descendant_is_named_with_what_it_declares(root, hub):
     make(root, "org/broken", "base_model: [")
     make(root, "org/long", f"base_model: '{'x' * 9000}\\e[2J'")
     make(root, "org/mangled", f"base_model: [{BASE}")
-    told = dict(hub.passed_over(BASE))
+    told = dict(hub.passed_over(BASE, ["org/mangled"]))
     assert told["org/url"] == (f"its README.md declares base_model 'https://huggingface.co/{BASE}'")
     assert told["org/stranger"] == "its README.md declares base_model 'org/another'"
     assert told["org/silent"] == "it declares no base_model"
@@ -335,4 +335,4 @@ def test_a_repo_that_is_no_descendant_is_named_with_what_it_declares(root, hub):
 
 def test_control_characters_of_a_card_are_shown_escaped(root, hub):
     make(root, "org/odd", 'base_model: "a\\e[2J\\nb"')
-    assert dict(hub.passed_over(BASE))["org/odd"].endswith(r"base_model 'a\x1b[2J\nb'")
+    assert dict(hub.passed_over(BASE, ()))["org/odd"].endswith(r"base_model 'a\x1b[2J\nb'")

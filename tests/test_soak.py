@@ -19,10 +19,13 @@ from huggingface_hub.utils import _http
 
 import command
 import turns
+import worker_kills
 from hub_server import TOKEN, HubServer
 from kinship_daemon import config, demo, faults, startup
+from kinship_daemon.bugs import bugs_noted
 from kinship_daemon.context import Context
 from kinship_daemon.errors import Transient
+from kinship_daemon.evaluate.evaluator import open_evaluator
 from kinship_daemon.execute import site
 from kinship_daemon.hub import calls, client, download
 from kinship_daemon.report import JsonReporter
@@ -117,8 +120,9 @@ def retried(work: Callable, *arguments: object) -> object:
 
 
 @contextmanager
-def opened(server: HubServer, home: Path) -> Iterator[Context]:
-    loaded = config.load(base=demo.BASE, hub=server.url, home=home, overrides=overrides())
+def opened(server: HubServer, home: Path, **more: str) -> Iterator[Context]:
+    chosen = overrides(**more)
+    loaded = config.load(base=demo.BASE, hub=server.url, home=home, overrides=chosen)
     with ExitStack() as stack:
         log = stack.enter_context(home.with_suffix(".log").open("w"))
 
@@ -203,6 +207,27 @@ def test_faults_refuse_nobody_and_publish_nothing_twice(calm, wide, tmp_path):
     assert wide.differs(found.fates) == []
     assert found.published == calm.published
     assert (landed.done, found.commits) == (1, 1)
+    assert server.leaks() == []
+
+
+@pytest.mark.slow
+def test_with_its_worker_killed_ten_times_it_ends_as_if_nothing_had_been(
+    calm, wide, tmp_path, warm_worker, monkeypatch
+):
+    monkeypatch.setattr(site, "open_evaluator", open_evaluator)
+    with served(wide) as server, worker_kills.killing(SEED) as tally:
+        server.disorder = weather = Weather(SEED, RATE)
+        with opened(server, tmp_path / "home", **{"evaluate.chunk": "4"}) as d:
+            lived(d, server, wide)
+            retried(settled, d)
+            assert retried(turns.evolve, d).stop is not None
+            found = end(d.lineage, server)
+            bugs = bugs_noted(d.home.bug_log)
+    assert (tally.killed, bugs) == (worker_kills.KILLS, 0), tally
+    assert weather.failed.keys() >= KINDS
+    assert wide.differs(found.fates) == []
+    assert found.published == calm.published
+    assert found.commits == 1
     assert server.leaks() == []
 
 

@@ -1,18 +1,21 @@
 """
-Runs the daemon to its end, its evaluation worker killed with SIGKILL at ten random moments.
+Kills evaluation workers with SIGKILL at ten random moments.
 
-    SEED -- kinship-daemon's arguments
+    SEED -- kinship-daemon's arguments      the daemon, in a process of `warm_workers.py`
 
 A moment is so long after a worker was asked: it is still starting, at work, or has just answered.
 No request is disturbed twice: whom the worker dies over again at once is set aside for a time.
 Where a worker cannot start, a run that is to end says so and ends; it is started again, as systemd
-would do. It works in a process of `warm_workers.py`.
+would do.
 """
 
 import random
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from unittest import mock
 
 from kinship_daemon.cli import app
 from kinship_daemon.errors import Transient
@@ -22,16 +25,24 @@ KILLS = 10
 LONGEST_SECONDS = 0.5
 
 
-def main():
-    chance, lock = random.Random(int(sys.argv[1])), threading.Lock()
-    ask, asked, killed = WorkerEvaluator._ask, 0, 0
-    disturbed = set()
+@dataclass
+class Tally:
+    """How often workers were asked, and how many were killed over it."""
+
+    asked: int = 0
+    killed: int = 0
+
+
+@contextmanager
+def killing(seed: int) -> Iterator[Tally]:
+    """While this lasts, the workers of this process are killed, ten times in all."""
+    chance, lock, tally = random.Random(seed), threading.Lock(), Tally()
+    ask, disturbed = WorkerEvaluator._ask, set()
 
     def ask_and_kill(self, assembly, what, *given):
-        nonlocal asked
-        asked += 1
+        tally.asked += 1
         request = (assembly.identity, str(what))
-        if killed == KILLS or request in disturbed:
+        if tally.killed == KILLS or request in disturbed:
             return ask(self, assembly, what, *given)
         timer = threading.Timer(chance.uniform(0, LONGEST_SECONDS), kill, (self, request))
         timer.daemon = True
@@ -42,19 +53,23 @@ def main():
             kill(self, request)
 
     def kill(evaluator, request):
-        nonlocal killed
         with lock:
             child = evaluator._child
-            if killed == KILLS or request in disturbed or child is None:
+            if tally.killed == KILLS or request in disturbed or child is None:
                 return
             if child._process.is_alive():
                 disturbed.add(request)
                 child._process.kill()
-                killed += 1
+                tally.killed += 1
 
-    WorkerEvaluator._ask = ask_and_kill
-    for _ in range(KILLS):
-        with suppress(Transient):
-            app.main(args=sys.argv[3:], standalone_mode=False)
-            break
-    print(f"killed {killed} of {asked}", file=sys.stderr, flush=True)
+    with mock.patch.object(WorkerEvaluator, "_ask", ask_and_kill):
+        yield tally
+
+
+def main():
+    with killing(int(sys.argv[1])) as tally:
+        for _ in range(KILLS):
+            with suppress(Transient):
+                app.main(args=sys.argv[3:], standalone_mode=False)
+                break
+    print(f"killed {tally.killed} of {tally.asked}", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kinship_daemon.errors import KinshipError, ModelError, Stopped
 
-__all__ = ["hash_file", "sync", "whole_file", "whole_folder"]
+__all__ = ["changed_ns", "hash_file", "sync", "whole_file", "whole_folder"]
 
 # What renaming a folder to one that is not empty fails with.
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
@@ -33,6 +33,15 @@ def hash_file(path: Path, stop: threading.Event | None = None) -> str:
                 raise Stopped
             digest.update(block[:count])
     return digest.hexdigest()
+
+
+def changed_ns(stat: os.stat_result) -> int:
+    """
+    When a file was changed, to tell it from what it was; in 64 bits, as SQLite has them.
+
+    Nanoseconds since 1970 take more from the year 2262 on, of which a file may say that it is.
+    """
+    return (stat.st_mtime_ns + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def sync(path: Path) -> None:

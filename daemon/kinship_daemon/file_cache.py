@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kinship_daemon.durable import hash_file
+from kinship_daemon.durable import changed_ns, hash_file
 from kinship_daemon.errors import BudgetReached, LeafGone, Stopped, Unavailable
 from kinship_daemon.home import Home
 from kinship_daemon.hub.files import local_files, place, sidecars, wanted
@@ -282,7 +282,7 @@ class FileHashes:
             raise Stopped  # a look at a folder hub asks for thousands
         name, stat = os.path.realpath(path), path.stat()
         size, modified, known = self._known.get(name, (0, 0, None))
-        if known is None or (size, modified) != (stat.st_size, stat.st_mtime_ns):
+        if known is None or (size, modified) != (stat.st_size, changed_ns(stat)):
             known = hash_file(path, self._stop)
             self._note(name, stat, known)
         return known
@@ -292,7 +292,7 @@ class FileHashes:
         self._note(os.path.realpath(path), path.stat(), sha256)
 
     def _note(self, name: str, stat: os.stat_result, sha256: str) -> None:
-        self._known[name] = self._unwritten[name] = stat.st_size, stat.st_mtime_ns, sha256
+        self._known[name] = self._unwritten[name] = stat.st_size, changed_ns(stat), sha256
         if stat.st_size >= _LARGE_BYTES or len(self._unwritten) >= _MANY:
             self._lineage.remember_hashes(self._unwritten)
             self._unwritten.clear()
@@ -303,8 +303,8 @@ def all_files(
 ) -> tuple[File, ...]:
     """A model's weights, and the files of its folder that go along with them, by path."""
     found = {file.path: file for file in weights}
-    names = [path.relative_to(folder) for path in local_files(folder, folder.resolve())]
-    for file in sidecars(RepoFile(name.as_posix(), 0) for name in names):
+    names = local_files(folder, folder.resolve())
+    for file in sidecars(RepoFile(name, 0) for name in names):
         path = folder / file.path
         found.setdefault(file.path, File(file.path, path.stat().st_size, sha256(path)))
     return tuple(found[name] for name in sorted(found))

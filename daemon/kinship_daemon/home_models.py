@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kinship_daemon.durable import hash_file
+from kinship_daemon.durable import changed_ns, hash_file
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.home import Home
 from kinship_daemon.steps.assemblies import combination, leaf_models
@@ -97,5 +97,5 @@ class HomeModels:
     def _sha256(self, path: Path) -> str:
         """As the daemon remembers it, or hashed now."""
         stat = path.stat()
-        known = self.lineage.file_hash(path.resolve(), stat.st_size, stat.st_mtime_ns)
+        known = self.lineage.file_hash(path.resolve(), stat.st_size, changed_ns(stat))
         return known or hash_file(path)

@@ -78,10 +78,13 @@ class Candidates:
         return found
 
     def candidates(
-        self, status: Status | None = None, triaged: bool | None = None
+        self,
+        status: Status | None = None,
+        triaged: bool | None = None,
+        gone: bool | None = None,
     ) -> list[Candidate]:
-        """Those whose model has this status, and that were triaged or not; sorted by model."""
-        given = {"status": status, "triaged": triaged}
+        """Those of this status, triaged or not, gone from the hub or not; sorted by model."""
+        given = {"status": status, "triaged": triaged, "gone": gone}
         wanted = {name: value for name, value in given.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in wanted) or "TRUE"
         found = self._store.query(_CANDIDATES.format(where=where), list(wanted.values()))

@@ -76,6 +76,7 @@ class Store:
             whole: This process has found every cell whole, and holds the file since.
         """
         self.path = path
+        self._log = path.with_name(f"{path.name}-wal")
         self._beside = beside
         self._guard: sqlite3.Connection | None = None
         self._held: _Held | None = None
@@ -143,8 +144,7 @@ class Store:
             self._guard.close()
         if held is not None and now is not None and now.is_other_file_under_log_of(held):
             # SQLite would play our log into the file that has taken our file's name.
-            log = self.path.with_name(f"{self.path.name}-wal")
-            log.rename(log.with_name(f"{log.name}.of-replaced-file"))
+            self._log.rename(self._log.with_name(f"{self._log.name}.of-replaced-file"))
 
     def check_in_place(self) -> None:
         """
@@ -266,7 +266,7 @@ class Store:
             self._held = self._look()
 
     def _look(self) -> _Held:
-        found = _Held.of(self.path)
+        found = _Held.of(self.path, self._log)
         if not self._beside or found.file is None:
             return found
         # The daemon's commits may copy the log into the file at any time.
@@ -310,14 +310,14 @@ class _Held:
         return self.file[:2] != held.file[:2] and self.log == held.log
 
     @classmethod
-    def of(cls, path: Path) -> Self:
+    def of(cls, path: Path, log_path: Path) -> Self:
         try:
             file = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return cls(None, None)
         known = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
         try:
-            log = path.with_name(f"{path.name}-wal").stat()
+            log = log_path.stat()
         except FileNotFoundError:
             return cls(known, None)
         return cls(known, (log.st_dev, log.st_ino))

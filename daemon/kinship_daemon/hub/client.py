@@ -6,7 +6,7 @@ import functools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from http import HTTPStatus
@@ -114,7 +114,11 @@ class ApiHub:
         else:
             yield from recent_descendants(self._wire.pages, base, since)
 
-    def passed_over(self, base: str) -> Iterator[tuple[str, str]]:  # noqa: ARG002 - nobody is named
+    def passed_over(
+        self,
+        base: str,  # noqa: ARG002 - nobody is named
+        listed: Collection[str],  # noqa: ARG002
+    ) -> Iterator[tuple[str, str]]:
         """None: a server has a million repos, and lists those alone that it holds for related."""
         return iter(())
 

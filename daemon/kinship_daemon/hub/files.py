@@ -124,10 +124,11 @@ def _indexed(index: Path) -> list[str]:
     return sorted(shards)
 
 
-def local_files(folder: Path, within: Path) -> list[Path]:
+def local_files(folder: Path, within: Path) -> dict[str, Path]:
     """
-    The files below a folder, sorted. Nothing is seen of hidden ones, of links that lead out of
-    `within`, of names that are no text, and of what lies deeper than any repo has folders.
+    The files below a folder by their names in it, sorted. Nothing is seen of hidden ones, of links
+    that lead out of `within`, of names that are no text, and of what lies deeper than any repo has
+    folders.
 
     Args:
         within: Resolved.
@@ -135,28 +136,37 @@ def local_files(folder: Path, within: Path) -> list[Path]:
     Raises:
         OSError: The machine lacks what it takes to read a folder (`is_scarce`).
     """
-    found, folders = [], [(folder, 0)]
+    found, folders = {}, [(str(folder), "", 0)]
     while folders:
-        place, depth = folders.pop()
+        place, names, depth = folders.pop()
         try:
-            entries = list(place.iterdir())
+            with os.scandir(place) as listed:
+                entries = list(listed)
         except OSError as error:
             if is_scarce(error):
                 raise
             continue  # not ours to read, or removed while we looked
-        for path in entries:
-            if path.name.startswith(".") or not _is_text(path.name):
+        for entry in entries:
+            if entry.name.startswith(".") or not _is_text(entry.name):
                 continue
-            if is_own_file(path, within):
-                found.append(path)
-            elif depth < _DEEPEST and path.is_dir() and not path.is_symlink():
-                folders.append((path, depth + 1))
-    return sorted(found)
+            path, name = Path(entry.path), f"{names}{entry.name}"
+            if entry.is_symlink():
+                if is_own_file(path, within):
+                    found[name] = path
+            elif entry.is_file():
+                found[name] = path
+            elif depth < _DEEPEST and entry.is_dir():
+                folders.append((entry.path, f"{name}/", depth + 1))
+    return dict(sorted(found.items()))
 
 
 def _is_text(name: str) -> bool:
     """Whether a name on this disk can be written as UTF-8, as every hub's are."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_hollow(path: Path, stat: os.stat_result) -> bool:

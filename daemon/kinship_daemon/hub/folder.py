@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kinship_daemon.durable import hash_file, sync
 from kinship_daemon.errors import KinshipError, Transient, UsageError, is_scarce
@@ -18,7 +18,7 @@ from kinship_daemon.foreign.json_text import parse_json
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.hub.files import is_hollow, is_own_file, local_files
 from kinship_daemon.hub.front_matter import declared_bases, front_matter, tags
-from kinship_daemon.hub.names import check_repo_id
+from kinship_daemon.hub.names import check_repo_id, is_repo_id
 from kinship_daemon.hub.records import Listing, Repo, RepoFile, UnknownRepo
 from kinship_daemon.ranges import FolderRanges, Ranges
 
@@ -91,23 +91,29 @@ class FolderHub:
     def descendants(self, base: str, since: datetime | None = None) -> Iterator[Listing]:
         found = []
         for repo_id in self._ids():
-            card = self._card(self._root / repo_id)
-            if card.unrelated(base) is not None:
-                continue
+            folder = self._root / repo_id
             try:
                 with self._reading(repo_id):
-                    repo = self._repo(repo_id, self._root / repo_id, card)
-                    changed = max(repo.modified, _appeared(self._root / repo_id))
+                    places = _places(folder, self._root)
+                    if since is not None and _changed(folder, places) < since:
+                        continue
+                    card = self._card(folder)
+                    if card.unrelated(base) is not None:
+                        continue
+                    revision = _revision(self._files(places)[0])
+                    modified = _modified(folder, places)
             except UnknownRepo:
                 continue
-            if since is None or changed >= since:
-                found.append(Listing(repo_id, repo.revision, repo.modified, tags(repo.card)))
+            found.append(Listing(repo_id, revision, modified, tags(card.said)))
         yield from sorted(found, key=lambda listing: (listing.modified, listing.id))
 
-    def passed_over(self, base: str) -> Iterator[tuple[str, str]]:
+    def passed_over(self, base: str, listed: Collection[str]) -> Iterator[tuple[str, str]]:
         for repo_id in self._ids():
-            why = self._card(self._root / repo_id).unrelated(base)
-            if why is not None and repo_id != base:
+            if repo_id == base or repo_id in listed:
+                continue
+            with self._reading(repo_id):
+                why = self._card(self._root / repo_id).unrelated(base)
+            if why is not None:
                 yield repo_id, why
 
     def repo(self, repo_id: str, revision: str | None = None) -> Repo:
@@ -115,7 +121,7 @@ class FolderHub:
         if folder is None:
             raise UnknownRepo(f"no repo {repo_id} in {self._root}")
         with self._reading(repo_id):
-            repo = self._repo(repo_id, folder, self._card(folder))
+            repo = self._repo(repo_id, folder)
         if revision is not None and not _names(revision, repo.revision):
             at = f"{repo_id} in {self._root} is at {repo.revision[:12]}"
             raise UnknownRepo(f"{at}; a folder hub keeps no {revision}")
@@ -143,11 +149,12 @@ class FolderHub:
         private: bool,  # noqa: ARG002 - who may read a folder is the file system's business
     ) -> tuple[str, str]:
         target = self._root / check_repo_id(repo_id)
-        files, unreadable = self._files(folder, folder.resolve())
+        files, unreadable = self._files(_places(folder, folder.resolve()))
         if unreadable is not None:
             raise KinshipError(f"cannot publish {repo_id}: {unreadable}")
         if target.exists():
-            if _revision(self._files(target, self._root)[0]) != _revision(files):
+            there, _ = self._files(_places(target, self._root))
+            if _revision(there) != _revision(files):
                 raise KinshipError(
                     f"{target} exists with other content; it is not ours to replace: "
                     "set another publish.namespace or publish.name, or remove it"
@@ -167,7 +174,7 @@ class FolderHub:
         """A repo's folder, as long as it is what it was."""
         folder = self._folder(repo.id)
         with self._reading(repo.id):
-            files = () if folder is None else self._files(folder, self._root)[0]
+            files = () if folder is None else self._files(_places(folder, self._root))[0]
         if folder is None or _revision(files) != repo.revision:
             raise UnknownRepo(f"{repo.id} in {self._root} changed since it was looked at")
         return folder
@@ -210,17 +217,19 @@ class FolderHub:
     def _ids(self) -> Iterator[str]:
         """Repo ids in name order."""
         for organisation in _visible(self._root):
-            for place in _visible(organisation):
+            for place in _visible(organisation.path):
                 repo_id = f"{organisation.name}/{place.name}"
-                if self._folder(repo_id) is not None:
+                is_link = organisation.is_symlink() or place.is_symlink()
+                if self._folder(repo_id) if is_link else is_repo_id(repo_id):
                     yield repo_id
 
-    def _repo(self, repo_id: str, folder: Path, card: _Card) -> Repo:
-        files, unreadable = self._files(folder, self._root)
+    def _repo(self, repo_id: str, folder: Path) -> Repo:
+        places, card = _places(folder, self._root), self._card(folder)
+        files, unreadable = self._files(places)
         return Repo(
             id=repo_id,
             revision=_revision(files),
-            modified=_modified(folder, files),
+            modified=_modified(folder, places),
             card=card.said,
             files=files,
             config=_mapping(self._read(folder / "config.json", _CONFIG_BYTES)),
@@ -241,25 +250,30 @@ class FolderHub:
         return folder if inside else None
 
     def _read(self, path: Path, limit: int) -> bytes:
-        """A file's first bytes; none if it cannot be read, or is none of the repo's own."""
+        """
+        A file's first bytes; none if it cannot be read, or is none of the repo's own.
+
+        Raises:
+            OSError: The machine lacks what it takes (`is_scarce`).
+        """
         try:
             if is_own_file(path, self._root):
                 with path.open("rb") as file:
                     return file.read(limit)
-        except OSError:
-            pass
+        except OSError as error:
+            if is_scarce(error):
+                raise
         return b""
 
-    def _files(self, folder: Path, within: Path) -> tuple[tuple[RepoFile, ...], str | None]:
-        """A folder's files sorted by path, and what keeps one of them, or all, from being read."""
+    def _files(self, places: Sequence[_Place]) -> tuple[tuple[RepoFile, ...], str | None]:
+        """Those files, and what keeps one of them, or all, from being read."""
+        if len(places) > _MOST_FILES:
+            return (), f"it has {len(places)} files; the most allowed is {_MOST_FILES}"
         found, unreadable = [], None
-        paths = local_files(folder, within)
-        if len(paths) > _MOST_FILES:
-            return (), f"it has {len(paths)} files; the most allowed is {_MOST_FILES}"
-        for path in paths:
-            name = path.relative_to(folder).as_posix()
+        for name, path, stat in places:
             try:
-                stat = path.stat()
+                if isinstance(stat, OSError):
+                    raise stat
                 if is_hollow(path, stat):
                     unreadable = f"{name} is not whole: most of it is holes; copy it again"
                     found.append(RepoFile(name, stat.st_size))
@@ -272,16 +286,39 @@ class FolderHub:
                     raise
                 unreadable = f"{name} cannot be read: {error.strerror}"
                 found.append(RepoFile(name, 0))
-        return tuple(sorted(found, key=lambda file: file.path)), unreadable
+        return tuple(found), unreadable
 
 
-def _visible(folder: Path) -> list[Path]:
+class _Place(NamedTuple):
+    """A file of a repo by its path in it, where it is, and what the disk says of it."""
+
+    name: str
+    path: Path
+    stat: os.stat_result | OSError
+
+
+def _places(folder: Path, within: Path) -> list[_Place]:
+    """Sorted by name."""
+    return [_Place(name, path, _stat(path)) for name, path in local_files(folder, within).items()]
+
+
+def _stat(path: Path) -> os.stat_result | OSError:
     try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return path.stat()
+    except OSError as error:
+        return error
+
+
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    """The folders in one that are not hidden, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [each for each in entries if not each.name.startswith(".") and each.is_dir()]
     except OSError as error:
         if is_scarce(error):
             raise Transient(f"{folder} cannot be read: {error.strerror}") from error
         return []
+    return sorted(found, key=lambda entry: entry.name)
 
 
 def _revision(files: tuple[RepoFile, ...]) -> str:
@@ -294,19 +331,18 @@ def _names(revision: str, found: str) -> bool:
     return found == revision or (len(revision) >= _FEW_HEX and found.startswith(revision))
 
 
-def _modified(folder: Path, files: tuple[RepoFile, ...]) -> datetime:
-    times = [folder.stat().st_mtime]
-    for file in files:
-        with suppress(FileNotFoundError):  # removed while we looked
-            times.append((folder / file.path).stat().st_mtime)
+def _modified(folder: Path, places: Iterable[_Place]) -> datetime:
+    """When a file of a folder changed last. FileNotFoundError where the folder has gone."""
+    own = folder.stat().st_mtime
+    times = [place.stat.st_mtime for place in places if not isinstance(place.stat, OSError)]
     # A file may say that it is of any year.
-    newest = max(times[1:] or times)
-    return datetime.fromtimestamp(min(max(newest, 0.0), _LAST_SECOND), UTC)
+    return datetime.fromtimestamp(min(max(0.0, max(times, default=own)), _LAST_SECOND), UTC)
 
 
-def _appeared(folder: Path) -> datetime:
-    """When a folder came to be where it is; its files may be much older."""
-    return datetime.fromtimestamp(folder.stat().st_ctime, UTC)
+def _changed(folder: Path, places: Iterable[_Place]) -> datetime:
+    """The same, or when the folder came to be where it is: its files may be much older."""
+    appeared = datetime.fromtimestamp(folder.stat().st_ctime, UTC)
+    return max(_modified(folder, places), appeared)
 
 
 def _mapping(data: bytes) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ __all__ = [
     "check_repo_id",
     "check_revision",
     "check_token",
+    "is_repo_id",
     "slug",
     "user_path",
 ]
@@ -33,14 +34,18 @@ def check_repo_id(text: str, *, bare: bool = False) -> str:
     Raises:
         UsageError: It is not.
     """
-    parts = text.split("/")
-    sound = len(parts) in ({1, 2} if bare else {2}) and all(_PART.fullmatch(part) for part in parts)
-    if not sound or ".." in text or "--" in text or text.endswith(".git"):
+    if not is_repo_id(text, bare=bare):
         raise UsageError(
             f"'{shown(text)}' is not a repo id; "
             "expected org/name of letters, digits, '-', '_' and '.'"
         )
     return text
+
+
+def is_repo_id(text: str, *, bare: bool = False) -> bool:
+    parts = text.split("/")
+    sound = len(parts) in ({1, 2} if bare else {2}) and all(map(_PART.fullmatch, parts))
+    return sound and ".." not in text and "--" not in text and not text.endswith(".git")
 
 
 def check_revision(text: str) -> str:

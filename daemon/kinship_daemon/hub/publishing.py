@@ -129,6 +129,4 @@ def _visible(path: str) -> bool:
 
 def _content(folder: Path) -> dict[str, Path]:
     """A folder's files by their path in it."""
-    return {
-        path.relative_to(folder).as_posix(): path for path in local_files(folder, folder.resolve())
-    }
+    return local_files(folder, folder.resolve())

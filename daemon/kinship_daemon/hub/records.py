@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -137,8 +137,16 @@ class Hub(Protocol):
             Transient: the hub does not answer.
         """
 
-    def passed_over(self, base: str) -> Iterator[tuple[str, str]]:
-        """Repos that are no descendants of `base`, and why, in name order; of a server, none."""
+    def passed_over(self, base: str, listed: Collection[str]) -> Iterator[tuple[str, str]]:
+        """
+        Repos that are no descendants of `base`, and why, in name order; of a server, none.
+
+        Args:
+            listed: Ids of descendants, which are not looked at again.
+
+        Raises:
+            Transient: The machine lacks what it takes to read them.
+        """
 
     def repo(self, repo_id: str, revision: str | None = None) -> Repo:
         """

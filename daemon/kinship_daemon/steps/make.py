@@ -72,11 +72,11 @@ def _run(context: Context, work: Work) -> Written:
         ledger = _with_row(context, model, folder)
     files = tuple(
         File(
-            path=path.relative_to(folder).as_posix(),
+            path=name,
             size=path.stat().st_size,
             sha256=context.files.sha256(path),
         )
-        for path in local_files(folder, folder.resolve())
+        for name, path in local_files(folder, folder.resolve()).items()
     )
     before = context.lineage.files(model.id)
     if before and sorted(files, key=_path) != sorted(before, key=_path):

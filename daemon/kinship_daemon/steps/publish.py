@@ -109,8 +109,8 @@ def _run(context: Context, work: Work) -> Publication:
     if not stage.exists():
         _prepare(context, model, card_facts(context, model, target), stage)
     files = {
-        path.relative_to(stage).as_posix(): context.files.sha256(path)
-        for path in local_files(stage, stage.resolve())
+        name: context.files.sha256(path)
+        for name, path in local_files(stage, stage.resolve()).items()
     }
     message = f"{model.id}: a merge of {' and '.join(model.parents)}"
     private = not context.config.publish.public

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -85,7 +85,7 @@ def _run(context: Context, _work: Work) -> Seen:
         gone=tuple(_gone(context, {line.id for line in listings})) if since is None else (),
         excluded=tuple(newly_excluded(context.lineage, context.config.triage.exclude)),
         cursor=_moved(context, cursor, listings, since),
-        unrelated=tuple(_unrelated(context)) if since is None else (),
+        unrelated=tuple(_unrelated(context, listings)) if since is None else (),
     )
 
 
@@ -207,9 +207,9 @@ def _new(
         yield model, candidate, refusal
 
 
-def _unrelated(context: Context) -> Iterator[tuple[str, str]]:
-    ours = targets(context)
-    return (each for each in context.hub.passed_over(context.base.id) if each[0] not in ours)
+def _unrelated(context: Context, listings: Iterable[Listing]) -> Iterator[tuple[str, str]]:
+    left_out = {*targets(context), *(line.id for line in listings)}
+    return context.hub.passed_over(context.base.id, left_out)
 
 
 def _name(context: Context, line: Listing, taken: Collection[str]) -> str:
@@ -246,11 +246,10 @@ def _is_sure(context: Context, model: Model) -> bool:
 
 def _back(context: Context, listed: Collection[tuple[str, str]]) -> Iterator[Model]:
     """Whoever was gone and is listed again, at the same revision."""
-    for candidate in context.lineage.candidates():
-        if candidate.gone:
-            model = context.lineage.require(candidate.model)
-            if (model.repo, model.revision) in listed:
-                yield model
+    for candidate in context.lineage.candidates(gone=True):
+        model = context.lineage.require(candidate.model)
+        if (model.repo, model.revision) in listed:
+            yield model
 
 
 def _gone(context: Context, listed: Collection[str]) -> Iterator[Model]:

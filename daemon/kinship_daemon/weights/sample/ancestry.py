@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from kinship_daemon.weights.sample.plan import Plan
 from kinship_daemon.weights.sample.sketch import folded
 from kinship_daemon.weights.sample.take import BaseSample, Sample
 from kinship_daemon.weights.vocabulary import is_vocabulary
@@ -30,6 +33,8 @@ _ROUNDING = 1e-6
 # A part counts if without it so many times as much is left unexplained. Siblings of a fine-tune
 # explain some of it too, for they learned the same; of what its parents leave, they explain little.
 _TIMES = 2.0
+# Elements compared at a time, at least: as many are folded at a time.
+_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -100,15 +105,14 @@ class Composition:
 
 def departure(sample: Sample, base: BaseSample) -> Departure:
     """How far a sampled model is from its base, matrix by matrix."""
-    sizes = [sum(end - start for start, end in blocks) for _, blocks in sample.plan.blocks]
-    starts = np.cumsum([0, *sizes[:-1]])
-    own = torch.cat([base.values[name] for name, _ in sample.plan.blocks]).double()
-    delta = sample.deltas.double()
-
-    def sums(one: Tensor, other: Tensor) -> Tensor:
-        return torch.from_numpy(np.add.reduceat((one * other).numpy(), starts))
-
-    squares, mixed, changes = sums(own, own), sums(own, delta), sums(delta, delta)
+    found, at = [], 0
+    for names, starts in _runs(sample.plan):
+        own = torch.cat([base.values[name] for name in names]).double()
+        delta = sample.deltas[at : at + len(own)].double()
+        at += len(own)
+        products = (own * own, own * delta, delta * delta)
+        found.append([np.add.reduceat(product.numpy(), starts) for product in products])
+    squares, mixed, changes = torch.from_numpy(np.concatenate(found, axis=1))
     # Norms' weights are all near 1, of whatever model; rows of new tokens are nobody's.
     matrices = [
         len(sample.plan.tensors[name].shape) > 1 and not is_vocabulary(name)
@@ -124,6 +128,19 @@ def departure(sample: Sample, base: BaseSample) -> Departure:
     unlike = int((likeness < 0.5).sum())
     middle = float(likeness.quantile(0.5)), float(distances.quantile(0.5))
     return Departure(*middle, len(likeness), unlike)
+
+
+@lru_cache(maxsize=4)
+def _runs(plan: Plan) -> tuple[tuple[tuple[str, ...], NDArray[np.int64]], ...]:
+    """Tensors one after the other whose elements stay in a core's cache, and where each begins."""
+    found, names, sizes = [], list[str](), list[int]()
+    for name, blocks in plan.blocks:
+        names.append(name)
+        sizes.append(sum(end - start for start, end in blocks))
+        if sum(sizes) >= _ELEMENTS or name == plan.blocks[-1][0]:
+            found.append((tuple(names), np.cumsum([0, *sizes[:-1]])))
+            names, sizes = [], []
+    return tuple(found)
 
 
 def composition(newcomer: bytes, known: Mapping[str, bytes]) -> Composition:

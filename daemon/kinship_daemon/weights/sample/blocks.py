@@ -66,9 +66,10 @@ def read_blocks(
     for name, blocks in places.items():
         info = source.tensors[name]
         each, at = DTYPES[info.dtype].itemsize, 0
-        for start, end in blocks:
+        held = files.setdefault(info.file, [])
+        for start, end in _joined(blocks):
             first, last = info.offset + start * each, info.offset + end * each
-            files.setdefault(info.file, []).append(_Block(first, last, name, at))
+            held.append(_Block(first, last, name, at))
             at += last - first
         content[name] = np.empty(at, dtype=np.uint8)
     for file in sorted(files):
@@ -79,6 +80,19 @@ def read_blocks(
         name: torch.from_numpy(own).view(DTYPES[source.tensors[name].dtype])
         for name, own in content.items()
     }
+
+
+def _joined(blocks: Blocks) -> Iterator[tuple[int, int]]:
+    """The same elements in the same order, in as few blocks: of a small model all are read."""
+    begin = end = 0
+    for start, stop in blocks:
+        if start != end:
+            if begin != end:
+                yield begin, end
+            begin = start
+        end = stop
+    if begin != end:
+        yield begin, end
 
 
 def _runs(blocks: Sequence[_Block]) -> Iterator[_Run]:

@@ -20,19 +20,29 @@ class Outlines:
     """Kept in memory from one newcomer to the next, by model."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Tensor] = {}
+        self._places: dict[str, int] = {}
+        self._rows = torch.zeros(0)  # (room, _RUNS * cells); the first ones are in use
 
     def unknown(self, models: Collection[str]) -> list[str]:
         """Those of these models that have no outline yet, in their order."""
-        return [model for model in models if model not in self._known]
+        return [model for model in models if model not in self._places]
 
     def add(self, vectors: Mapping[str, bytes]) -> None:
         """
         Raises:
             KinshipError: A vector is damaged, or of another plan.
         """
-        if vectors:
-            self._known |= zip(vectors, _outlined(list(vectors.values())), strict=True)
+        if not vectors:
+            return
+        rows, begin = _outlined(list(vectors.values())), len(self._places)
+        end = begin + len(rows)
+        if end > len(self._rows):
+            more = rows.new_zeros(max(end, 2 * begin), rows.shape[1])
+            if begin:
+                more[:begin] = self._rows[:begin]
+            self._rows = more
+        self._rows[begin:end] = rows
+        self._places |= zip(vectors, range(begin, end), strict=True)
 
     def most_alike(self, newcomer: bytes, models: Collection[str], most: int) -> list[str]:
         """
@@ -44,8 +54,8 @@ class Outlines:
         names = sorted(models)
         if len(names) <= most:
             return names
-        rows = torch.stack([self._known[name] for name in names])
-        likeness = (rows @ _outlined([newcomer])[0]).abs()
+        places = torch.tensor([self._places[name] for name in names])
+        likeness = (self._rows @ _outlined([newcomer])[0])[places].abs()
         return sorted(names[at] for at in likeness.argsort(descending=True, stable=True)[:most])
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,7 @@ from kinship_daemon.weights.kinship import Metric
 from kinship_daemon.weights.sample import chance
 from kinship_daemon.weights.sample.jackknife import Estimate, Moments, Units, jackknife
 from kinship_daemon.weights.sample.plan import Plan
+from kinship_daemon.weights.sample.strata import Stratum
 from kinship_daemon.weights.sample.take import Sample
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
@@ -32,7 +34,6 @@ __all__ = ["compare", "folded", "sketch"]
 
 # The last groups are the vocabulary's own: models whose tokens are unknown do without them.
 _GROUPS, _OWN, _CELLS = 64, 8, 128
-_FOLD_BITS = (2 * _CELLS).bit_length() - 1  # of an element's cell and sign; its group is above
 _MARK = b"KSK1"
 # Vectors worked on at a time, 8 MB in float32.
 _TOGETHER = 256
@@ -60,14 +61,14 @@ def sketch(sample: Sample) -> bytes:
     cells = torch.zeros(_GROUPS * _CELLS, dtype=torch.float64)
     weights = torch.tensor([s.total / s.drawn for s in sample.plan.strata], dtype=torch.float64)
     at = 0
-    for strata, lengths, folds in _folds(sample.plan):
-        values = sample.deltas[at : at + len(folds)].double()
-        at += len(folds)
-        weight = weights[strata]
-        groups = (folds >> _FOLD_BITS).int()
-        ones.index_add_(0, groups, values * weight.repeat_interleave(lengths))
-        values.mul_(1 - 2 * (folds & 1)).mul_(weight.sqrt().repeat_interleave(lengths))
-        cells.index_add_(0, (folds >> 1).int(), values)
+    for run in _runs(sample.plan):
+        values = sample.deltas[at : at + len(run.folds)].double()
+        at += len(run.folds)
+        weight = weights[run.strata]
+        sums = torch.from_numpy(np.add.reduceat(values.numpy(), run.starts))
+        ones.index_add_(0, run.groups, sums * weight.repeat_interleave(run.drawn))
+        values.mul_(1 - 2 * (run.folds & 1)).mul_(weight.sqrt().repeat_interleave(run.lengths))
+        cells.index_add_(0, (run.folds >> 1).int(), values)
     return _packed(sample.plan, ones, cells)
 
 
@@ -174,27 +175,60 @@ def _units() -> Units:
     return Units(stratum=vocabulary.long(), drawn=drawn, weight=ones, missed=ones)
 
 
-@lru_cache(maxsize=4)
-def _folds(plan: Plan) -> tuple[tuple[slice, Tensor, Tensor], ...]:
+@dataclass(frozen=True)
+class _Run:
     """
-    Runs of strata, with the elements of each, and for every element its group, cell and sign.
+    Some strata, one after the other, and what becomes of their elements.
 
-    The three are one number, (group * cells + cell) * 2 + sign, in int16: they are the same for
-    all descendants, and a plan of a 7B model has 14 million elements.
+    Attributes:
+        strata: Which.
+        drawn: Blocks of each stratum, (strata,) int64.
+        lengths: Elements of each stratum, (strata,) int64.
+        starts: Where each block begins, (blocks,) int64.
+        groups: The group of each block, (blocks,) int64.
+        folds: Of each element, (group * cells + cell) * 2 + sign, (elements,) int16: they are the
+            same for all descendants, and a plan of a 7B model has 14 million.
     """
-    found: list[tuple[slice, Tensor, Tensor]] = []
-    begin, lengths, folds = 0, list[int](), list[Tensor]()
-    for number, (stratum, groups) in enumerate(zip(plan.strata, _dealt(plan), strict=True)):
-        # By the place in the tensor, so that the view without vocabulary folds as all of it does.
-        stream = chance.key(f"{plan.identity} fold {stratum.tensor} {stratum.blocks[0][0]}")
-        places = chance.mixed(stream, 0, stratum.elements) & np.uint64(2 * _CELLS - 1)
-        own = groups.repeat_interleave(torch.tensor(stratum.lengths)) * (2 * _CELLS)
-        folds.append((own + torch.from_numpy(places.astype(np.int64))).short())
-        lengths.append(stratum.elements)
-        if sum(lengths) >= _ELEMENTS or number == len(plan.strata) - 1:
-            found.append((slice(begin, number + 1), torch.tensor(lengths), torch.cat(folds)))
-            begin, lengths, folds = number + 1, [], []
+
+    strata: slice
+    drawn: Tensor
+    lengths: Tensor
+    starts: NDArray[np.int64]
+    groups: Tensor
+    folds: Tensor
+
+
+@lru_cache(maxsize=4)
+def _runs(plan: Plan) -> tuple[_Run, ...]:
+    dealt, found, begin = _dealt(plan), [], 0
+    for end in range(1, len(plan.strata) + 1):
+        strata = plan.strata[begin:end]
+        if sum(stratum.elements for stratum in strata) < _ELEMENTS and end < len(plan.strata):
+            continue
+        blocks = [length for stratum in strata for length in stratum.lengths]
+        found.append(
+            _Run(
+                strata=slice(begin, end),
+                drawn=torch.tensor([stratum.drawn for stratum in strata]),
+                lengths=torch.tensor([stratum.elements for stratum in strata]),
+                starts=np.cumsum([0, *blocks[:-1]]),
+                groups=torch.cat(dealt[begin:end]),
+                folds=torch.cat(
+                    [_folds(plan, *each) for each in zip(strata, dealt[begin:end], strict=True)]
+                ),
+            )
+        )
+        begin = end
     return tuple(found)
+
+
+def _folds(plan: Plan, stratum: Stratum, groups: Tensor) -> Tensor:
+    """Of a stratum's elements, whose blocks are in these groups."""
+    # By the place in the tensor, so that the view without vocabulary folds as all of it does.
+    stream = chance.key(f"{plan.identity} fold {stratum.tensor} {stratum.blocks[0][0]}")
+    places = chance.mixed(stream, 0, stratum.elements) & np.uint64(2 * _CELLS - 1)
+    own = groups.repeat_interleave(torch.tensor(stratum.lengths)) * (2 * _CELLS)
+    return (own + torch.from_numpy(places.astype(np.int64))).short()
 
 
 @lru_cache(maxsize=4)
