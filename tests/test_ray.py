@@ -287,6 +287,18 @@ def test_what_a_cluster_cannot_give_is_said_and_waited_for(whole, cluster, tmp_p
             cluster.remove_node(node)
 
 
+@in_full
+def test_workers_with_nothing_to_do_make_room_for_others(whole, opened):
+    """Workers that evaluate hold all CPUs when a task needs one, and then the other way round."""
+    executor = opened(resources={"CPU": NODE["num_cpus"]})
+    with closing(Dispatcher(executor)) as dispatcher:
+        for turn in ("first", "again"):
+            for number, needs in enumerate([Needs(device=True)] * 2 + [NEEDS] * 2):
+                key = f"{turn} {number}"
+                dispatcher.begin(Job(key, Say(key), needs), {})
+                assert dispatcher.result(key)[0] == key
+
+
 def test_gpus_for_a_daemon_without_any_are_refused(tmp_path):
     workshop = Workshop(tmp_path / "evaluate.log", options={"gpus_per_worker": 0.5})
     with pytest.raises(UsageError, match=r"gpus_per_worker is 0\.5, .* set evaluate\.device"):
