@@ -20,7 +20,7 @@ from pathlib import Path
 
 import command
 from ray_clusters import add_node, start_head
-from test_kill import ARGUMENTS, content
+from test_kill import ARGUMENTS, INLINE, content
 from test_main_job import history
 
 PORT = 26379
@@ -33,7 +33,9 @@ def main():
     asked.folder.mkdir(parents=True, exist_ok=True)
     calm, killed = asked.folder / "calm", asked.folder / "killed"
     if not calm.exists():  # kept from call to call
-        run = command.run([*ARGUMENTS, "--home", calm], asked.folder, timeout=PATIENCE_SECONDS)
+        run = command.run(
+            [*ARGUMENTS, *INLINE, "--home", calm], asked.folder, timeout=PATIENCE_SECONDS
+        )
         assert run.code == 0, run.err
     shutil.rmtree(killed, ignore_errors=True)
     shared_before = shared_memory()

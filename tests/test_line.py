@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -105,3 +106,17 @@ def test_a_thread_that_cannot_be_started_leaves_no_job_that_is_waited_for(monkey
         assert keys == ({"a", "b"} if has_another else {"a"})
         for _ in range(4):
             begin.put(None)
+
+
+def test_who_has_nothing_to_do_rests_when_told_and_works_again():
+    happened, told = queue.SimpleQueue(), queue.SimpleQueue()
+    line = Line([do], "test", rest=lambda number: happened.put(("rest", number)))
+    with closing(line):
+        for key in "ab":
+            line.put((Job(key, Say(key)), {}, told.put))
+            assert told.get(timeout=PATIENCE).key == key
+            while happened.empty():  # its thread may not wait yet
+                line.rest()
+                time.sleep(0.01)
+            assert happened.get() == ("rest", 0)
+            assert happened.empty()

@@ -1,8 +1,12 @@
 """A node's leaves: whole or not there, held or able to go, and what is said where they lack."""
 
 import os
+import re
 import subprocess
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from huggingface_hub import constants
 from hub_server.server import HubServer
 from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import Transient
+from kinship_daemon.execute import leaf_sources
 from kinship_daemon.execute.leaf_sources import from_hub, from_shared_folder, share
 from kinship_daemon.execute.node_cache import Leaf, NodeCache
 from kinship_daemon.model_files import is_sidecar
@@ -141,17 +146,73 @@ def test_two_that_arrive_at_once_do_not_take_the_same_room(tmp_path, shared, mon
 def test_a_full_disk_is_one_line_and_no_half_leaf(tmp_path, shared):
     a = leaf(tmp_path, "a", size=3_000_000)
     share(a, shared)
-    disk = tmp_path / "disk"
+    with small_disk(tmp_path / "disk") as disk:
+        with pytest.raises(Transient, match="no room for a"), cache(disk, shared).holding([a]):
+            pass
+        assert not (disk / a.key).exists()
+
+
+@contextmanager
+def small_disk(disk):
+    """Of 2 MB."""
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system is not permitted here")
     try:
-        with pytest.raises(Transient, match="no room for a"), cache(disk, shared).holding([a]):
-            pass
-        assert not (disk / a.key).exists()
+        yield disk
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_threads_of_a_daemon_share_the_same_leaf_once(tmp_path, shared, monkeypatch):
+    """Workers begin together, and the first of what they read is the base."""
+    a, copied, both = leaf(tmp_path, "a"), [], threading.Barrier(2)
+    copy = leaf_sources._copy
+
+    def slowly(source, target):
+        copied.append(source)
+        time.sleep(0.2)
+        copy(source, target)
+
+    def together(leaf):
+        both.wait(60)
+        share(leaf, shared)
+
+    monkeypatch.setattr(leaf_sources, "_copy", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(together, [a, a]))
+    assert len(copied) == 1
+    assert [path.name for path in shared.iterdir()] == [a.key]
+
+
+def test_two_daemons_that_share_a_leaf_at_once_do_not_disturb_each_other(
+    tmp_path, shared, monkeypatch
+):
+    a, said = leaf(tmp_path, "a"), []
+    copy = leaf_sources._copy
+
+    def also_elsewhere(source, target):
+        """While the first copies, a second comes, which has no lock of ours."""
+        copy(source, target)
+        if not said:
+            said.append("once")
+            monkeypatch.setattr(leaf_sources, "_SHARING", threading.Lock())
+            share(a, shared)
+
+    monkeypatch.setattr(leaf_sources, "_copy", also_elsewhere)
+    share(a, shared)
+    assert [path.name for path in shared.iterdir()] == [a.key]
+    assert (shared / a.key / "model.safetensors").stat().st_size == SIZE
+
+
+def test_a_shared_folder_whose_disk_is_full_is_waited_for(tmp_path):
+    a = leaf(tmp_path, "a", size=3_000_000)
+    with small_disk(tmp_path / "disk") as disk:
+        words = f"executor.shared_folder {disk}: No space left on device; free some space there"
+        with pytest.raises(Transient, match=re.escape(words)):
+            share(a, disk)
+        assert list(disk.iterdir()) == []
 
 
 def test_two_who_want_the_same_leaf_bring_it_once(tmp_path, shared):

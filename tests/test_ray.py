@@ -8,16 +8,24 @@ import hashlib
 import os
 import queue
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import lmtasks
 from kinship_daemon import config, startup
+from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import KinshipError, Lost, Transient, UsageError
+from kinship_daemon.evaluate.scoring import missing
+from kinship_daemon.evaluate.settings import Settings, Task
 from kinship_daemon.execute import ray_executor
 from kinship_daemon.execute.dispatch import Dispatcher
+from kinship_daemon.execute.evaluation import Evaluators, Ingredients, NamedAssembly
 from kinship_daemon.execute.executor import Failed, Job, Needs, Progress, Source
+from kinship_daemon.execute.inline import Inline
+from kinship_daemon.execute.kinship import NEEDS, Measure
 from kinship_daemon.execute.ray_cluster import connect
 from kinship_daemon.execute.ray_executor import RayExecutor
 from kinship_daemon.execute.site import Workshop
@@ -26,6 +34,7 @@ from kinship_daemon.execute.testing.jobs import Read, Say
 from kinship_daemon.landscapes import open_landscape
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.simulation import evolutions, evolutions_by, processes
+from kinship_daemon.weights.materialise import leaf_assembly
 from kinship_policies.registry import make
 from kinship_storage.records import File
 from ray_clusters import NODE, add_node, ray_cluster
@@ -122,6 +131,51 @@ def test_what_a_killed_node_was_at_is_done_elsewhere(cluster, opened, model, tmp
             dispatcher.begin(Job(key, call, Needs(device=True), sources), folders)
         assert [dispatcher.result(key) for key in ("one", "other")] == ["it", "it"]
     assert len(heard.lost) == 1
+
+
+def test_a_node_evaluates_and_measures_as_this_process_does(
+    opened, tmp_path, tiny_base, tiny_finetunes, monkeypatch
+):
+    """Its leaves come by the shared folder: the nodes are told that the daemon is elsewhere."""
+    monkeypatch.setattr(ray_executor, "machine", lambda: "another")
+    (tmp_path / "shared").mkdir()
+    folders = {f"sha256:{each.name}": each for each in (tiny_base, *tiny_finetunes[:2])}
+    sources = {name: Source(files_of(folder)) for name, folder in folders.items()}
+    base, *leaves = folders
+    settings = probe_settings(tmp_path / "tasks")
+    call = Measure(base, (), tuple(leaves))
+    found = []
+    for executor in (opened(shared_folder=tmp_path / "shared"), Inline(Workshop(tmp_path / "log"))):
+        with closing(Evaluators(executor, threading.Event())) as evaluators:
+            known = evaluators.known(settings)
+            made = leaf_assembly(folders[leaves[0]], leaves[0], tiny_base)
+            named = NamedAssembly.of(made, {folder: name for name, folder in folders.items()})
+            model = Ingredients(named, sources, folders)
+            answered = evaluators.ask(known, model, missing(known, "selection"))
+            columns = evaluators.do(Job("pass", call, NEEDS, sources), folders, lambda *_: None)
+            found.append((known, answered.evaluation, columns.tolist()))
+    assert found[0] == found[1]
+    assert len(list((tmp_path / "node" / "leaves").glob("*/*.json"))) > 3
+
+
+def files_of(folder):
+    return tuple(
+        File(path.name, path.stat().st_size, hash_file(path)) for path in sorted(folder.iterdir())
+    )
+
+
+def probe_settings(folder):
+    documents = [{"prompt": f"{letter}{letter}=", "answer": letter} for letter in "abcdef"]
+    lmtasks.probe(folder, "show", documents)
+    return Settings(
+        selection=(Task(task="show"),),
+        validation=(),
+        seed=0,
+        include_path=(folder,),
+        device="cpu",
+        dtype="float32",
+        threads=1,
+    )
 
 
 @pytest.fixture
@@ -231,6 +285,18 @@ def test_what_a_cluster_cannot_give_is_said_and_waited_for(whole, cluster, tmp_p
             assert dispatcher.result("say")[0] == "a"
         finally:
             cluster.remove_node(node)
+
+
+@in_full
+def test_workers_with_nothing_to_do_make_room_for_others(whole, opened):
+    """Workers that evaluate hold all CPUs when a task needs one, and then the other way round."""
+    executor = opened(resources={"CPU": NODE["num_cpus"]})
+    with closing(Dispatcher(executor)) as dispatcher:
+        for turn in ("first", "again"):
+            for number, needs in enumerate([Needs(device=True)] * 2 + [NEEDS] * 2):
+                key = f"{turn} {number}"
+                dispatcher.begin(Job(key, Say(key), needs), {})
+                assert dispatcher.result(key)[0] == key
 
 
 def test_gpus_for_a_daemon_without_any_are_refused(tmp_path):

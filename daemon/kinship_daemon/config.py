@@ -116,7 +116,7 @@ class Merge(Section):
 
 class Executor(Section):
     use: str = "local"
-    """An executor of `kinship_daemon.executors`: who does the work that takes a device."""
+    """An executor of `kinship_daemon.executors`: who evaluates models and measures kinship."""
     address: str = "auto"
     """For `ray`: `auto` (the cluster of this machine), HOST:PORT, ray://HOST:PORT, or `local`."""
     workers: int | None = Field(None, ge=1)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from kinship_daemon.errors import EvaluationFailed
 from kinship_daemon.evaluate.settings import Asked, Documents, Evaluation, Settings
@@ -221,6 +221,34 @@ class Evaluators:
         self._dispatcher.begin(job, model.folders)
         found: Probe = self._dispatcher.result("time")
         return found
+
+    @property
+    def has_machines(self) -> bool:
+        """As `Executor.has_machines`."""
+        return self._dispatcher.executor.has_machines
+
+    def do(self, job: Job, folders: Mapping[str, Path], watch: Callable[[int, int], None]) -> Any:
+        """
+        What a job of another kind gives; waits for it.
+
+        Args:
+            watch: Told how far it is, units done and in all. Nobody else is told meanwhile.
+
+        Raises:
+            KinshipError: As its call.
+            Stopped: The daemon is to stop.
+        """
+
+        def mine(key: str, done: int, total: int) -> None:
+            if key == job.key:
+                watch(done, total)
+
+        before, self._dispatcher.watch = self._dispatcher.watch, mine
+        try:
+            self._dispatcher.begin(job, folders)
+            return self._dispatcher.result(job.key)
+        finally:
+            self._dispatcher.watch = before
 
     def leave(self, key: str) -> None:
         """Nobody wants the result of a job any more."""

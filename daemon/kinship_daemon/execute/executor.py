@@ -66,9 +66,11 @@ class Needs:
 
     Attributes:
         device: One of the devices that models are evaluated on, and a worker that owns it.
+        memory_bytes: Of its own, about, files that it maps left out; 0 where that is little.
     """
 
     device: bool = False
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,15 @@ class Executor(Protocol):
     Attributes:
         slots: How many jobs that need a device it does at a time, as things are now; further ones
             wait in the order in which they came. 0 where `submit` itself does the job.
+        has_machines: Whether it has other machines than this one: work that needs no device is
+            better given to it, too, than done by the daemon.
     """
 
     @property
     def slots(self) -> int: ...
+
+    @property
+    def has_machines(self) -> bool: ...
 
     def submit(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
         """

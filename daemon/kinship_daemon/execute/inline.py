@@ -20,6 +20,7 @@ class Inline:
     """
 
     slots = 0
+    has_machines = False
 
     def __init__(self, workshop: Workshop) -> None:
         self._site = LocalSite(workshop)

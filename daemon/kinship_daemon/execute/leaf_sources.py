@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from kinship_daemon.durable import sync
-from kinship_daemon.errors import KinshipError, Unavailable
+from kinship_daemon.durable import whole_folder
+from kinship_daemon.errors import KinshipError, Transient, Unavailable
 from kinship_daemon.execute.node_cache import Leaf, Source
 from kinship_daemon.hub.open import open_hub
 from kinship_storage.records import File
 
 __all__ = ["from_hub", "from_shared_folder", "share"]
+
+_SHARING = threading.Lock()
 
 
 def from_shared_folder(shared: Path) -> Source:
@@ -63,28 +67,38 @@ def from_hub(where: str, arriving: Path) -> Source:
 
 def share(leaf: Leaf, shared: Path) -> None:
     """
-    Put a leaf where all nodes see it, once; the daemon's part.
+    Put a leaf where all nodes see it, once; the daemon's part, from any thread.
 
     Raises:
-        KinshipError: The folder cannot be written, or its disk is full.
+        Transient: The folder's disk is full, or another daemon is putting it there.
+        KinshipError: The folder cannot be written.
     """
     final = shared / leaf.key
     if final.is_dir():
         return
-    partial = final.with_name(f".{final.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        for file in leaf.files:
-            _copy(leaf.folder / file.path, partial / file.path)
-        for entry in sorted(partial.rglob("*")):
-            sync(entry)
-        partial.rename(final)
-        sync(shared)
-    except OSError as error:
-        raise KinshipError(
-            f"executor.shared_folder {shared}: {error.strerror}; it must be a folder that the "
-            "daemon may write and every node may read"
-        ) from error
+    with _SHARING:  # workers begin together, and with the same base
+        if final.is_dir():
+            return
+        try:
+            with whole_folder(final) as partial:
+                for file in leaf.files:
+                    _copy(leaf.folder / file.path, partial / file.path)
+        except KinshipError as error:
+            if final.is_dir():
+                return  # another daemon was quicker
+            raise _not_shared(shared, error) from error
+
+
+def _not_shared(shared: Path, error: KinshipError) -> KinshipError:
+    fault = error.__cause__
+    if not isinstance(fault, OSError):
+        return Transient(f"executor.shared_folder: {error}")
+    where = f"executor.shared_folder {shared}: {fault.strerror}"
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Transient(f"{where}; free some space there")
+    return KinshipError(
+        f"{where}; it must be a folder that the daemon may write and every node may read"
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

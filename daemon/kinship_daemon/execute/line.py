@@ -51,6 +51,7 @@ class Line:
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []  # begun when there is work for them
         self._idle = 0
+        self._called_off = 0  # how often those without work were told to rest
         self._closed = False
 
     def put(self, out: _Out) -> None:
@@ -81,6 +82,12 @@ class Line:
                     return True
         return False
 
+    def rest(self) -> None:
+        """Who has nothing to do just now rests at once."""
+        with self._changed:
+            self._called_off += 1
+            self._changed.notify_all()
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -107,7 +114,7 @@ class Line:
             self._ready(number)
             with self._changed:
                 self._idle += 1
-                is_ready = self._changed.wait_for(self._is_called, self._idle_seconds)
+                is_ready = self._waited()
                 if not is_ready:
                     self._rest(number)
                     self._changed.wait_for(self._is_called)
@@ -120,6 +127,14 @@ class Line:
                 job, folders, tell = self._waiting.pop(chosen)
                 self._take(number, job)
             self._workers[number](job, folders, self._unless_closed(tell))
+
+    def _waited(self) -> bool:
+        """Whether there is work now, and not a reason to rest."""
+        before = self._called_off
+        self._changed.wait_for(
+            lambda: self._is_called() or self._called_off > before, self._idle_seconds
+        )
+        return self._is_called()
 
     def _is_called(self) -> bool:
         return bool(self._waiting) or self._closed

@@ -14,13 +14,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kinship_daemon.child_process import ChildProcess, settle
-from kinship_daemon.errors import Transient, WorkerDied
-from kinship_daemon.evaluate.evaluator import Evaluator
-from kinship_daemon.evaluate.settings import Settings
+from kinship_daemon.errors import WorkerDied
 from kinship_daemon.execute.executor import Failed, Job, Report, Tell
 from kinship_daemon.execute.executor import Progress as Far
 from kinship_daemon.execute.line import Do, Line
-from kinship_daemon.execute.site import LocalSite, Workshop, outcome
+from kinship_daemon.execute.site import HereSite, LocalSite, Workshop, outcome
 
 __all__ = ["Local"]
 
@@ -35,6 +33,8 @@ class Local:
     Args:
         workshop: Its devices are taken from there, and how many processes.
     """
+
+    has_machines = False
 
     def __init__(self, workshop: Workshop) -> None:
         self._devices = workshop.devices
@@ -165,24 +165,7 @@ def _serve(pipe: Connection) -> None:
             job, folders = pipe.recv()
         except EOFError:
             return
-        report = outcome(job, _ProcessSite(pipe, job, folders))
+        key = job.key, job.attempt
+        report = outcome(job, HereSite(folders, lambda *far, key=key: pipe.send(Far(*key, *far))))
         if report is not None:
             pipe.send(report)
-
-
-class _ProcessSite:
-    def __init__(self, pipe: Connection, job: Job, folders: Mapping[str, Path]) -> None:
-        self._pipe = pipe
-        self._job = job
-        self._folders = folders
-
-    def folder(self, weights: str) -> Path:
-        if weights not in self._folders:
-            raise Transient(f"no folder holds {weights} on this machine")
-        return self._folders[weights]
-
-    def evaluator(self, settings: Settings) -> Evaluator:  # noqa: ARG002 - it is the protocol's
-        raise RuntimeError("a job that evaluates needs a device")
-
-    def progress(self, done: int, total: int) -> None:
-        self._pipe.send(Far(self._job.key, self._job.attempt, done, total))

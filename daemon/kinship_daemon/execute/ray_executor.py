@@ -20,7 +20,8 @@ from kinship_daemon.child_process import ChildProcess, last_line
 from kinship_daemon.errors import KinshipError, Lost, Stopped, Transient, UsageError
 from kinship_daemon.execute.executor import Done, Failed, Job, Report, Tell
 from kinship_daemon.execute.node_cache import machine
-from kinship_daemon.execute.ray_driver import Cluster, RayOptions, Setup, serve
+from kinship_daemon.execute.ray_driver import Cluster, serve
+from kinship_daemon.execute.ray_setup import RayOptions, Setup
 from kinship_daemon.execute.ray_worker import versions
 from kinship_daemon.execute.site import Workshop
 
@@ -45,6 +46,8 @@ class RayExecutor:
     Args:
         workshop: On a CPU a node has as many workers as this machine would have.
     """
+
+    has_machines = True
 
     def __init__(self, workshop: Workshop) -> None:
         if importlib.util.find_spec("ray") is None:

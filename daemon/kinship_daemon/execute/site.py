@@ -13,7 +13,7 @@ from kinship_daemon.evaluate.evaluator import Evaluator, open_evaluator
 from kinship_daemon.evaluate.settings import Settings
 from kinship_daemon.execute.executor import Done, Failed, Job, Progress, Report, Site, Tell
 
-__all__ = ["LocalSite", "Workshop", "outcome"]
+__all__ = ["HereSite", "LocalSite", "Workshop", "outcome"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,28 @@ class Workshop:
     hub: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
     say: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class HereSite:
+    """
+    The process that does a job itself, without a device.
+
+    Attributes:
+        folders: Of the job's sources, by weights identity.
+        progress: As `Site.progress`.
+    """
+
+    folders: Mapping[str, Path]
+    progress: Callable[[int, int], None]
+
+    def folder(self, weights: str) -> Path:
+        """As `Site.folder`."""
+        return _folder(self.folders, weights)
+
+    def evaluator(self, settings: Settings) -> Evaluator:  # noqa: ARG002 - it is the protocol's
+        """There is none."""
+        raise RuntimeError("a job that evaluates needs a device")
 
 
 class _Any(threading.Event):
@@ -100,9 +122,7 @@ class LocalSite:
 
     def folder(self, weights: str) -> Path:
         """As `Site.folder`."""
-        if weights not in self._folders:
-            raise Transient(f"no folder holds {weights} on this machine")
-        return self._folders[weights]
+        return _folder(self._folders, weights)
 
     def evaluator(self, settings: Settings) -> Evaluator:
         """As `Site.evaluator`; that of other settings ends."""
@@ -135,6 +155,12 @@ class LocalSite:
     def _log(self) -> Path:
         log = self._workshop.log
         return log if self._number == 0 else log.with_name(f"{log.stem}.{self._number}{log.suffix}")
+
+
+def _folder(folders: Mapping[str, Path], weights: str) -> Path:
+    if weights not in folders:
+        raise Transient(f"no folder holds {weights} on this machine")
+    return folders[weights]
 
 
 def outcome(job: Job, site: Site) -> Report | None:

@@ -21,6 +21,7 @@ from kinship_storage.records import Model
 
 __all__ = [
     "METRICS",
+    "as_source",
     "assembly",
     "coefficients",
     "combination",
@@ -120,9 +121,14 @@ def ingredients(context: Context, model: Model) -> Ingredients:
         weights, folder = str(each.weights), Path(str(lineage.require(each.id).folder))
         names[folder] = weights
         folders[weights] = folder
-        files = all_files(lineage.files(each.id), folder, context.files.sha256)
-        sources[weights] = Source(files, each.repo, each.revision)
+        sources[weights] = as_source(context, each, folder)
     return Ingredients(NamedAssembly.of(made, names), sources, folders)
+
+
+def as_source(context: Context, model: Model, folder: Path) -> Source:
+    """A model whose files lie in a folder here, for whoever is to have them elsewhere."""
+    files = all_files(context.lineage.files(model.id), folder, context.files.sha256)
+    return Source(files, model.repo, model.revision)
 
 
 def is_here(context: Context, model: Model) -> bool:

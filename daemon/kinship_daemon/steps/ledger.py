@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import ModelError
-from kinship_daemon.report import count
+from kinship_daemon.execute.executor import Job
+from kinship_daemon.execute.kinship import NEEDS, Measure
+from kinship_daemon.execute.site import HereSite
+from kinship_daemon.report import absolute, count
+from kinship_daemon.steps.assemblies import as_source
 from kinship_daemon.steps.leaves import leaves, source
 from kinship_daemon.steps.step import Step, Work, say_nothing
 from kinship_daemon.weights import gram
-from kinship_daemon.weights.descendant import Descendant
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model
 
@@ -38,10 +42,14 @@ def _run(context: Context, work: Work) -> gram.Ledger:
     young = {row: source(context.lineage, row) for row in work.inputs["joining"]}
     with context.files.holding(*(model.id for model in young.values())):
         try:
-            ledger = joined(context, list(measured(context, context.descendants(young))))
+            folders = {row: context.files.folder(model) for row, model in young.items()}
+            ledger = joined(context, list(measured(context, folders)))
         except gram.BadTensor as error:
             # It spoils only its own model: the others join without it.
-            raise ModelError(str(error), model=young[error.identity].id) from error
+            here = gram.BadTensor(
+                error.identity, folders[error.identity], error.tensor, error.value
+            )
+            raise ModelError(str(here), model=young[error.identity].id) from error
         # On the disk before the job is done; a row that nobody asks for does no harm.
         ledger.save(context.home.ledger)
     context.rows.use(ledger)
@@ -55,11 +63,14 @@ def _commit(_lineage: Lineage, _work: Work, _ledger: gram.Ledger) -> None:
 STEP = Step("ledger", "disk", _plan, _run, _commit, say_nothing, repeats=True)
 
 
-def measured(context: Context, young: Mapping[str, Descendant]) -> Iterator[gram.Ledger]:
+def measured(context: Context, young: Mapping[str, Path]) -> Iterator[gram.Ledger]:
     """
     Ledgers of newcomers beside those in the ledger, of which `joined` makes one.
 
     A row that nobody can be measured against any more is in none of them.
+
+    Args:
+        young: Where the newcomers lie, by weights identity.
 
     Raises:
         NoRoom: One that made room for others does not fit beside what has to stay.
@@ -69,9 +80,7 @@ def measured(context: Context, young: Mapping[str, Descendant]) -> Iterator[gram
     yield from measured_with_absent(context, young)
 
 
-def measured_with_absent(
-    context: Context, young: Mapping[str, Descendant]
-) -> Iterator[gram.Ledger]:
+def measured_with_absent(context: Context, young: Mapping[str, Path]) -> Iterator[gram.Ledger]:
     """
     Newcomers beside each of those who made room for others, one at a time.
 
@@ -105,14 +114,29 @@ def rows_on_disk(context: Context) -> list[str]:
     ]
 
 
-def _pass(
-    context: Context, known: Mapping[str, Model], young: Mapping[str, Descendant]
-) -> gram.Ledger:
-    base = context.base_checkpoint
+def _pass(context: Context, known: Mapping[str, Model], young: Mapping[str, Path]) -> gram.Ledger:
+    """The ledger of `known` with the rows of newcomers, who are measured against them."""
+    base = str(context.base.weights)
     with context.files.holding(*(model.id for model in known.values())):
-        old = context.descendants(known)
-        total = base.nbytes + sum(each.nbytes for each in (*old.values(), *young.values()))
-        label = f"kinship of {count(len(old) + len(young), 'model')}"
-        with context.progress(label, total, "bytes") as advance:
-            ledger = context.ledger.keep(tuple(old))
-            return gram.extend(ledger, base, old, young, device=context.device, progress=advance)
+        before = context.ledger.keep(tuple(known))
+        folders = {row: context.files.folder(model) for row, model in known.items()}
+        folders = {**folders, **young, base: context.base_folder}
+        call = Measure(base, before.rows, tuple(young), context.device)
+        label = f"kinship of {count(len(known) + len(young), 'model')}"
+        with context.progress(label, None, "bytes") as advance:
+            watch = absolute(advance)
+            if _is_for_machines(context, young):
+                models = {row: source(context.lineage, row) for row in folders if row != base}
+                models[base] = context.base
+                sources = {
+                    row: as_source(context, model, folders[row]) for row, model in models.items()
+                }
+                job = Job("kinship pass", call, NEEDS, sources)
+                return before.grown(call.new, context.evaluators.do(job, folders, watch))
+            return before.grown(call.new, call(HereSite(folders, watch)))
+
+
+def _is_for_machines(context: Context, young: Mapping[str, Path]) -> bool:
+    """Whether the executor has other machines for it, which can have all that it reads."""
+    written = (context.lineage.files(source(context.lineage, row).id) for row in young)
+    return context.evaluators.has_machines and context.device == "cpu" and all(written)

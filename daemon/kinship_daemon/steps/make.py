@@ -16,7 +16,6 @@ from kinship_daemon.steps.leaves import first_leaf, is_leaf, source
 from kinship_daemon.steps.ledger import joined, measured, measured_with_absent, rows_on_disk
 from kinship_daemon.steps.step import Step, Work, say_nothing
 from kinship_daemon.weights import gram
-from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.materialise import write
 from kinship_daemon.weights.methods.registry import method
@@ -130,7 +129,7 @@ def _with_row(context: Context, model: Model, folder: Path) -> Ledger:
     if folder.is_dir():
         # Left whole by a process that was killed before it could write down the row, or not in the
         # base's rows, which is how a descendant is read.
-        return joined(context, list(measured(context, {model.weights: descend(base, folder)})))
+        return joined(context, list(measured(context, {model.weights: folder})))
     others = {
         row: source(context.lineage, row) for row in rows_on_disk(context) if row != model.weights
     }
@@ -139,8 +138,7 @@ def _with_row(context: Context, model: Model, folder: Path) -> Ledger:
     with gram.Joining(ledger, base, known, joining, device=context.device) as rows:
         _write(context, model, folder, lambda name, weights: rows.add(name, [weights]))
         part = rows.ledger()
-    absent = measured_with_absent(context, {model.weights: descend(base, folder)})
-    return joined(context, [part, *absent])
+    return joined(context, [part, *measured_with_absent(context, joining)])
 
 
 def _has_other_tokens(context: Context, model: Model) -> bool:

@@ -33,8 +33,11 @@ class BadTensor(ModelError):
 
     def __init__(self, identity: str, path: Path, tensor: str, value: str) -> None:
         super().__init__(f"{path}: tensor {tensor} holds {value}; the model is broken")
-        self.identity = identity
-        self.tensor = tensor
+        self.identity, self.path, self.tensor, self.value = identity, path, tensor, value
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, Path, str, str]]:
+        """It may have been met in another process."""
+        return type(self), (self.identity, self.path, self.tensor, self.value)
 
 
 def start(base: Checkpoint, identity: str) -> Ledger:

@@ -53,6 +53,23 @@ class Ledger:
         gram = self.gram[:, index][:, :, index]
         return replace(self, rows=tuple(self.rows[i] for i in kept), gram=gram)
 
+    def grown(self, new: Sequence[str], columns: Tensor) -> "Ledger":
+        """
+        The ledger with new rows, as they were measured elsewhere.
+
+        Args:
+            columns: (tensors, all rows + 2, columns) float64, the last ones of the longer Gram
+                matrix: those of the new rows, or all of them.
+        """
+        rows = (*self.rows, *new)
+        size, known = len(rows) + 2, len(self.rows) + 2
+        first = size - columns.shape[2]
+        gram = self.gram.new_zeros(len(self.names), size, size)
+        gram[:, :known, :known] = self.gram
+        gram[:, :, first:] = columns
+        gram[:, first:] = columns.transpose(1, 2)
+        return replace(self, rows=rows, gram=gram)
+
     def joined(self, parts: Sequence["Ledger"]) -> "Ledger":
         """
         The ledger with new rows that were measured against some of its leaves at a time.

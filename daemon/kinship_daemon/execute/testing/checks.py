@@ -218,6 +218,10 @@ class _Doubtful:
     def slots(self) -> int:
         return self._sound.slots
 
+    @property
+    def has_machines(self) -> bool:
+        return self._sound.has_machines
+
     def submit(self, job: Job, folders: Mapping[str, Path], tell: Tell) -> None:
         self.submitted += 1
 
