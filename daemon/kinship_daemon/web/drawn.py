@@ -15,7 +15,6 @@ _Facts = Mapping[str, Any]
 
 # Places inside a chart's frame of 640 x 260.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 624, 14, 222
-_ROW = 22  # of a forest plot
 _DOTS = 25  # of a line; more would be a line themselves
 _WIDE, _HIGH, _EDGE = 640, 400, 30  # the map's frame, and what stays free around it
 _VALUES = 24  # models up to which cells are large enough for numbers
@@ -66,24 +65,23 @@ def _course(rows: Sequence[_Facts], key: str, x: Axis, y: Axis) -> dict[str, Any
 
 
 def _model(facts: _Facts) -> dict[str, Any]:
-    """A forest plot for each split: tasks, and in each the model above its parents."""
+    """A forest plot for each split, in per cent of its width: by task the model above its parents."""
     plots = []
     for split in ("validation", "selection"):
         rows = [row for row in facts["scores"] if row["split"] == split]
         if not rows:
             continue
-        ends = [v for row in rows for v in (row["low"], row["high"], row["score"])]
-        x = axis(ends, 12, 420)
-        lines, y, task = [], 14, None
-        for row in rows:
-            if row["task"] != task:
-                y += 0 if task is None else 18
-                task = row["task"]
-            y += _ROW
-            low = x(row["score"] if row["low"] is None else row["low"])
-            high = x(row["score"] if row["high"] is None else row["high"])
-            lines.append({"row": row, "y": y, "low": low, "high": high, "at": x(row["score"])})
-        plots.append({"split": split, "x": x, "lines": lines, "height": y + 40})
+        x = axis([v for row in rows for v in (row["low"], row["high"], row["score"])], 3, 97)
+        lines = [
+            {
+                "row": row,
+                "low": x(row["score"] if row["low"] is None else row["low"]),
+                "high": x(row["score"] if row["high"] is None else row["high"]),
+                "at": x(row["score"]),
+            }
+            for row in rows
+        ]
+        plots.append({"split": split, "x": x, "lines": lines})
     return {"plots": plots}
 
 

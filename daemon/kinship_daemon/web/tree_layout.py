@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["Column", "Edge", "Node", "Tree", "arrange"]
 
 WIDTH, HEIGHT = 188, 30
-_ROW, _COLUMN, _GAP, _HEAD, _EDGE = 40, 200, 56, 44, 16
+_ROW, _COLUMN, _GAP, _HEAD, _EDGE = 44, 200, 56, 44, 16
 _ROWS = 22  # of a column; a larger generation takes several columns
 SHADES = 7
 

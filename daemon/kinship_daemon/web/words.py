@@ -52,6 +52,8 @@ def environment() -> Environment:
         "name": short_name,
         "score": _score,
         "signed": _signed,
+        "spent": _spent,
+        "chance": lambda p: "< 0.0001" if p < 1e-4 else f"{p:.2g}",
         "size": lambda value: "-" if value is None else amount(value, "bytes"),
         "time": lambda value: str(value).replace("T", " ").removesuffix("Z"),
         "lines": _lines,
@@ -89,6 +91,13 @@ def _score(value: float | None) -> str:
 
 def _signed(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _spent(value: float) -> str:
+    """Of a budget: whole where it is, else to a tenth."""
+    if 0 < value < 0.05:
+        return "< 0.1"
+    return f"{value:,.1f}" if value % 1 else f"{value:,.0f}"
 
 
 def _lines(text: str) -> Markup:
