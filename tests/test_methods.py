@@ -432,6 +432,7 @@ MATRIX = [
     "iso_c",
     "iso_cts",
     "optmerge",
+    "regmean",
     "star",
     "subspace_boosting",
     "svc",
