@@ -150,7 +150,7 @@ def test_replay(demo_home):
     compare("replay --format json", printed("replay", "--home", demo_home, "--format", "json"))
 
 
-def test_kinship():
+def test_kinship(tmp_path):
     asked = ["kinship", "demo/add", "demo/max", "--base", "demo", "--format", "json"]
     listed = tables(documented("kinship --format json"))
     parts = [name for name in listed["field"] if "[]" in name]
@@ -162,6 +162,11 @@ def test_kinship():
     sampled = listed["field with --sample"]
     told = [name for name in sampled if not name.startswith("ancestry")]
     compare("", printed(*asked, "--sample", "0.2"), [*plain, *told])
+    probes = tmp_path / "probes"
+    probes.write_text("1+2=\n3+4=\n")
+    functional = printed(*asked, "--metric", "functional", "--probes", str(probes))
+    kept = [name for name in plain if name not in {"parameters", "bytes_read"}]
+    compare("", functional, [*kept, *listed["field with --metric functional"]])
     # Its double: someone has to have a part in someone.
     copies = ["kinship", "demo/add", str(demo.HUB / "demo" / "add"), *asked[3:], "--sample", "0.2"]
     compare("", printed(*copies, "--ancestry"), [*plain, *sampled])

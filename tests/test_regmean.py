@@ -123,8 +123,8 @@ def inputs(model, texts, scratch):
     folder = scratch / "inputs"
     folder.mkdir()
     names = tuple(Checkpoint.open(model).tensors)
-    live, tokens = activations.reader(leaf_assembly(model, "x"), texts, "cpu")
-    activations.measure_inputs(live, tokens, names, folder)
+    read = activations.reader(leaf_assembly(model, "x"), texts, "cpu")
+    activations.measure_inputs(read.model, read.tokens, names, folder)
     return LayerInputs((folder,)), names
 
 

@@ -84,8 +84,8 @@ def layer_inputs(
         folders.append(room / str(number))
         folders[-1].mkdir()
         with report.progress(f"read texts with {name}", len(texts[name]), "texts") as advance:
-            model, tokens = reader(leaf_assembly(folder, name, base), texts[name], device)
-            measure_inputs(model, tokens, names, folders[-1], advance)
+            read = reader(leaf_assembly(folder, name, base), texts[name], device)
+            measure_inputs(read.model, read.tokens, names, folders[-1], advance)
     return LayerInputs(tuple(folders))
 
 

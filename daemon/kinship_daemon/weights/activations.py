@@ -1,17 +1,19 @@
-"""Live models on texts: what their layers are given."""
+"""Live models on texts: what their layers are given, what they make of a text."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.weights.assembly import Makeable
@@ -23,7 +25,7 @@ from kinship_daemon.weights.sidecars import sidecars
 from kinship_daemon.weights.tokenizer import load_tokenizer
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
-__all__ = ["measure_inputs", "read_texts", "reader"]
+__all__ = ["Reader", "ends", "measure_inputs", "read_texts", "reader"]
 
 # Tokens of a text that are read.
 _LONGEST = 2048
@@ -50,11 +52,24 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def reader(
-    assembly: Makeable, texts: Sequence[str], device: str
-) -> tuple[PreTrainedModel, list[Tensor]]:
+@dataclass(frozen=True, eq=False)
+class Reader:
     """
-    A live model in its own dtype, and the texts as its tokens, (tokens,) each.
+    A live model, and texts as its tokens.
+
+    Attributes:
+        model: In evaluation mode, in its checkpoint's dtype.
+        tokens: Of each text, (tokens,) int64, on the model's device.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tokens: Sequence[Tensor]
+
+
+def reader(assembly: Makeable, texts: Sequence[str], device: str) -> Reader:
+    """
+    A model that is to read some texts; of each the first 2,048 tokens.
 
     Raises:
         ModelError: The model cannot be built, or its tokenizer makes nothing of a text.
@@ -70,7 +85,42 @@ def reader(
     opened = assembly.open()
     dtype = opened.own_dtype(max(opened.tensors, key=lambda info: info.elements).name)
     model = live_model(assembly, dtype=dtype, device=device)
-    return model, [torch.tensor(tokens, device=device) for tokens in read]
+    return Reader(model, tokenizer, [torch.tensor(tokens, device=device) for tokens in read])
+
+
+@torch.inference_mode()
+def ends(
+    model: PreTrainedModel,
+    texts: Sequence[Tensor],
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Tensor, Tensor]:
+    """
+    What a model makes of the end of each text: the last hidden state, and the next token's logits.
+
+    Args:
+        texts: Tokens, (tokens,) each.
+        progress: Told after each text.
+
+    Returns:
+        (texts, width) and (texts, vocabulary), float32 on the CPU.
+    """
+    states: list[Tensor] = []
+    logits: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, found: Any) -> None:
+        states.append(found.last_hidden_state[0, -1].float().cpu())
+
+    # Not of every token, where the model can be told so.
+    last = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+    hook = model.base_model.register_forward_hook(keep)
+    try:
+        for text in texts:
+            found = model(input_ids=text[None], use_cache=False, **last)
+            logits.append(found.logits[0, -1].float().cpu())
+            progress(1)
+    finally:
+        hook.remove()
+    return torch.stack(states), torch.stack(logits)
 
 
 @torch.inference_mode()
