@@ -424,6 +424,7 @@ ELEMENTWISE = [
     "dare_ties",
     "della",
     "della_linear",
+    "emr",
     "ties",
 ]
 MATRIX = [
