@@ -138,6 +138,14 @@ def frobenius(
     return base + scale * merged / sum(powers)
 
 
+def nan(
+    base: torch.Tensor, tensors: list[torch.Tensor], scale: float, delta_norms: bool
+) -> torch.Tensor:
+    inverse = [1 / float((t - base if delta_norms else t).norm()) for t in tensors]
+    merged = sum(i * (t - base) for i, t in zip(inverse, tensors, strict=True))
+    return base + scale * len(tensors) / 2 * merged / sum(inverse)
+
+
 def _minus(tensor: torch.Tensor, origin: torch.Tensor | None) -> torch.Tensor:
     return tensor if origin is None else tensor - origin
 
@@ -157,6 +165,7 @@ SPAN: dict[str, Callable[[torch.Tensor, list[torch.Tensor], Mapping[str, Any]], 
     "multislerp": lambda b, ws, p: multislerp(
         ws, p["weight"], p["normalize_weights"], p["eps"], b if p["of_deltas"] else None
     ),
+    "nan": lambda b, ws, p: nan(b, ws, p["lambda"], p["delta_norms"]),
     "nuslerp": lambda b, ws, p: nuslerp(ws, p["weight"], b if p["of_deltas"] else None),
     "slerp": lambda _, ws, p: slerp(p["t"], *ws),
     "task_arithmetic": lambda b, ws, p: task_arithmetic(

@@ -150,7 +150,7 @@ def test_replay(demo_home):
     compare("replay --format json", printed("replay", "--home", demo_home, "--format", "json"))
 
 
-def test_kinship():
+def test_kinship(tmp_path):
     asked = ["kinship", "demo/add", "demo/max", "--base", "demo", "--format", "json"]
     listed = tables(documented("kinship --format json"))
     parts = [name for name in listed["field"] if "[]" in name]
@@ -162,6 +162,11 @@ def test_kinship():
     sampled = listed["field with --sample"]
     told = [name for name in sampled if not name.startswith("ancestry")]
     compare("", printed(*asked, "--sample", "0.2"), [*plain, *told])
+    probes = tmp_path / "probes"
+    probes.write_text("1+2=\n3+4=\n")
+    functional = printed(*asked, "--metric", "functional", "--probes", str(probes))
+    kept = [name for name in plain if name not in {"parameters", "bytes_read"}]
+    compare("", functional, [*kept, *listed["field with --metric functional"]])
     # Its double: someone has to have a part in someone.
     copies = ["kinship", "demo/add", str(demo.HUB / "demo" / "add"), *asked[3:], "--sample", "0.2"]
     compare("", printed(*copies, "--ancestry"), [*plain, *sampled])
@@ -186,7 +191,7 @@ def test_tune_knows_its_parents_scores_and_its_recipe_can_be_merged(demo_home, t
     done = warm_workers.run(["tune", *asked, *few], tmp_path)
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    compare("tune --format json", found)
+    compare("", found, tables(documented("tune --format json"))["field"])
     (trial,) = found["trials"]
     assert trial["parameters"] == {"weight": [0.5, 0.5], "lambda": 1.0}
     assert trial["score"] == pytest.approx(found["best"]["score"])
@@ -203,6 +208,22 @@ def test_tune_knows_its_parents_scores_and_its_recipe_can_be_merged(demo_home, t
         app, ["merge", str(tmp_path / "best.yml"), str(tmp_path / "out"), "--home", str(demo_home)]
     )
     assert result.exit_code == 0, result.output
+
+
+def test_a_sweep_goes_from_one_model_to_the_other(demo_home, tmp_path):
+    asked = ["demo/add", "demo/sort", "--base", "demo", "--home", demo_home, "--sweep", "2"]
+    more = ["--set", "evaluate.limit=40", "--plot", tmp_path / "line.svg", "--format", "json"]
+    done = warm_workers.run(["tune", *asked, *more], tmp_path)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    compare("", found, tables(documented("tune --format json"))["field with --sweep"])
+    assert [point["share"] for point in found["points"]] == [0, 0.5, 1]
+    assert [found["points"][i]["second"] for i in (0, 2)] == pytest.approx([0, 1])
+    assert (tmp_path / "line.svg").read_text().count("<svg") == 1
+    scored = printed("lineage", "--home", demo_home, "--format", "json")["models"]
+    tasks = {m["id"]: m["selection"] for m in scored}["demo/add"]
+    told = found["points"][0]["tasks"]
+    assert told == pytest.approx({name: each["score"] for name, each in tasks.items()})
 
 
 @pytest.mark.parametrize("name", ["explain", "recipe"])

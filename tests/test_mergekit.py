@@ -386,6 +386,7 @@ OURS = [
     Recipe("iso_cts", ("a", "b", "c"), {"common": GRADIENT, "lambda": 1.5}),
     Recipe("metagpt", ("a", "b"), {"lambda": 0.5}),
     Recipe("frobenius", ("a", "b"), {"k": 1.0}),
+    Recipe("nan", ("a", "b"), {"delta_norms": True}),
 ]
 
 

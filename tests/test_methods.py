@@ -114,6 +114,7 @@ def settings(name: str, count: int) -> list[dict[str, Any]]:
             mean | {"of_deltas": True},
             mean | {"of_deltas": True, "normalize_weights": True, "eps": 1e-3},
         ],
+        "nan": [{"lambda": 1.0, "delta_norms": False}, {"lambda": 0.4, "delta_norms": True}],
         "task_arithmetic": [arithmetic, arithmetic | {"normalize": True}],
     }
     pairs: dict[str, list[dict[str, Any]]] = {
@@ -131,6 +132,8 @@ EACH = [
     for index, parameters in enumerate(settings(name, count))
 ]
 
+
+OF_MODELS = {"metagpt", "nan"}  # their weights are those of whole models
 
 found_once = cache(registry.method)
 
@@ -178,7 +181,7 @@ def test_factors_give_the_definition(name, count, parameters, scale):
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "parameters"), [each for each in EACH if each.values[0] != "metagpt"]
+    ("name", "count", "parameters"), [each for each in EACH if each.values[0] not in OF_MODELS]
 )
 def test_tensors_do_not_touch_each_other(name, count, parameters):
     several = [products_of(drawn(count, scale)) for scale in (0.02, 1.0, 0.0, 50.0)]
@@ -235,7 +238,7 @@ OTHERWISE = {
 }
 
 
-OURS = {"extrapolation", "frobenius", "metagpt"}  # mergekit has no such method
+OURS = {"extrapolation", "frobenius", "metagpt", "nan"}  # mergekit has no such method
 
 
 @pytest.mark.parametrize(
@@ -349,6 +352,24 @@ def test_metagpt_weighs_whole_models():
     assert factors_of("metagpt", products_of([B, B, B]), {"lambda": 1.0}) == [[1, 0, 0]]
 
 
+def test_nan_weighs_whole_models_by_inverse_norms():
+    small, large = products_of([B, B + U, B]), products_of([B, B + U, B + 3 * V])
+    deltas = {"lambda": 1.0, "delta_norms": True}
+    factors = factors_of("nan", torch.cat([small, large]), deltas)
+    # Over both tensors the deltas are sqrt(50) and 15 long; two parents have 2 / 2 between them.
+    shares = [15 / (15 + 50**0.5), 50**0.5 / (15 + 50**0.5)]
+    assert factors == [pytest.approx([0, *shares])] * 2
+    three = factors_of("nan", products_of([B, B + U, B + U, B + U]), deltas)
+    assert three == [pytest.approx([-0.5, 0.5, 0.5, 0.5])]
+    assert factors_of("nan", products_of([B, B + U, B]), deltas) == [[0, 1, 0]]
+    assert factors_of("nan", products_of([B, B, B]), deltas) == [[1, 0, 0]]
+    weights = {"lambda": 1.0, "delta_norms": False}
+    assert factors_of("nan", products_of([B, 3 * U, U]), weights) == [
+        [0, pytest.approx(0.25), 0.75]
+    ]
+    assert factors_of("nan", products_of([0 * B, 0 * B, U]), weights) == [[0, 0, 1]]
+
+
 @pytest.mark.parametrize("k", [-3.0, -1.0, 0.5, 2.0, 40.0])
 def test_frobenius_weighs_by_a_power_of_each_tensors_lengths(k):
     small, large = products_of([B, B + U, B + 2 * U]), products_of([B, B + 3e-3 * V, B])
@@ -403,6 +424,7 @@ ELEMENTWISE = [
     "dare_ties",
     "della",
     "della_linear",
+    "emr",
     "ties",
 ]
 MATRIX = [
@@ -411,6 +433,7 @@ MATRIX = [
     "iso_c",
     "iso_cts",
     "optmerge",
+    "regmean",
     "star",
     "subspace_boosting",
     "svc",

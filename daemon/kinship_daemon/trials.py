@@ -92,11 +92,21 @@ class Trials:
 
     def parent(self, name: str) -> float:
         """A parent's score on all documents."""
-        return _mean(self._parent_answers(name))
+        return _mean(self.parent_answers(name))
+
+    def answers(self, recipe: Recipe) -> list[Score]:
+        """
+        A merge's scores on all documents, by task and document.
+
+        Raises:
+            ModelError: It cannot be made or scored.
+            UsageError: Likewise.
+        """
+        return self._answers(recipe, self._rungs[-1])
 
     def gain(self, recipe: Recipe, over: str) -> Gain:
         """Over one of the parents, on all documents."""
-        theirs = {score.task: dict(score.samples) for score in self._parent_answers(over)}
+        theirs = {score.task: dict(score.samples) for score in self.parent_answers(over)}
         ours = self._answers(recipe, self._rungs[-1])
         values, variance = [], 0.0
         for score in ours:
@@ -105,7 +115,8 @@ class Trials:
             variance += statistics.variance(differences) / len(differences)
         return Gain(statistics.fmean(values), math.sqrt(variance) / len(values))
 
-    def _parent_answers(self, name: str) -> list[Score]:
+    def parent_answers(self, name: str) -> list[Score]:
+        """A parent's scores on all documents, by task and document."""
         model = self.parents[name]
         look = self._rungs[-1]
         return self._scored(str(model.weights), look, name, lambda: self._parent(model))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kinship_daemon.weights.methods.method import MergeMethod, Parameter
+from kinship_daemon.weights.methods.method import MergeMethod, Parameter, needs_inputs
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import Recipe
 
@@ -140,6 +140,8 @@ class Tuner:
 
 def missing_setting(merge: MergeMethod) -> str | None:
     """A setting that nobody but the user can give; None where there is none."""
+    if needs_inputs(merge):
+        return "texts"
     for parameter in merge.parameters:
         if parameter.default is None and _start(parameter, 2) is None:
             return parameter.name

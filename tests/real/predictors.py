@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from kinship_daemon.landscapes.real import RealModels
+from kinship_daemon.weights.activations import ends
 from kinship_daemon.weights.assembly import leaf_assembly
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.descendant import LowRank, descend
@@ -97,7 +98,7 @@ def _functional(models: RealModels, names: Sequence[str]) -> tuple[Tensor, Tenso
     """
     words = AutoTokenizer.from_pretrained(models.base)
     probes = [each for skill in SKILLS for each in documents(skill, "probe")]
-    texts = [words(each.prompt)["input_ids"] for each in probes]
+    texts = [torch.tensor(words(each.prompt)["input_ids"]) for each in probes]
     choices = sorted({words(" " + c)["input_ids"][0] for each in probes for c in each.choices})
     assemblies = [leaf_assembly(models.base, models.ledger.base)]
     for name in names:
@@ -106,13 +107,10 @@ def _functional(models: RealModels, names: Sequence[str]) -> tuple[Tensor, Tenso
     hidden, answers, distances = [], [], []
     for assembly in assemblies:
         model = live_model(assembly, dtype=torch.bfloat16, device="cpu")
-        states = torch.stack(
-            [model.model(torch.tensor([t])).last_hidden_state[0, -1] for t in texts]
-        )
-        logits = model.lm_head(states).float().log_softmax(1)[:, choices]
-        hidden.append(states.float().flatten())
-        answers.append(logits.flatten())
-        distances.append(torch.pdist(states.float()))
+        states, logits = ends(model, texts)
+        hidden.append(states.flatten())
+        answers.append(logits.log_softmax(1)[:, choices].flatten())
+        distances.append(torch.pdist(states))
     changed = [torch.stack(rows[1:]) - rows[0] for rows in (hidden, answers)]
     return (
         torch.corrcoef(changed[0]),

@@ -39,6 +39,8 @@ _COMMANDS = {
     "replay": ("replay", "Decide again on recorded facts: does history repeat itself?"),
     "kinship": ("kinship", "Kinship of models: folders or hub ids."),
     "merge": ("merge", "Make a model from a mergekit recipe."),
+    "pack": ("pack", "Many fine-tunes as one model, and of each a mask and a number."),
+    "unpack": ("pack", "One of them, nearly as it was."),
     "evaluate": ("evaluate", "Score a model as the daemon would."),
     "tune": ("tune", "Find the best method and coefficients to merge some models."),
     "estimate": ("estimate", "How long a run takes, what it downloads, how much disk it needs."),

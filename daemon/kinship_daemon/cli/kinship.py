@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -35,6 +35,7 @@ from kinship_daemon.weights.recipe import Coefficients, leaf
 __all__ = ["kinship_command"]
 
 _OUTSIDE = "outside"  # the layers
+FUNCTIONAL = "functional"
 
 
 @click.command("kinship")
@@ -45,7 +46,19 @@ _OUTSIDE = "outside"  # the layers
     type=click.Path(path_type=Path),
     help="MODELS are those of this home: its ledger knows their kinship.",
 )
-@click.option("--metric", type=click.Choice(METRICS), default="pcc", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice([*METRICS, FUNCTIONAL]),
+    default="pcc",
+    show_default=True,
+    help=f"Of deltas; {FUNCTIONAL}: of what models make of --probes.",
+)
+@click.option(
+    "--probes",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help=f"For --metric {FUNCTIONAL}: some 100 texts, one a line.",
+)
 @click.option(
     "--by",
     type=click.Choice(["model", "tensor", "layer", "kind"]),
@@ -85,7 +98,8 @@ def kinship_command(
     models: tuple[str, ...],
     base: str | None,
     home: Path | None,
-    metric: Metric,
+    metric: str,
+    probes: Path | None,
     by: str,
     plot: Path | None,
     fraction: float | None,
@@ -106,17 +120,32 @@ def kinship_command(
         raise UsageError("say what the models descend from: --base, or --home for a home's models")
     if home is not None and fraction is not None:
         raise UsageError("a home's ledger knows the exact kinship; leave out --sample")
+    if (metric == FUNCTIONAL) != (probes is not None):
+        raise UsageError(f"--metric {FUNCTIONAL} and --probes FILE go together")
+    if probes is not None and (fraction is not None or by != "model"):
+        raise UsageError(f"--metric {FUNCTIONAL} is of whole models; leave out --sample and --by")
     picture = None if plot is None else _format(plot)
     show = _FORMS
-    if home is not None:
-        result = _of_home(models, home, metric, by)
+    if probes is not None:
+        from kinship_daemon.cli import functional  # noqa: PLC0415 - imports transformers
+
+        result = functional.kinship(models, base, home, probes, device, hub, otherwise=otherwise)
+        show = {**_FORMS, "table": functional.table}
+    elif home is not None:
+        result = _of_home(models, home, cast(Metric, metric), by)
     elif base is not None and fraction is None:
-        result = _exact(models, base, metric, by, device, hub, otherwise=otherwise)
+        result = _exact(models, base, cast(Metric, metric), by, device, hub, otherwise=otherwise)
     elif base is not None and fraction is not None:
         from kinship_daemon.cli import sample  # noqa: PLC0415 - only where it is asked for
 
         result = sample.sampled_kinship(
-            models, base, metric, fraction, hub, otherwise=otherwise, ancestry=ancestry
+            models,
+            base,
+            cast(Metric, metric),
+            fraction,
+            hub,
+            otherwise=otherwise,
+            ancestry=ancestry,
         )
         show = {"table": sample.table, "json": _json, "csv": sample.csv_lines}
     if plot and picture:

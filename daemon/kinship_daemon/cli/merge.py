@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -22,6 +22,7 @@ from kinship_daemon.cli.ledger import (
     ledger_of,
     shard_option,
 )
+from kinship_daemon.cli.texts import check_texts, layer_inputs, texts_option
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import whole_folder
 from kinship_daemon.errors import UsageError
@@ -34,6 +35,7 @@ from kinship_daemon.weights.descendant import descend
 from kinship_daemon.weights.gram import unmeasured
 from kinship_daemon.weights.ledger import Ledger
 from kinship_daemon.weights.mergekit import MergekitRecipe, Unsupported
+from kinship_daemon.weights.methods.method import needs_inputs
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.recipe import combine, leaf
 from kinship_daemon.weights.tokenizer import has_tokenizer
@@ -54,6 +56,7 @@ class _Options:
     shard_bytes: int
     otherwise: bool
     home: Path | None = None
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class _Merge:
     type=click.Path(path_type=Path),
     help="Models of this home can be named as its lineage does.",
 )
+@texts_option
 @calculation_option
 @device_option
 @hub_option
@@ -82,6 +86,7 @@ def merge_command(
     out: Path,
     shard_gb: float,
     home: Path | None,
+    texts: tuple[str, ...],
     otherwise: bool,
     device: str,
     hub: str | None,
@@ -98,8 +103,9 @@ def merge_command(
         raise UsageError(f"cannot read {recipe}: {error}") from None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; name a new folder")
-    options = _Options(resolve_device(device), hub, int(shard_gb * 1e9), otherwise, home)
+    options = _Options(resolve_device(device), hub, int(shard_gb * 1e9), otherwise, home, texts)
     merges = [_understood(each) for each in mergekit.in_order(text)]
+    check_texts([merge.wanted.recipe for merge in merges if merge.wanted is not None], texts)
     with _from_home(merges, out, options) as known:
         if len(merges) == 1:
             files = _make(merges[0], known, out, options, text)
@@ -148,7 +154,7 @@ def _from_home(
     parent = out.absolute().parent
     with (
         home_models(options.home) as models,
-        tempfile.TemporaryDirectory(prefix=".merge-", dir=parent) as room,
+        TemporaryDirectory(prefix=".merge-", dir=parent) as room,
     ):
         yield home_folders(models, sorted(names), Path(room))
 
@@ -186,12 +192,14 @@ def _make(
     if merge.wanted is None:
         return _by_mergekit(merge.text, made, out, options)
     found = _find(merge.wanted.models, made, options)
-    try:
-        assembly = _assembled(merge.wanted, found, options)
-    except Unsupported as unsupported:
-        _need_mergekit(unsupported)
-        return _by_mergekit(merge.text, made, out, options)
-    return _write(assembly, merge.wanted, out, options, text)
+    near = next(folder for folder in out.absolute().parents if folder.is_dir())
+    with TemporaryDirectory(prefix=".inputs-", dir=near) as room:
+        try:
+            assembly = _assembled(merge.wanted, found, options, Path(room))
+        except Unsupported as unsupported:
+            _need_mergekit(unsupported)
+            return _by_mergekit(merge.text, made, out, options)
+        return _write(assembly, merge.wanted, out, options, text)
 
 
 def _find(names: Sequence[str], made: Mapping[str, Path], options: _Options) -> dict[str, Found]:
@@ -202,7 +210,7 @@ def _find(names: Sequence[str], made: Mapping[str, Path], options: _Options) -> 
 
 
 def _assembled(
-    wanted: MergekitRecipe, found: Mapping[str, Found], options: _Options
+    wanted: MergekitRecipe, found: Mapping[str, Found], options: _Options, room: Path
 ) -> Assembly | WholeTensorAssembly:
     base = found[wanted.base]
     foundation = Checkpoint.open(base.folder)
@@ -233,8 +241,14 @@ def _assembled(
         assemble(ledger, parent, base.folder, folders, name, donor=donor)
         for name, parent in zip(recipe.parents, parents, strict=True)
     ]
+    inputs = None
+    if needs_inputs(merge):
+        sources = {name: found[name.rpartition("+")[2]].folder for name in recipe.parents}
+        inputs = layer_inputs(
+            sources, base.folder, ledger.names, options.texts, options.device, room
+        )
     return whole_tensor_assembly(
-        recipe, assemblies, ledger.names, base.folder, identity, donor, options.device
+        recipe, assemblies, ledger.names, base.folder, identity, donor, options.device, inputs
     )
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import click
 
 from kinship_daemon import config as configuration
+from kinship_daemon.cli import sweep as cli_sweep
 from kinship_daemon.cli.of_home import home_models
 from kinship_daemon.cli.options import config_options, echo_json, find_model, format_option
 from kinship_daemon.device import resolve_device
+from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.evaluate.evaluator import open_evaluator
 from kinship_daemon.evaluate.settings import Progress
@@ -24,6 +26,7 @@ from kinship_daemon.models import cache_folder
 from kinship_daemon.report import Advance, reporter
 from kinship_daemon.startup import evaluation_settings, home_of
 from kinship_daemon.steps.recipes import called
+from kinship_daemon.sweep import sweep
 from kinship_daemon.trials import Trials
 from kinship_daemon.tuning import Trial, Tuner, first_recipe, missing_setting
 from kinship_daemon.weights.mergekit import to_yaml
@@ -61,6 +64,19 @@ _ROWS = 15
     show_default=True,
     help="Evaluations on all selection documents that it may make.",
 )
+@click.option(
+    "steps",
+    "--sweep",
+    type=click.IntRange(2, 50),
+    metavar="STEPS",
+    help="Instead: score the models on the line from the first of two MODELS to the second.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png|svg",
+    help="With --sweep: also draw its scores and stages.",
+)
 @format_option()
 def tune_command(
     models: tuple[str, ...],
@@ -69,6 +85,8 @@ def tune_command(
     count: int,
     names: tuple[str, ...],
     budget: float,
+    steps: int | None,
+    plot: Path | None,
     form: str,
     **flags: Any,
 ) -> None:
@@ -78,11 +96,13 @@ def tune_command(
     Methods race first, then the winner's coefficients are changed one by one. The home is only
     read; what was asked is kept, so that the same call goes on where it was interrupted.
     """
+    picture = _check_sweep(models, steps, plot, names)
     config = configuration.load(config_file, overrides=overrides, **flags)
     report = reporter(log_json=False, stream=sys.stderr)
     with home_models(home_of(config).path) as home:
         chosen = _parents(home.lineage, models, count)
-        recipes = _starts([each.id for each in chosen], names)
+        recipes = [] if steps else _starts([each.id for each in chosen], names)
+        full = budget if steps is None else steps - 1
         log = state_directory() / "evaluate.log"
         with (
             closing(open_evaluator(evaluation_settings(config), log=log)) as evaluator,
@@ -94,8 +114,12 @@ def tune_command(
                 evaluator,
                 cache_folder() / "tune",
                 resolve_device(config.kinship.device),
-                lambda words: _counted(advance, words, round(budget * trials.documents)),
+                lambda words: _counted(advance, words, round(full * trials.documents)),
             )
+            if steps is not None:
+                line = [find_model(home.lineage, name).id for name in models]
+                _show_sweep(trials, line, steps, plot, picture, form)
+                return
             tuner = Tuner(trials.measure, trials.shares, budget)
             best = tuner.tune(recipes)
             if best is None:
@@ -112,6 +136,47 @@ def tune_command(
         echo_json(facts)
     else:
         _table(facts)
+
+
+def _check_sweep(
+    models: Sequence[str], steps: int | None, plot: Path | None, names: Sequence[str]
+) -> str | None:
+    """
+    The picture's format, if one is to be drawn.
+
+    Raises:
+        UsageError: What is said does not go together.
+    """
+    if steps is not None and (len(models) != 2 or names):
+        raise UsageError("--sweep goes from one model to another: name two, and no --method")
+    if plot is None:
+        return None
+    if steps is None:
+        raise UsageError("--plot draws a sweep; add --sweep STEPS")
+    from kinship_daemon.draw.picture import format_of  # noqa: PLC0415 - slow to import
+
+    return format_of(plot)
+
+
+def _show_sweep(
+    trials: Trials,
+    line: Sequence[str],
+    steps: int,
+    plot: Path | None,
+    picture: str | None,
+    form: str,
+) -> None:
+    found = sweep(line[0], line[1], steps, trials.parent_answers, trials.answers)
+    if plot and picture:
+        from kinship_daemon.draw.sweep import sweep_lines  # noqa: PLC0415 - slow to import
+
+        whole_file(plot, sweep_lines(found, line[0], line[1], picture))
+        click.echo(f"wrote {plot}", err=True)
+    facts = cli_sweep.facts_of(found, line[0], line[1])
+    if form == "json":
+        echo_json(facts)
+    else:
+        cli_sweep.table(facts)
 
 
 def _counted(advance: Advance, words: str, most: int) -> Progress:

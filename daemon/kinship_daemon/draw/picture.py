@@ -22,6 +22,7 @@ KINSHIP = {
     "pcc": "Pearson correlation of weight changes",
     "cosine": "cosine similarity of weight changes",
     "euclidean": "Euclidean distance of weight changes (units of weight)",
+    "functional": "functional kinship (hidden states)",
 }
 
 _WIDEST_NAME = 30

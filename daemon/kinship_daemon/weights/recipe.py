@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.gram import Ledger
-from kinship_daemon.weights.methods.method import MergeMethod, Parameter
+from kinship_daemon.weights.methods.method import MergeMethod, Parameter, needs_inputs
 from kinship_daemon.weights.methods.registry import method
 from kinship_daemon.weights.parameters import check_setting, per_tensor
 
@@ -133,14 +133,22 @@ def base_itself(ledger: Ledger) -> Coefficients:
     )
 
 
-def check(recipe: Recipe, names: Sequence[str]) -> None:
+def check(recipe: Recipe, names: Sequence[str], *, texts: bool = False) -> None:
     """
     Check that a recipe can be carried out on a model of these tensors, before anything is read.
+
+    Args:
+        texts: Whether there are texts of each parent's task.
 
     Raises:
         UsageError: The method, a parameter or the number of parents is wrong.
     """
-    resolve(recipe, names)
+    merge, _ = resolve(recipe, names)
+    if needs_inputs(merge) and not texts:
+        raise UsageError(
+            f"{recipe.method} needs texts of each parent's task, which only "
+            "`kinship-daemon merge --texts` takes"
+        )
 
 
 def combine(ledger: Ledger, recipe: Recipe, parents: Sequence[Coefficients]) -> Coefficients:

@@ -19,6 +19,7 @@ from torch import Tensor
 from kinship_daemon.errors import ModelError, UsageError
 from kinship_daemon.weights.assembly import Assembly, Sources
 from kinship_daemon.weights.checkpoint import TensorInfo
+from kinship_daemon.weights.layer_inputs import LayerInputs
 from kinship_daemon.weights.methods.blocks import Blocks, blocks_of, buffers_of, in_blocks
 from kinship_daemon.weights.methods.method import (
     Draw,
@@ -26,9 +27,10 @@ from kinship_daemon.weights.methods.method import (
     MatrixMethod,
     Settings,
     SpanMethod,
+    needs_inputs,
 )
 from kinship_daemon.weights.methods.registry import method
-from kinship_daemon.weights.recipe import Recipe, resolve
+from kinship_daemon.weights.recipe import Recipe, check, resolve
 from kinship_daemon.weights.vocabulary import is_vocabulary
 
 __all__ = ["WholeTensorAssembly", "WholeTensorSources", "whole_tensor_assembly"]
@@ -55,6 +57,7 @@ class WholeTensorAssembly:
         donor: Folder whose tokenizer, generation config and chat template go along.
         device: Where matrices are merged. Their last bits depend on it, on the number of threads
             and on torch's release; those of elementwise merges on nothing.
+        inputs: Of the parents' layers, in their order, where the method needs them.
     """
 
     identity: str
@@ -64,6 +67,7 @@ class WholeTensorAssembly:
     parameters: Mapping[str, Settings] = field(repr=False)
     donor: Path
     device: str = "cpu"
+    inputs: LayerInputs | None = None
 
     @property
     def config_base(self) -> Path:
@@ -87,6 +91,7 @@ def whole_tensor_assembly(
     identity: str,
     donor: Path,
     device: str = "cpu",
+    inputs: LayerInputs | None = None,
 ) -> WholeTensorAssembly:
     """
     The assembly of an elementwise or matrix recipe; no weight is read.
@@ -96,6 +101,7 @@ def whole_tensor_assembly(
     Raises:
         UsageError: The method, a parameter or the number of parents is wrong.
     """
+    check(recipe, names, texts=inputs is not None)
     merge, resolved = resolve(recipe, names)
     if merge.kind == "span":
         raise UsageError(f"{recipe.method} is a span method; its children are combined, not made")
@@ -110,28 +116,33 @@ def whole_tensor_assembly(
     for different in {repr(each): each for each in settings.values()}.values():
         _check_settings(recipe.method, merge, different, len(parents))
     return WholeTensorAssembly(
-        identity, base, tuple(parents), recipe.method, settings, donor, device
+        identity, base, tuple(parents), recipe.method, settings, donor, device, inputs
     )
 
 
 def _check_settings(name: str, merge: _WholeTensorMethod, settings: Settings, parents: int) -> None:
     """Methods check their parameters when called: here on the smallest of tensors."""
     shape = (1, 1) if merge.kind == "matrix" else (0,)
+    zeros = [torch.zeros(shape) for _ in range(parents)]
     try:
-        _blend(merge, [torch.zeros(shape) for _ in range(parents)], settings, "")
+        _blend(merge, zeros, settings, "", zeros if needs_inputs(merge) else None)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
 
 
 def _blend(
-    merge: _WholeTensorMethod, deltas: Sequence[Tensor], settings: Settings, name: str
+    merge: _WholeTensorMethod,
+    deltas: Sequence[Tensor],
+    settings: Settings,
+    name: str,
+    inputs: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """The merged delta of one tensor, of that name and shape."""
     if isinstance(merge, ElementwiseMethod):
         return merge(deltas, settings, _draw(settings, name))
     # A vocabulary's rows are tokens: no matrix that maps one thing to another.
     flat = [delta.view(-1) for delta in deltas] if is_vocabulary(name) else deltas
-    return merge(flat, settings)
+    return merge(flat, settings, inputs)
 
 
 class WholeTensorSources:
@@ -148,7 +159,7 @@ class WholeTensorSources:
         self.union, self.rows, self.tokenizers = base.union, base.rows, base.tokenizers
         self._from_base, self._parents = base, parents
         self._identities = [parent.identity for parent in assembly.parents]
-        self._parameters = assembly.parameters
+        self._parameters, self._inputs = assembly.parameters, assembly.inputs
         merge = method(assembly.method)
         assert not isinstance(merge, SpanMethod)
         self._merge: _WholeTensorMethod = merge
@@ -178,7 +189,8 @@ class WholeTensorSources:
             yield from self._from_base.blocks(name, dtype, device)
             return
         shaped = [delta.view(info.shape) for delta in deltas]
-        merged = _blend(self._merge, shaped, self._parameters[name], name).reshape(-1)
+        inputs = self._inputs.of(name) if self._inputs else None
+        merged = _blend(self._merge, shaped, self._parameters[name], name, inputs).reshape(-1)
         begin = 0
         for (base,) in _pieces([self._from_base], info, on):
             for block in blocks_of(len(base), _BLOCK):

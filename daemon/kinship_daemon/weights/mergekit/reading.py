@@ -77,7 +77,7 @@ class MergekitRecipe:
                 f"slices: layer_range covers {self.layers} of the model's {has} layers; "
                 f"only whole models are merged: [0, {has}]"
             )
-        check(self.recipe, names)
+        check(self.recipe, names, texts=True)
 
 
 def read_yaml(text: str) -> MergekitRecipe:
@@ -102,7 +102,7 @@ def read_yaml(text: str) -> MergekitRecipe:
     if role_of(name) is Role.ORIGIN and base is not None:
         parameters[ON_DELTAS] = True
     recipe = Recipe(name, parents, parameters)
-    check(recipe, ())  # all that can be told without the models
+    check(recipe, (), texts=True)  # all that can be told without the models
     foundation = _foundation(name, parents, base)
     tokenizer = _tokenizer(document)
     donor = base if base is not None and "+" not in base else foundation

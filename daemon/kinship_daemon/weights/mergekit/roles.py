@@ -47,7 +47,7 @@ FIXED = {
     "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
 }
 
-_OURS_ALONE = frozenset({"extrapolation", "frobenius", "metagpt"})
+_OURS_ALONE = frozenset({"emr", "extrapolation", "frobenius", "metagpt", "nan"})
 
 
 def role_of(name: str) -> Role:

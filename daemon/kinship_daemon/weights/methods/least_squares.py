@@ -9,7 +9,7 @@ A ridge goes to every G_i alike, so that it draws X to the plain mean of the del
 one parent is exactly itself, and so is what all agree on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from kinship_daemon.errors import UsageError
 from kinship_daemon.weights.methods.method import Parameter, Settings
 
-__all__ = ["RIDGE", "solve", "squared"]
+__all__ = ["RIDGE", "solve", "solve_inputs", "squared"]
 
 # Below, float32 cannot tell rounding from what a delta of low rank leaves empty.
 _LEAST_RIDGE = 1e-6
@@ -54,19 +54,54 @@ def solve(
     Raises:
         UsageError: The ridge is too small.
     """
-    ridge = parameters["ridge"]
-    assert isinstance(ridge, float)
-    if not ridge >= _LEAST_RIDGE:
-        raise UsageError(f"ridge is {ridge:g}: it has to be {_LEAST_RIDGE:g} or more")
+    ridge = _ridge(parameters)
     if len(deltas) == 1:
         return deltas[0]
     sources = [delta - delta.mean(0) for delta in deltas] if centred else list(deltas)
     rows, columns = deltas[0].shape
     traces = [scale * squared(source) for scale, source in zip(scales, sources, strict=True)]
     shift = ridge * sum(traces) / (len(deltas) * columns)
-    way = _over_rows if len(deltas) * rows < columns else _over_inputs
+    if len(deltas) * rows < columns:
+        return _tried(deltas, shift, lambda r: _over_rows(deltas, sources, scales, r))
+
+    def gram(i: int) -> Tensor:
+        return _gram(sources[i]).mul_(scales[i])
+
+    return _tried(deltas, shift, lambda r: _over_inputs(deltas, gram, r))
+
+
+def solve_inputs(
+    deltas: Sequence[Tensor], gram: Callable[[int], Tensor], trace: float, parameters: Settings
+) -> Tensor:
+    """
+    The X with X sum_i (G_i + r I) = sum_i d_i (G_i + r I) of given G_i; see `solve`.
+
+    Args:
+        deltas: Matrices (m, n).
+        gram: G_i of the i-th, (n, n) float32, each time a new one.
+        trace: Of all G_i, their sum.
+
+    Raises:
+        UsageError: The ridge is too small.
+    """
+    shift = _ridge(parameters) * trace / (len(deltas) * deltas[0].shape[1])
+    if len(deltas) == 1:
+        return deltas[0]
+    return _tried(deltas, shift, lambda r: _over_inputs(deltas, gram, r))
+
+
+def _ridge(parameters: Settings) -> float:
+    ridge = parameters["ridge"]
+    assert isinstance(ridge, float)
+    if not ridge >= _LEAST_RIDGE:
+        raise UsageError(f"ridge is {ridge:g}: it has to be {_LEAST_RIDGE:g} or more")
+    return ridge
+
+
+def _tried(deltas: Sequence[Tensor], shift: float, way: Callable[[float], Tensor | None]) -> Tensor:
+    """What a way finds with this ridge, or with a larger one; in the end the mean."""
     for _ in range(_TRIES if shift else 0):
-        found = way(deltas, sources, scales, shift)
+        found = way(shift)
         if found is not None:
             return found
         shift *= 10
@@ -79,7 +114,7 @@ def squared(matrix: Tensor) -> float:
 
 
 def _over_inputs(
-    deltas: Sequence[Tensor], sources: Sequence[Tensor], scales: Sequence[float], shift: float
+    deltas: Sequence[Tensor], gram: Callable[[int], Tensor], shift: float
 ) -> Tensor | None:
     """
     X = d_p + sum_i (d_i - d_p) (G_i + r I) A^-1, A = sum_i (G_i + r I), an (n, n) system.
@@ -87,20 +122,20 @@ def _over_inputs(
     One product less than with the mean for d_p, and only one G_i in memory at a time.
     """
     last = deltas[-1]
-    system = _gram(sources[-1]).mul_(scales[-1])
+    system = gram(len(deltas) - 1)
     system.diagonal().add_(shift)
     if len(deltas) == 2 and len(last) > len(system):
         # (n, n) unknowns instead of (m, n): what (G_1 + r I) A^-1 is.
-        gram = _gram(sources[0]).mul_(scales[0])
-        gram.diagonal().add_(shift)
-        share = _solved(system.add_(gram), gram)
+        first = gram(0)
+        first.diagonal().add_(shift)
+        share = _solved(system.add_(first), first)
         return None if share is None else last + (deltas[0] - last) @ share.T
     right = torch.zeros_like(last)
-    for delta, source, scale in zip(deltas[:-1], sources, scales, strict=False):
-        gram = _gram(source).mul_(scale)
-        gram.diagonal().add_(shift)
-        system.add_(gram)
-        right.addmm_(delta - last, gram)
+    for i, delta in enumerate(deltas[:-1]):
+        own = gram(i)
+        own.diagonal().add_(shift)
+        system.add_(own)
+        right.addmm_(delta - last, own)
     found = _solved(system, right.T)
     return None if found is None else found.T.add_(last)
 

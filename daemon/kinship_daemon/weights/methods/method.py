@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Literal
 
 import torch
@@ -17,7 +18,9 @@ __all__ = [
     "Settings",
     "SpanMethod",
     "elementwise_method",
+    "input_method",
     "matrix_method",
+    "needs_inputs",
     "span_method",
 ]
 
@@ -45,6 +48,11 @@ Blend = Callable[[Sequence[Tensor], Settings, Draw], Tensor]
 #   parameters  as above
 #   returns     float32, (m, n)
 Combine = Callable[[Sequence[Tensor], Settings], Tensor]
+
+# (deltas, parameters, inputs) -> the merged delta, for one matrix, of methods that look at data:
+#   inputs      p matrices, float32, (n, n): the mean of x x^T over the inputs x that each parent's
+#               layer has on the texts of its task; mapped files, not to be written to
+CombineInputs = Callable[[Sequence[Tensor], Settings, Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -120,22 +128,30 @@ class MatrixMethod:
 
     Attributes:
         parents: The fewest and the most it takes; None for no upper limit.
+        needs_inputs: Whether it looks at the inputs of each parent's layers; a matrix of which they
+            are not known gets the mean.
     """
 
-    combine: Combine
+    combine: CombineInputs
     parameters: tuple[Parameter, ...]
     parents: tuple[int, int | None]
+    needs_inputs: bool = False
     kind: Literal["matrix"] = "matrix"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.combine.__doc__)
 
-    def __call__(self, deltas: Sequence[Tensor], parameters: Settings) -> Tensor:
+    def __call__(
+        self,
+        deltas: Sequence[Tensor],
+        parameters: Settings,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """The merged delta, float32; the deltas, contiguous float32, may be overwritten."""
         scale = parameters[_LAMBDA.name]
         assert isinstance(scale, float)
-        if deltas[0].dim() == 2:
-            merged = self.combine(deltas, parameters)
+        if deltas[0].dim() == 2 and not (self.needs_inputs and inputs is None):
+            merged = self.combine(deltas, parameters, inputs or ())
         else:
             merged = deltas[0]
             for delta in deltas[1:]:
@@ -145,6 +161,12 @@ class MatrixMethod:
 
 
 MergeMethod = SpanMethod | ElementwiseMethod | MatrixMethod
+
+
+def needs_inputs(merge: MergeMethod) -> bool:
+    """Whether it looks at the inputs of layers, which only texts tell."""
+    return isinstance(merge, MatrixMethod) and merge.needs_inputs
+
 
 _LAMBDA = Parameter("lambda", default=1.0, doc="factor of the merged delta")
 
@@ -177,6 +199,21 @@ def matrix_method(
     """Declare a function as a matrix method; it gets the parameter `lambda` beside its own."""
 
     def declare(combine: Combine) -> MatrixMethod:
-        return MatrixMethod(combine, (*parameters, _LAMBDA), parents)
+        @wraps(combine)
+        def blind(deltas: Sequence[Tensor], settings: Settings, _: Sequence[Tensor]) -> Tensor:
+            return combine(deltas, settings)
+
+        return MatrixMethod(blind, (*parameters, _LAMBDA), parents)
+
+    return declare
+
+
+def input_method(
+    *parameters: Parameter, parents: tuple[int, int | None]
+) -> Callable[[CombineInputs], MatrixMethod]:
+    """Declare a function as a matrix method that looks at inputs; it gets `lambda`, too."""
+
+    def declare(combine: CombineInputs) -> MatrixMethod:
+        return MatrixMethod(combine, (*parameters, _LAMBDA), parents, needs_inputs=True)
 
     return declare

@@ -1,0 +1,109 @@
+"""`kinship --metric functional`: how alike models are in what they make of probes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kinship_daemon.cli.figures import cell, matrix_and_mean, short
+from kinship_daemon.cli.ledger import descendants
+from kinship_daemon.cli.of_home import home_models
+from kinship_daemon.cli.options import find_model
+from kinship_daemon.device import resolve_device
+from kinship_daemon.models import find_base, find_models
+from kinship_daemon.report import reporter
+from kinship_daemon.weights.activations import read_texts
+from kinship_daemon.weights.assembly import Assembly, leaf_assembly
+from kinship_daemon.weights.checkpoint import Checkpoint
+from kinship_daemon.weights.functional import functional_kinship
+
+__all__ = ["kinship", "table"]
+
+
+def kinship(
+    models: Sequence[str],
+    base: str | None,
+    home: Path | None,
+    probes: Path,
+    device: str,
+    hub: str | None,
+    *,
+    otherwise: bool,
+) -> dict[str, Any]:
+    """
+    What --format json prints: `matrix` of hidden states, `answers` of what they answer.
+
+    Raises:
+        KinshipError: A model cannot be had, or cannot be read with.
+    """
+    start = time.monotonic()
+    texts = read_texts(probes)
+    with _assemblies(models, base, home, hub, otherwise=otherwise) as (name, foundation, found):
+        report = reporter(log_json=False, stream=sys.stderr)
+        total = len(texts) * (1 + len(found))
+        with report.progress("read probes", total, "texts") as advance:
+            kin = functional_kinship(foundation, found, texts, resolve_device(device), advance)
+    answers = matrix_and_mean(kin.answers)
+    return {
+        "base": name,
+        "metric": "functional",
+        "models": list(models),
+        **matrix_and_mean(kin.hidden),
+        "answers": answers["matrix"],
+        "answers_mean": answers["mean"],
+        "probes": len(texts),
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
+@contextmanager
+def _assemblies(
+    models: Sequence[str],
+    base: str | None,
+    home: Path | None,
+    hub: str | None,
+    *,
+    otherwise: bool,
+) -> Iterator[tuple[str, Assembly, list[Assembly]]]:
+    """The base's name, the base and the models, of a home or by hand."""
+    if home is not None:
+        with home_models(home) as known:
+            chosen = [find_model(known.lineage, name) for name in models]
+            foundation = known.recipes.base
+            yield (
+                foundation.name,
+                leaf_assembly(known.base_folder, foundation.name),
+                [known.assembly(model) for model in chosen],
+            )
+        return
+    assert base is not None
+    origin, found = find_base(base, hub), find_models(models, base, hub)
+    descendants(origin, Checkpoint.open(origin.folder), found, otherwise=otherwise)
+    yield (
+        base,
+        leaf_assembly(origin.folder, base),
+        [leaf_assembly(each.folder, each.name, origin.folder) for each in found],
+    )
+
+
+def table(result: Mapping[str, Any]) -> None:
+    """For people."""
+    names = short(result["models"])
+    (base,) = short([result["base"]])
+    width = max(map(len, names))
+    for words, key, mean in (
+        ("hidden states", "matrix", "mean"),
+        ("answers", "answers", "answers_mean"),
+    ):
+        click.echo(f"functional kinship, {words}: r of how they depart from {base}")
+        for i, (name, row) in enumerate(zip(names, result[key], strict=True)):
+            click.echo(f"{name:<{width}}  " + "  ".join(cell(x) for x in row[: i + 1]))
+        if len(names) > 2:
+            click.echo(f"mean over pairs {cell(result[mean])}")
+    click.echo(f"{result['probes']:,} probes, {result['seconds']:.1f} s")
