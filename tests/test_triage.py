@@ -73,6 +73,10 @@ def test_an_ordinary_fine_tune_may_be_fetched_whatever_its_licence():
             "tokenizer.json of 1000.0 MB; the most allowed is 64 MB",
         ),
         (repo(files=GOOD | {"chat_template.jinja": 2_000_000}), "jinja of 2.0 MB; the most"),
+        (
+            repo(files=GOOD | {f"additional_chat_templates/{n}.jinja": 1 for n in range(51)}),
+            "over 50 chat templates",
+        ),
     ],
 )
 def test_a_refusal_says_why(candidate, reason):
