@@ -186,6 +186,22 @@ def test_a_huge_and_an_unchanged_model_in_one_ledger(tmp_path):
     assert_close(family.ledger().gram, family.exact(), 1e-6)
 
 
+def test_changes_at_other_places_are_measured_once(tmp_path, monkeypatch):
+    """Their inner product is 0, which is no sign of numbers too small to be multiplied."""
+    base = {name: t.bfloat16() for name, t in random_weights(0).items()}
+    leaves = {name: {n: t.clone() for n, t in base.items()} for name in ("front", "rear")}
+    for name, part in (("front", slice(None, 99)), ("rear", slice(99, None))):
+        leaves[name]["blocks"][part] += 1
+    family = Family(tmp_path, base, leaves)
+    monkeypatch.setattr(gram, "remeasure", lambda *_: pytest.fail("measured twice"))
+    exact = family.exact()
+    assert float(exact[sorted(base).index("blocks"), 2, 3]) == 0
+    assert_close(family.ledger().gram, exact, 1e-6)
+    front, rear = ({name: family.leaves[name]} for name in leaves)
+    step = gram.extend(gram.start(family.base, "b"), family.base, {}, front)
+    assert torch.equal(gram.extend(step, family.base, front, rear).gram, family.ledger().gram)
+
+
 def test_models_of_other_float_types(tmp_path):
     base = {name: t.bfloat16() for name, t in random_weights(0).items()}
     leaves = {

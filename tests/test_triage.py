@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from kinship_daemon.hub.front_matter import front_matter, relation
+from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.records import Listing, Repo, RepoFile
 from kinship_daemon.hub.triage import Refusal, Rules, listed_refusal, refusal, remarks
 
@@ -72,6 +73,10 @@ def test_an_ordinary_fine_tune_may_be_fetched_whatever_its_licence():
             "tokenizer.json of 1000.0 MB; the most allowed is 64 MB",
         ),
         (repo(files=GOOD | {"chat_template.jinja": 2_000_000}), "jinja of 2.0 MB; the most"),
+        (
+            repo(files=GOOD | {f"additional_chat_templates/{n}.jinja": 1 for n in range(51)}),
+            "over 50 chat templates",
+        ),
     ],
 )
 def test_a_refusal_says_why(candidate, reason):
@@ -170,6 +175,15 @@ def test_no_front_matter_is_no_problem(text):
 
 def test_windows_line_ends_and_a_mark_do_not_matter():
     assert front_matter("\ufeff---\r\nlicense: mit\r\n---\r\n# x") == ({"license": "mit"}, None)
+
+
+@pytest.mark.parametrize(
+    "between", ["license: cc-by-nc-4.0\nlicense: mit", "license: mit\x0c---\nx: y"]
+)
+def test_a_milder_licence_does_not_hide_another(between):
+    card, problem = front_matter(f"---\n{between}\n---\n")
+    assert (card, declared(card)) == ({}, None)
+    assert "front matter cannot be read" in problem
 
 
 def listing(*tags, **attributes):

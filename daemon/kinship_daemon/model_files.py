@@ -9,6 +9,7 @@ __all__ = [
     "GENERATION",
     "INDEX",
     "MOST_SHARDS",
+    "MOST_TEMPLATES",
     "SINGLE",
     "TEMPLATES",
     "TOKENIZERS",
@@ -49,6 +50,7 @@ _BESIDE_TOKENIZER = frozenset(
     }
 )
 TEMPLATES = "additional_chat_templates/"
+MOST_TEMPLATES = 50
 
 # Twice the largest known of each kind, or more.
 _MOST_BYTES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,7 @@ __all__ = ["Relation", "declared_bases", "front_matter", "relation", "tags"]
 Relation = Literal["finetune", "adapter", "merge", "quantized"]
 
 _LIMITS = Limits(nbytes=200_000, depth=30, items=50_000, string=50_000)
+_LINE_END = re.compile(r"\r\n?|\n")
 _QUANTISED = ("gguf", "gptq", "awq", "exl2", "bnb", "bitsandbytes", "mlx", "ggml", "quantized")
 
 
@@ -24,8 +26,9 @@ def front_matter(text: str) -> tuple[dict[str, Any], str | None]:
     Returns:
         ({}, None) if there is none; ({}, problem in words) if it cannot be read.
     """
-    lines = text.removeprefix("\ufeff").lstrip().splitlines()
-    if not lines or lines[0].rstrip() != "---":
+    # Not by splitlines, which also breaks at what no other reader of a card takes for a line's end.
+    lines = _LINE_END.split(text.removeprefix("\ufeff").lstrip())
+    if lines[0].rstrip() != "---":
         return {}, None
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
     if end is None:
@@ -33,7 +36,8 @@ def front_matter(text: str) -> tuple[dict[str, Any], str | None]:
     block = "\n".join(lines[1:end])
     try:
         # The line break: what is wrong is named by the README's own lines.
-        data, problem = parse_yaml(f"\n{block}", _LIMITS), None
+        # Strict: of two licences under one name the milder must not be taken by chance.
+        data, problem = parse_yaml(f"\n{block}", _LIMITS, strict=True), None
     except Malformed as error:
         data, problem = None, shown(str(error))
     if problem is None and not isinstance(data, dict | None):

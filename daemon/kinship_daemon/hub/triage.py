@@ -11,7 +11,7 @@ from kinship_daemon.foreign.shown import one_line, shown
 from kinship_daemon.hub.files import has_tokenizer, is_adapter, pickles, sidecars, weight_files
 from kinship_daemon.hub.front_matter import relation, tags
 from kinship_daemon.hub.records import Listing, Repo
-from kinship_daemon.model_files import most_bytes
+from kinship_daemon.model_files import MOST_TEMPLATES, TEMPLATES, most_bytes
 
 __all__ = ["Refusal", "Rules", "by_rule", "listed_refusal", "refusal", "remarks"]
 
@@ -90,6 +90,7 @@ def refusal(
         _by_standing(repo, base_id, rules)
         or _by_relation(repo, rules)
         or _by_quantisation(repo)
+        or _by_sidecars(repo)
         or _by_files(repo, rules)
         or _by_architecture(repo, architectures)
     )
@@ -160,12 +161,19 @@ def _by_words(words: Iterable[str]) -> Refusal | None:
     return None
 
 
-def _by_files(repo: Repo, rules: Rules) -> Refusal | None:
-    names = {file.path for file in repo.files}
-    for file in sidecars(repo.files):
+def _by_sidecars(repo: Repo) -> Refusal | None:
+    beside = sidecars(repo.files)
+    for file in beside:
         if file.size > (most := most_bytes(file.path)):
             words = f"of {file.size / 1e6:.1f} MB; the most allowed is {most / 1e6:g} MB"
             return Refusal(f"{file.path} {words}")
+    if sum(file.path.startswith(TEMPLATES) for file in beside) > MOST_TEMPLATES:
+        return Refusal(f"over {MOST_TEMPLATES} chat templates")
+    return None
+
+
+def _by_files(repo: Repo, rules: Rules) -> Refusal | None:
+    names = {file.path for file in repo.files}
     weights = weight_files(repo.files)
     if not weights:
         pickled = pickles(repo.files)

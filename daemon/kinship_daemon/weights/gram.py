@@ -177,8 +177,8 @@ class Joining:
         return replace(self._before, rows=rows, gram=self._gram)
 
     def _finish(self, begun: "_Begun") -> None:
-        measured = begun.products(self._models)
         place, first = self._places[begun.name], self._first
+        measured = begun.products(self._models, self._gram[place].diagonal()[:first])
         self._gram[place, first:] = measured[first:]
         self._gram[place, :, first:] = measured[first:].T
 
@@ -208,14 +208,19 @@ class _Begun:
             kernel.begin(self._tensors, self._known, frame=base_is_new) if joins else None
         )
 
-    def products(self, models: Sequence[tuple[str, Path]]) -> Tensor:
-        """(rows, rows) float64, right in every row and column of a new model."""
+    def products(self, models: Sequence[tuple[str, Path]], known: Tensor) -> Tensor:
+        """
+        (rows, rows) float64, right in every row and column of a new model.
+
+        `known` are the squares of the rows before these.
+        """
         size = len(self._contents) + 2
         measured = torch.zeros(size, size, dtype=torch.float64)
         rows = [0, 1, *(i + 2 for i in self._dense)]
         if self._pending is not None:
             theirs = [models[0], *(models[i + 1] for i in self._dense)]
-            dense = _settled(self.name, self._pending, theirs, first=self._first)
+            before = known[rows[: self._first]]
+            dense = _settled(self.name, self._pending, theirs, first=self._first, known=before)
             measured[torch.tensor(rows)[:, None], torch.tensor(rows)] = dense
         if self._low:
             self._add_low_rank(measured, rows, models)
@@ -236,14 +241,19 @@ class _Begun:
 
 
 def _settled(
-    name: str, pending: Pending, models: Sequence[tuple[str, Path]], *, first: int
+    name: str,
+    pending: Pending,
+    models: Sequence[tuple[str, Path]],
+    *,
+    first: int,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Dense inner products, (rows, rows), those that fp32 could not hold measured in float64."""
     measured, tensors = pending.result(), pending.tensors
-    doubtful = doubtful_products(measured, tensors, first)
+    doubtful = doubtful_products(measured, tensors, first, known)
     if bool(doubtful.any()):
         _refuse_bad(name, models, tensors)
-        remeasure(measured, tensors, doubtful)
+        remeasure(measured, tensors, doubtful, first)
     for row in range(max(first, 1), len(measured)):
         if not float(measured[row, row]) <= _LARGEST:
             identity, path = models[row - 1]

@@ -260,15 +260,28 @@ def _arrived(
     return blocks
 
 
-def doubtful_products(measured: Tensor, tensors: Sequence[Tensor], first: int) -> Tensor:
+def doubtful_products(
+    measured: Tensor, tensors: Sequence[Tensor], first: int, known: Tensor | None = None
+) -> Tensor:
     """
     Which inner products fp32 could not hold, (rows, rows) bool.
 
-    Those that are not finite (NaN or infinite weights, or squares that overflow) and those so
-    faint that products of single elements underflow. The zeros of an unchanged tensor are exact,
-    and written into `measured` where another row's overflow spoilt them.
+    Those that are not finite (NaN or infinite weights, or squares that overflow) and those beside
+    a row so faint that products of single elements underflow; beside others these are nothing. The
+    zeros of an unchanged tensor are exact, and written into `measured` where another row's overflow
+    spoilt them.
+
+    Args:
+        first: The first new row.
+        known: Squares of the rows before it, (first,), which were measured earlier.
     """
-    doubtful = ~measured.isfinite() | (measured.abs() < tensors[0].numel() * _FAINT)
+    least = tensors[0].numel() * _FAINT
+    squares = measured.diagonal().clone()
+    if known is not None:
+        squares[: len(known)] = known
+    faint = squares < least
+    small = (measured.abs() < least) & (faint[:, None] | faint)
+    doubtful = ~measured.isfinite() | small
     doubtful[:first, :first] = False
     # New rows first: an unchanged one of them explains its whole column.
     for row in reversed(range(2, len(measured))):
@@ -284,15 +297,14 @@ def _unchanged(base: Tensor, leaf: Tensor) -> bool:
     return base.dtype == leaf.dtype and torch.equal(base, leaf)
 
 
-def remeasure(measured: Tensor, tensors: Sequence[Tensor], doubtful: Tensor) -> None:
-    """Replace the doubtful inner products, in place, by float64 ones."""
-    for row in range(len(measured)):
-        if not bool(doubtful[row].any()):
-            continue
-        products = torch.zeros(len(measured), dtype=torch.float64)
-        for block in _float64_rows(tensors):
-            products += (block * block[row]).sum(1)
-        measured[row] = torch.where(doubtful[row], products, measured[row])
+def remeasure(measured: Tensor, tensors: Sequence[Tensor], doubtful: Tensor, first: int) -> None:
+    """Replace the doubtful products of the rows from `first` on, in place, by float64 ones."""
+    rows = [row for row in range(first, len(measured)) if bool(doubtful[row].any())]
+    products = torch.zeros(len(rows), len(measured), dtype=torch.float64)
+    for block in _float64_rows(tensors):
+        for place, row in enumerate(rows):
+            products[place] += (block * block[row]).sum(1)
+    measured[rows] = torch.where(doubtful[rows], products, measured[rows])
 
 
 def _float64_rows(tensors: Sequence[Tensor]) -> Iterator[Tensor]:

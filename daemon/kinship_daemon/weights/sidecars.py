@@ -131,7 +131,7 @@ def _carry(source: Path, target: Path) -> None:
 
 def _grow(folder: Path, source: Path, union: Union, folders: tuple[Path, ...]) -> None:
     """Add the union's tokens to the tokenizer in `folder`, with their first owner's settings."""
-    from transformers import AddedToken  # noqa: PLC0415 - as above
+    from transformers import AddedToken  # noqa: PLC0415 - slow to import, and few tokenizers grow
 
     tokenizer = load_tokenizer(folder, source)
     owners = sorted({number for _, number in union.added})

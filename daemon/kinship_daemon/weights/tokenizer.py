@@ -20,7 +20,14 @@ from kinship_daemon.errors import ModelError, unreadable
 from kinship_daemon.foreign.json_text import parse_as
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
-from kinship_daemon.model_files import CONFIG, TEMPLATES, TOKENIZERS, is_tokenizer_file, most_bytes
+from kinship_daemon.model_files import (
+    CONFIG,
+    MOST_TEMPLATES,
+    TEMPLATES,
+    TOKENIZERS,
+    is_tokenizer_file,
+    most_bytes,
+)
 from kinship_daemon.weights.checkpoint import is_own_file, read_json, refuse_link_out
 from kinship_daemon.weights.model_config import chooses, plain_settings
 from kinship_daemon.weights.pieces import longest_piece
@@ -47,7 +54,6 @@ _IDS = "vocab.json"
 _MOST_TOKENS = 1_000_000
 # transformers takes 0.1 ms for each. Models of speech have 66,000.
 _MOST_ADDED = 100_000
-_MOST_TEMPLATES = 50
 # Bytes of a token with its score. Real ones have up to a few hundred: runs of blanks.
 _LONGEST_PIECE = 2_000
 
@@ -113,8 +119,8 @@ def tokenizer_files(folder: Path) -> tuple[str, ...]:
     found = (path.relative_to(folder) for path in (*folder.glob("*"), *folder.glob("*/*.jinja")))
     names = sorted(name for name in map(Path.as_posix, found) if is_tokenizer_file(name))
     kept = tuple(name for name in names if is_own_file(folder, name))
-    if sum(name.startswith(TEMPLATES) for name in kept) > _MOST_TEMPLATES:
-        raise ModelError(f"{folder}: has over {_MOST_TEMPLATES} chat templates")
+    if sum(name.startswith(TEMPLATES) for name in kept) > MOST_TEMPLATES:
+        raise ModelError(f"{folder}: has over {MOST_TEMPLATES} chat templates")
     return kept
 
 
