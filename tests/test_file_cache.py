@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +23,8 @@ from hub_server import HubServer
 from kinship_daemon import cycle, file_cache
 from kinship_daemon.durable import changed_ns
 from kinship_daemon.errors import LeafGone, Stopped
-from kinship_daemon.file_cache import NoRoom
-from kinship_daemon.steps import assemblies
+from kinship_daemon.file_cache import FileCache, NoRoom
+from kinship_daemon.steps import assemblies, publish
 from kinship_daemon.verify import problems
 from kinship_daemon.weights.recipe import Recipe
 from kinship_storage.records import Gate, Generation, Model, Publication, Score
@@ -527,3 +529,32 @@ def test_a_file_of_any_year_is_hashed_once(tmp_path, monkeypatch, year):
         assert lineage.file_hash(file, stat.st_size, changed_ns(stat)) == found
         monkeypatch.setattr(file_cache, "hash_file", None)
         assert file_cache.FileHashes(lineage)(file) == found
+
+
+def test_a_merge_on_its_way_to_the_hub_makes_room_and_keeps_what_it_is_made_of(
+    server, home, folders, size, monkeypatch
+):
+    release(server, folders, *"abcd")
+    monkeypatch.setattr(publish, "model_card", lambda _: "the card")
+    facts = SimpleNamespace(made_file="a.yaml", made="", collapsed_file="b.yaml", collapsed="")
+    facts.factors_file = "factors.csv"
+
+    def staged(d, child, most):
+        """As if limits.disk_gb were lower by now, and nobody else had to stay."""
+        disk_gb = models(most, size)["limits__disk_gb"]
+        shared = {"sha256": d.files.sha256, "keep": set, "day": lambda: d.today}
+        files = FileCache(d.home, d.hub, d.lineage, d.report, disk_gb=disk_gb, **shared)
+        stage = d.home.staging / "us" / f"merge-{most}"
+        publish._prepare(replace(d, files=files), child, facts, stage)
+        assert (stage / "README.md").exists()
+        return d.home.used_bytes() <= disk_gb * 1e9
+
+    with opened(server, home, **models(6, size)) as d:
+        grow(d)
+        scored(d, *"abcd")
+        child = merged(d, "a", "b")
+        with pytest.raises(NoRoom, match="no room for model-1-1"):
+            staged(d, child, 3)
+        assert on_disk(d) == set("abcd")
+        assert staged(d, child, 4)
+        assert on_disk(d) == {"a", "b"}

@@ -26,6 +26,7 @@ from kinship_daemon.errors import (
 )
 from kinship_daemon.hub.records import UnknownRepo
 from kinship_daemon.report import JsonReporter
+from kinship_daemon.retry import reopen
 from kinship_daemon.runner import SILENT, Runner
 from kinship_daemon.steps.step import Step, Work, say_nothing
 from kinship_storage.jobs import job_key
@@ -518,6 +519,31 @@ def test_looks_that_the_clock_asks_for_amid_other_work_are_no_such_bug(context):
     )
     runner = Runner(context, [again("watch")])
     assert {runner.loop(NOON, look=True).kind for _ in range(20)} == {"watch"}
+
+
+@pytest.mark.parametrize("look", ["due_models", "jobs"])
+def test_what_retry_opens_beside_us_in_that_moment_is_no_error(context, monkeypatch, look):
+    """The command works in another process, on the same lineage."""
+    lineage = context.lineage
+    away = step(failing(Transient("away"), ModelError("no memory", cause="world")))
+    Runner(context, [away]).loop(NOON)
+    context.now.pass_minutes(120)
+    found, runner = getattr(lineage, look), Runner(context, [step(failing(), names=[])])
+
+    def looked(*args, **options):
+        rows = found(*args, **options)
+        if not lineage._store.in_transaction:  # else the command waits for us
+            monkeypatch.undo()
+            for model in lineage.set_aside():
+                reopen(lineage, model)
+            for job in lineage.jobs("waiting"):
+                lineage.retry(job.key)
+        return rows
+
+    monkeypatch.setattr(lineage, look, looked)
+    runner.loop(context.now())
+    assert statuses(context) == ["seen", "seen", "admitted"]
+    assert not lineage.jobs("waiting")
 
 
 def test_a_clock_that_is_set_back_during_a_turn_is_no_error(context):

@@ -12,7 +12,8 @@ from hub_daemon import BASE, CARD, NOON, looks, opened, states, statuses, told
 from hub_server import START, TOKEN, HubServer
 from kinship_daemon import cycle
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.steps import publish
+from kinship_daemon.retry import reopen
+from kinship_daemon.steps import publish, watch
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Gate, Model
 
@@ -188,6 +189,24 @@ def test_one_that_waits_is_refused_when_it_is_gone_and_waits_again_when_it_is_ba
     assert found == {"org/a": ("seen", None), "org/b": ("seen", None)}
     assert not gone
     assert back == ["org/a is on the hub again"]
+
+
+def test_one_that_is_back_may_have_been_opened_by_hand_during_the_look(server, home, monkeypatch):
+    server.add("org/a", {}, CARD)
+    watched(server, home)
+    kept = server.repos.pop("org/a")
+    relisted(server, home, 1)
+    server.repos["org/a"] = kept
+    with opened(server, home, now=NOON + 3 * DAY) as d:
+
+        def opens(_context):
+            reopen(d.lineage, d.lineage.require("org/a"))
+            return ()
+
+        monkeypatch.setattr(watch, "_unrelated", opens)
+        turns.take(d, "watch")
+        assert states(d) == {"org/a": ("seen", None)}
+        assert not d.lineage.candidate("org/a").gone
 
 
 def test_an_admitted_one_keeps_its_lineage_when_it_is_gone(server, home):

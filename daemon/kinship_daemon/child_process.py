@@ -21,7 +21,7 @@ from pathlib import Path
 
 from kinship_daemon.errors import Transient
 
-__all__ = ["SECRETS", "ChildProcess", "last_line", "settle", "without_secrets"]
+__all__ = ["SECRETS", "ChildProcess", "last_line", "settle"]
 
 # Anew: a fork would have our threads' locks, and no CUDA.
 _CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
@@ -133,16 +133,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
-
-
-@contextmanager
-def without_secrets() -> Iterator[None]:
-    """For what starts processes of others, which have our environment as it is now."""
-    before = {name: os.environ.pop(name, None) for name in SECRETS}
-    try:
-        yield
-    finally:
-        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 @contextmanager

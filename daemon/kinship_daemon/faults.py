@@ -245,9 +245,10 @@ class Faults:
         if fault is None:
             return
         lineage.interrupt(key)
-        for model in map(lineage.require, failed):
-            if model.status == "quarantined":
-                reopen(lineage, model)
+        with lineage.transaction():
+            for model in map(lineage.require, failed):
+                if model.status == "quarantined":
+                    reopen(lineage, model)
         raise KinshipError(
             "it is the task's or the machine's fault, not the models', for the base fails as well "
             f"(on {self._context.settings.resolved_device()}; nobody is set aside for it): {fault}"

@@ -140,8 +140,14 @@ class Runner:
 
     def _reopen(self, now: datetime) -> None:
         """Whoever was set aside for the world, and whose time has come."""
-        for model in self._context.lineage.due_models(now):
-            reopen(self._context.lineage, model)
+        lineage = self._context.lineage
+        if not lineage.due_models(now):
+            return
+        with lineage.transaction():  # `kinship-daemon retry` opens them beside us
+            due = lineage.due_models(now)
+            for model in due:
+                reopen(lineage, model)
+        for model in due:
             words = f"{model.id} is tried again, set aside for: {model.reason}"
             self._context.report.event("retry", words, model=model.id)
 
@@ -163,11 +169,13 @@ class Runner:
 
         Only once its wait is over: a plan may leave out who waits.
         """
-        for job in self._context.lineage.jobs("waiting"):
-            due = _due(job)
-            is_left_out = job.key not in self._planned.get(job.kind, {job.key})
-            if is_left_out and (due is None or not is_ahead(due, now)):
-                self._context.lineage.retry(job.key)
+        lineage = self._context.lineage
+        with lineage.transaction():
+            for job in lineage.jobs("waiting"):
+                due = _due(job)
+                is_left_out = job.key not in self._planned.get(job.kind, {job.key})
+                if is_left_out and (due is None or not is_ahead(due, now)):
+                    lineage.retry(job.key)
 
     def _is_better_left(self, step: Step[Any]) -> bool:
         """Whether the rest of a kind's work is for another turn."""
@@ -286,8 +294,10 @@ class Runner:
             return step.blames and self._faults.set_aside_again(work, job)
         if job.status == "done" or self._is_early(step, job, now, waiting):
             return False
-        if job.status == "waiting":
-            lineage.retry(job.key)  # its wait is over, whatever a clock that was set back says
+        with lineage.transaction():
+            # Its wait is over, whatever a clock that was set back says.
+            if lineage.require_job(job.key).status == "waiting":
+                lineage.retry(job.key)
         if step.needs in _LONG:
             self._ahead.ask(step)
         lineage.start(job.key)

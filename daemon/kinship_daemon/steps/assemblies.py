@@ -30,6 +30,7 @@ __all__ = [
     "kinship_matrix",
     "leaf_models",
     "pairwise_kinship",
+    "sources_of",
 ]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -117,7 +118,7 @@ def ingredients(context: Context, model: Model) -> Ingredients:
     made, lineage = assembly(context, model), context.lineage
     names, sources, folders = {}, {}, {}
     # The base last: its own files go before those of a copy.
-    for each in (*_made_of(context, model), context.base):
+    for each in (*sources_of(context, model), context.base):
         weights, folder = str(each.weights), Path(str(lineage.require(each.id).folder))
         names[folder] = weights
         folders[weights] = folder
@@ -133,10 +134,10 @@ def as_source(context: Context, model: Model, folder: Path) -> Source:
 
 def is_here(context: Context, model: Model) -> bool:
     """Whether all that a model is made of is on this disk."""
-    return all(map(context.files.is_whole, _made_of(context, model)))
+    return all(map(context.files.is_whole, sources_of(context, model)))
 
 
-def _made_of(context: Context, model: Model) -> list[Model]:
+def sources_of(context: Context, model: Model) -> list[Model]:
     """Whose files are read to make a model, beside the base's."""
     assert model.weights is not None
     if is_leaf(model):

@@ -14,7 +14,7 @@ from kinship_daemon.hub.card import CardFacts, model_card
 from kinship_daemon.hub.files import local_files
 from kinship_daemon.hub.licence import most_restrictive
 from kinship_daemon.hub.records import UnknownRepo
-from kinship_daemon.steps.assemblies import assembly
+from kinship_daemon.steps.assemblies import assembly, sources_of
 from kinship_daemon.steps.card_facts import card_facts, factors_table
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.weights.materialise import write
@@ -157,6 +157,10 @@ def _prepare(context: Context, model: Model, facts: CardFacts, stage: Path) -> N
     table = factors_table(context, model)
     if table is not None:
         texts[facts.factors_file] = table
-    total = context.base_checkpoint.nbytes
-    with context.progress(f"write {model.id}", total, "bytes") as advance:
-        write(assembly(context, model), stage, progress=advance, extra=texts)
+    made, total = assembly(context, model), context.base_checkpoint.nbytes
+    with (
+        context.files.holding(*(each.id for each in sources_of(context, model))),
+        context.progress(f"write {model.id}", total, "bytes") as advance,
+    ):
+        context.files.make_room(total, model.id)
+        write(made, stage, progress=advance, extra=texts)

@@ -98,8 +98,9 @@ def _commit(lineage: Lineage, _work: Work, seen: Seen) -> None:
         lineage.move_model(name, "refuse", cause="model", reason=reason)
     for model in seen.back:
         lineage.update_candidate(model.id, gone=False)
-        if model.status == "refused" and model.cause == GONE.cause:
-            reopen(lineage, model)
+        now = lineage.require(model.id)  # `retry` may have opened it during the look
+        if now.status == "refused" and now.cause == GONE.cause:
+            reopen(lineage, now)
     for model in seen.gone:
         lineage.update_candidate(model.id, gone=True)
         if model.status == "seen":
