@@ -179,7 +179,8 @@ def try_yaml(data):
 @cache
 def scratch():
     """A folder of this process, with an adapter's weights and their base's; it goes with it."""
-    kept = TemporaryDirectory(prefix="fuzz")
+    memory = Path("/dev/shm")  # a disk that others use, too, takes longer than what is tried
+    kept = TemporaryDirectory(prefix="fuzz", dir=memory if memory.is_dir() else None)
     folder = Path(kept.name)
     for name in ("base", "adapter", "tokenizer", "tasks"):
         (folder / name).mkdir()

@@ -629,12 +629,12 @@ def _folder_folders(noise, own):
 
 @harmless
 def _folder_names(noise, own):
-    """Names that are no text, and folders in folders as deep as a path may be."""
+    """Names that are no text, and folders in folders that go on for long."""
     odd = [
         b"notes-\xff\xfe.txt",
         b"\xc3.safetensors",
         b"\xff/" * 5 + b"x",
-        b"d/" * noise.randrange(500, 1500) + b"x",
+        b"d/" * noise.randrange(61, 300) + b"x",
         b"n" * 255,
     ]
     return {**own, os.fsdecode(noise.choice(odd)): b"x"}

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import subprocess
@@ -336,3 +337,44 @@ def test_a_repo_that_is_no_descendant_is_named_with_what_it_declares(root, hub):
 def test_control_characters_of_a_card_are_shown_escaped(root, hub):
     make(root, "org/odd", 'base_model: "a\\e[2J\\nb"')
     assert dict(hub.passed_over(BASE, ()))["org/odd"].endswith(r"base_model 'a\x1b[2J\nb'")
+
+
+def test_hard_links_are_files_like_others(root, hub, tmp_path):
+    weights, other = (root / "org" / name / "model.safetensors" for name in ("old", "new"))
+    other.unlink()
+    other.hardlink_to(weights)
+    before = hub.repo("org/new")
+    assert before.files[-1].sha256 == hub.repo("org/old").files[-1].sha256
+    hub.publish("us/copy", root / "org" / "new", "a copy", private=False)
+    with weights.open("ab") as file:
+        file.write(b"more")
+    # What is written to one is written to the other, and seen in both; a copy is our own.
+    assert hub.repo("org/new").revision != before.revision
+    with pytest.raises(UnknownRepo, match="changed since it was looked at"):
+        hub.fetch(before, tmp_path)
+    assert hub.repo("us/copy").revision == before.revision
+
+
+def test_a_card_that_the_machine_cannot_read_says_nothing_of_its_repo(root, hub, monkeypatch):
+    def scarce(*_arguments):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", scarce)
+    for look in (
+        lambda: list(hub.descendants(BASE)),
+        lambda: list(hub.passed_over(BASE, ())),
+        lambda: hub.repo("org/old"),
+    ):
+        with pytest.raises(Transient, match="cannot be read: Too many open files"):
+            look()
+
+
+def test_a_quiet_look_hashes_nothing_and_reads_no_card(root, monkeypatch):
+    hashed = []
+    hub = FolderHub(root, sha256=lambda path: hashed.append(path) or hash_file(path))
+    since = datetime.now(UTC) + timedelta(hours=1)
+    for path in root.rglob("*"):
+        os.utime(path, (1_000_000_000,) * 2)
+    monkeypatch.setattr(folder_module, "front_matter", None)
+    assert list(hub.descendants(BASE, since)) == []
+    assert hashed == []

@@ -96,6 +96,7 @@ def overrides(**more: str) -> list[str]:
         "evaluate.validation": "[demo_add_validation, demo_max_validation]",
         "evaluate.include_path": f"[{demo.TASKS}]",
         "evaluate.limit": "24",
+        "evaluate.chunk": "4",
         "evaluate.batch_size": "64",
         "evaluate.device": "cpu",
         "evaluate.threads": "1",
@@ -120,9 +121,8 @@ def retried(work: Callable, *arguments: object) -> object:
 
 
 @contextmanager
-def opened(server: HubServer, home: Path, **more: str) -> Iterator[Context]:
-    chosen = overrides(**more)
-    loaded = config.load(base=demo.BASE, hub=server.url, home=home, overrides=chosen)
+def opened(server: HubServer, home: Path) -> Iterator[Context]:
+    loaded = config.load(base=demo.BASE, hub=server.url, home=home, overrides=overrides())
     with ExitStack() as stack:
         log = stack.enter_context(home.with_suffix(".log").open("w"))
 
@@ -217,7 +217,7 @@ def test_with_its_worker_killed_ten_times_it_ends_as_if_nothing_had_been(
     monkeypatch.setattr(site, "open_evaluator", open_evaluator)
     with served(wide) as server, worker_kills.killing(SEED) as tally:
         server.disorder = weather = Weather(SEED, RATE)
-        with opened(server, tmp_path / "home", **{"evaluate.chunk": "4"}) as d:
+        with opened(server, tmp_path / "home") as d:
             lived(d, server, wide)
             retried(settled, d)
             assert retried(turns.evolve, d).stop is not None
@@ -226,7 +226,7 @@ def test_with_its_worker_killed_ten_times_it_ends_as_if_nothing_had_been(
     assert (tally.killed, bugs) == (worker_kills.KILLS, 0), tally
     assert weather.failed.keys() >= KINDS
     assert wide.differs(found.fates) == []
-    assert found.published == calm.published
+    assert of_any_generation(found.published) == of_any_generation(calm.published)
     assert found.commits == 1
     assert server.leaks() == []
 

@@ -1,5 +1,6 @@
 """Tokenizers of strangers: within limits, without code and places, and never through a link out."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import sentencepiece
 from transformers import AutoTokenizer
 
 import tiny
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import ModelError, machine_words
 from kinship_daemon.model_files import most_bytes
 from kinship_daemon.weights.checkpoint import read_json
 from kinship_daemon.weights.materialise import leaf_assembly, write
@@ -232,3 +233,30 @@ def test_a_sentencepiece_model_is_read_and_a_broken_one_refused(tmp_path):
 )
 def test_the_longest_token_of_a_sentencepiece_file(content, longest):
     assert longest_piece(content) == longest
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        Exception("Too many open files (os error 24)"),  # as the library in Rust says it
+        FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_a_tokenizer(folder, monkeypatch, fault):
+    def fail(*_arguments, **_more):
+        raise ValueError("cannot be loaded") from fault
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(OSError, match=r"No |Too many") as caught:
+        load_tokenizer(folder)
+    assert machine_words(caught.value).endswith(", then start again")
+
+
+def test_a_stranger_cannot_tell_of_what_the_machine_lacks(folder, monkeypatch):
+    def fail(*_arguments, **_more):
+        raise ValueError("no token 'Too many open files (os error 24)'")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(ModelError, match="cannot be loaded: no token"):
+        load_tokenizer(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ __all__ = [
     "UsageError",
     "WorkerDied",
     "is_scarce",
+    "lacking",
     "machine_words",
     "planning",
     "unreadable",
@@ -41,6 +43,10 @@ _MACHINE = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
     errno.ENFILE: "raise the system's limit of open files",
 }
+# What Python says where it finds no folder for temporary files, and where it looks.
+_NO_ROOM = "No usable temporary directory"
+_TEMPORARY = (os.environ.get("TMPDIR", "/tmp"), "/tmp", "/var/tmp")  # noqa: S108 - to be told, not used
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ModelError(KinshipError):
@@ -194,7 +200,27 @@ class Stopped(Exception):
 
 def machine_words(error: OSError) -> str | None:
     """One line for what a disk or a limit can do to us; None for what only a bug can cause."""
-    hint = _MACHINE.get(error.errno or 0)
+    hint, what = _MACHINE.get(error.errno or 0), error.strerror
+    if _NO_ROOM in (what or ""):
+        hint, what = "free some space there, or set TMPDIR", "no temporary file can be written"
+        return f"{', '.join(dict.fromkeys(_TEMPORARY))}: {what}; {hint}, then start again"
     if hint is None:
         return None
-    return f"{error.filename or 'this machine'}: {error.strerror}; {hint}, then start again"
+    return f"{error.filename or 'this machine'}: {what}; {hint}, then start again"
+
+
+def lacking(error: BaseException) -> OSError | None:
+    """
+    What the machine lacked where an error came of that, so that no file is blamed for it.
+
+    A library in Rust tells it as text alone.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and (at.errno in _LACKS or _NO_ROOM in (at.strerror or "")):
+            return at
+        for number in _LACKS:  # word by word: a stranger's text may be a part of an error's
+            if str(at) == f"{os.strerror(number)} (os error {number})":
+                return OSError(number, os.strerror(number))
+        at = at.__cause__ or at.__context__
+    return None

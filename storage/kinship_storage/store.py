@@ -47,7 +47,10 @@ _WORDS: Mapping[int, str] = {
     ),
     sqlite3.SQLITE_BUSY: _LOCKED,
     sqlite3.SQLITE_LOCKED: _LOCKED,
-    sqlite3.SQLITE_IOERR: "cannot read or write {path}: {error}; look at the disk it is on",
+    sqlite3.SQLITE_IOERR: (
+        "cannot read or write {path}: {error}; look at the disk it is on, and at the limit of a "
+        "file's size (`ulimit -f`)"
+    ),
     sqlite3.SQLITE_CONSTRAINT: "{path} refuses a row that contradicts the others: {error}",
 }
 

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError
+from kinship_daemon.errors import EvaluationFailed, KinshipError, ModelError, lacking
 from kinship_daemon.evaluate.settings import DocumentId, Settings
 from kinship_daemon.weights.assembly import Assembly
 from kinship_daemon.weights.checkpoint import read_json
@@ -80,6 +80,8 @@ class ModelSlot(Generic[L]):
         except OSError as error:  # the disk's fault, not the model's
             raise KinshipError(f"{assembly.identity} could not be read: {error}") from error
         except Exception as error:
+            if (lack := lacking(error)) is not None:
+                raise KinshipError(f"{assembly.identity} could not be read: {lack}") from error
             raise unusable(assembly.identity, error, self._settings.batch_size) from error
         live.identity = assembly.identity
         self._live, self._fingerprint, self._held = live, alike, assembly

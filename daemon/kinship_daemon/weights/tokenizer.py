@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from kinship_daemon import model_files
-from kinship_daemon.errors import ModelError, unreadable
+from kinship_daemon.errors import ModelError, lacking, unreadable
 from kinship_daemon.foreign.json_text import parse_as
 from kinship_daemon.foreign.limits import Limits, Malformed
 from kinship_daemon.foreign.shown import shown
@@ -183,6 +183,8 @@ def load_tokenizer(folder: Path, source: Path | None = None) -> "PreTrainedToken
             # And the library below it, in Rust, one that is no Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
+            if (lack := lacking(error)) is not None:
+                raise lack from error
             text = " ".join(f"{error}".split()).replace(copy, str(source or folder))
             raise ModelError(
                 f"the tokenizer in {source or folder} cannot be loaded: {shown(text)}"
