@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import Transient
 from kinship_daemon.execute import leaf_sources
 from kinship_daemon.execute.leaf_sources import from_hub, from_shared_folder, share
-from kinship_daemon.execute.node_cache import Leaf, NodeCache
+from kinship_daemon.execute.node_cache import Leaf, NodeCache, machine
 from kinship_daemon.model_files import is_sidecar
 from kinship_storage.records import File
 
@@ -104,6 +105,20 @@ def test_who_was_not_used_for_longest_makes_room_and_who_is_held_never(tmp_path,
         with node.holding([a]), pytest.raises(Transient, match="no room for b"), node.holding([b]):
             pass
         assert node.has(a)
+
+
+def test_what_does_not_fit_at_once_is_said_before_any_of_it_is_brought(tmp_path, shared):
+    two = [leaf(tmp_path, name) for name in "ab"]
+    here = leaf(tmp_path, "here", machine=machine())  # takes no room
+    for each in two:
+        share(each, shared)
+    node = cache(tmp_path / "node", shared, disk_bytes=1.5 * SIZE)
+    with node.holding([two[0], here, two[0]]):
+        pass
+    shutil.rmtree(tmp_path / "node")
+    with pytest.raises(Transient, match="no room for 2 models at once"), node.holding([*two, here]):
+        pass
+    assert not (tmp_path / "node").exists()
 
 
 def test_a_full_disk_is_one_line_and_no_half_leaf(tmp_path, shared):
