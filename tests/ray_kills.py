@@ -1,7 +1,7 @@
 """
 The demo on a Ray cluster of two nodes, while nodes, the head and the daemon are killed.
 
-    python ray_kills.py FOLDER [--seed 0] [--nodes 10] [--daemons 10] [--heads 1]
+    python ray_kills.py FOLDER [--seed 0] [--nodes 10] [--daemons 10] [--heads 1] [--lone-heads 1]
 
 Kills everything with SIGKILL at seeded random moments, and brings it back; then compares the
 lineage and all that was published with an undisturbed run of `inline`. Exit 1 where they differ, or
@@ -43,6 +43,7 @@ def main():
     daemon = Daemon(killed, asked.folder)
     try:
         kills = ["node"] * asked.nodes + ["daemon"] * asked.daemons + ["head"] * asked.heads
+        kills += ["lone head"] * asked.lone_heads
         chance = random.Random(asked.seed)
         chance.shuffle(kills)
         done = 0
@@ -50,7 +51,12 @@ def main():
             if not daemon.is_at_work_for(chance.uniform(0, LONGEST_SECONDS)):
                 break
             say("kill", f"{kill}, {done + 1} of {len(kills)}")
-            {"node": cluster.kill_node, "head": cluster.kill_head, "daemon": daemon.kill}[kill]()
+            {
+                "node": cluster.kill_node,
+                "head": cluster.kill_head,
+                "lone head": cluster.kill_head_alone,
+                "daemon": daemon.kill,
+            }[kill]()
             done += 1
         daemon.wait()
         left = actors()
@@ -73,7 +79,8 @@ def main():
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    for name, default in (("seed", 0), ("nodes", 10), ("daemons", 10), ("heads", 1)):
+    counts = (("seed", 0), ("nodes", 10), ("daemons", 10), ("heads", 1), ("lone-heads", 1))
+    for name, default in counts:
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args()
 
@@ -82,6 +89,7 @@ class Machines:
     """A head, and a further node."""
 
     def __init__(self):
+        self._orphans = []
         self._start()
 
     def kill_node(self):
@@ -94,9 +102,17 @@ class Machines:
         time.sleep(LONGEST_SECONDS)
         self._start()
 
+    def kill_head_alone(self):
+        """Another cluster begins where the old one's node still lives, and waits."""
+        self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        self._orphans.append(self._node)
+        time.sleep(LONGEST_SECONDS)
+        self._start()
+
     def close(self):
-        for node in self._cluster.list_all_nodes():
+        for node in (*self._cluster.list_all_nodes(), *self._orphans):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
+        self._orphans.clear()
 
     def _start(self):
         self._cluster = start_head(gcs_server_port=PORT)

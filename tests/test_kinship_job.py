@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kinship_daemon import config, startup
+from kinship_daemon.errors import Transient
 from kinship_daemon.execute.dispatch import Dispatcher
-from kinship_daemon.execute.executor import Job
+from kinship_daemon.execute.executor import Failed, Job
 from kinship_daemon.execute.inline import Inline
 from kinship_daemon.execute.kinship import NEEDS, Measure
 from kinship_daemon.execute.local import Local
@@ -111,3 +112,21 @@ def test_other_machines_measure_newcomers_and_the_ledger_is_the_same(tmp_path, m
     jobs = [job for job in executors[0].given if isinstance(job.call, Measure)]
     assert jobs
     assert all(set(job.sources) == {job.call.base, *job.call.known, *job.call.new} for job in jobs)
+
+
+def test_what_other_machines_cannot_do_now_the_daemon_does_itself(tmp_path, monkeypatch):
+    """A node without room for all of the population, say."""
+
+    class Full(Far):
+        def submit(self, job, folders, tell):
+            if isinstance(job.call, Measure):
+                tell(Failed(job.key, job.attempt, Transient("node n has no room for 6 models")))
+            else:
+                super().submit(job, folders, tell)
+
+    monkeypatch.setattr(startup, "open_executor", lambda _name, workshop: Full(workshop))
+    said = io.StringIO()
+    with startup.opened(config.load(base="demo", home=tmp_path / "home"), JsonReporter(said)) as d:
+        take(d, "watch", "triage", "admit", "ledger")
+        assert len(d.ledger.rows) > 3
+    assert "measured by the daemon itself: node n has no room for 6 models" in said.getvalue()

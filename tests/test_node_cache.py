@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ from kinship_daemon.durable import hash_file
 from kinship_daemon.errors import Transient
 from kinship_daemon.execute import leaf_sources
 from kinship_daemon.execute.leaf_sources import from_hub, from_shared_folder, share
-from kinship_daemon.execute.node_cache import Leaf, NodeCache
+from kinship_daemon.execute.node_cache import Leaf, NodeCache, machine
 from kinship_daemon.model_files import is_sidecar
 from kinship_storage.records import File
 
@@ -141,6 +142,20 @@ def test_two_that_arrive_at_once_do_not_take_the_same_room(tmp_path, shared, mon
     with cache(tmp_path / "node", shared, disk_bytes=SIZE).holding([a]):
         others[0].join()
     assert "no room for b" in told[0]
+
+
+def test_what_does_not_fit_at_once_is_said_before_any_of_it_is_brought(tmp_path, shared):
+    two = [leaf(tmp_path, name) for name in "ab"]
+    here = leaf(tmp_path, "here", machine=machine())  # takes no room
+    for each in two:
+        share(each, shared)
+    node = cache(tmp_path / "node", shared, disk_bytes=1.5 * SIZE)
+    with node.holding([two[0], here, two[0]]):
+        pass
+    shutil.rmtree(tmp_path / "node")
+    with pytest.raises(Transient, match="no room for 2 models at once"), node.holding([*two, here]):
+        pass
+    assert not (tmp_path / "node").exists()
 
 
 def test_a_full_disk_is_one_line_and_no_half_leaf(tmp_path, shared):

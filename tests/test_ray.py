@@ -288,15 +288,22 @@ def test_what_a_cluster_cannot_give_is_said_and_waited_for(whole, cluster, tmp_p
 
 
 @in_full
-def test_workers_with_nothing_to_do_make_room_for_others(whole, opened):
+def test_workers_with_nothing_to_do_make_room_for_others(whole, tmp_path):
     """Workers that evaluate hold all CPUs when a task needs one, and then the other way round."""
-    executor = opened(resources={"CPU": NODE["num_cpus"]})
+    said = []
+    options = {"address": whole.address, "resources": {"CPU": NODE["num_cpus"]}}
+    options["node_cache"] = str(tmp_path / "node")
+    executor = RayExecutor(Workshop(tmp_path / "evaluate.log", options=options, say=said.append))
     with closing(Dispatcher(executor)) as dispatcher:
         for turn in ("first", "again"):
-            for number, needs in enumerate([Needs(device=True)] * 2 + [NEEDS] * 2):
-                key = f"{turn} {number}"
-                dispatcher.begin(Job(key, Say(key), needs), {})
-                assert dispatcher.result(key)[0] == key
+            jobs = [Job(f"{turn} {n}", Say("a"), Needs(device=True)) for n in range(executor.slots)]
+            for job in jobs:  # at once, so that each is begun by a worker of its own
+                dispatcher.begin(job, {})
+            for job in jobs:
+                assert dispatcher.result(job.key)[0] == "a"
+            dispatcher.begin(Job(f"{turn} pass", Say("b"), NEEDS), {})
+            assert dispatcher.result(f"{turn} pass")[0] == "b"
+    assert any(words.endswith("it takes 1 CPU, 1 GB of memory") for words in said)
 
 
 def test_gpus_for_a_daemon_without_any_are_refused(tmp_path):

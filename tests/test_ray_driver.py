@@ -6,6 +6,7 @@ import pytest
 
 from kinship_daemon.execute.executor import Job, Needs, Source
 from kinship_daemon.execute.node_cache import leaf_key, machine
+from kinship_daemon.execute.ray_cluster import shown
 from kinship_daemon.execute.ray_driver import _Driver
 from kinship_daemon.execute.ray_setup import RayOptions, Setup
 from kinship_daemon.execute.testing.jobs import Say
@@ -96,3 +97,8 @@ def test_the_daemons_own_machine_has_all_of_it_and_must_have_the_room(head):
     made = driver(head=head, a=room())
     made.met(place("a", SMALL))
     assert made.node_for(both) == "a"
+
+
+def test_what_a_worker_takes_is_told_in_units():
+    takes = {"CPU": 1.0, "GPU": 0.5, "memory": 1.5e9, "big": 0.0}
+    assert shown(takes) == "1 CPU, 0.5 GPU, 1.5 GB of memory"

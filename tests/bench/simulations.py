@@ -56,7 +56,10 @@ def simulations(bench: Bench) -> list[Row]:
             f"{faster:.2f} times faster",
             f"{_FASTER:g}, the same runs",
             verdict(same, faster >= _FASTER),
-            notes=(f"of CPU: {two.cpu:.1f} s in all by two, {one.cpu:.1f} s by one",),
+            notes=(
+                f"of CPU: {two.cpu:.1f} s in all by two, {one.cpu:.1f} s by one, so that two cores "
+                f"of their own would be {2 * one.cpu / two.cpu:.2f} times faster at most",
+            ),
             facts={
                 "one": one.seconds,
                 "two": two.seconds,

@@ -129,12 +129,23 @@ class NodeCache:
                 full of what is in use.
             Stopped: While it waited for another process.
         """
+        self._check_fit_together(leaves)
         with ExitStack() as held:
             folders = {}
             for leaf in leaves:
                 if leaf.key not in folders:
                     folders[leaf.key] = self._folder(leaf, held)
             yield folders
+
+    def _check_fit_together(self, leaves: Sequence[Leaf]) -> None:
+        """Before any is brought in vain."""
+        sizes = {leaf.key: leaf.nbytes for leaf in leaves if not self._in_place(leaf)}
+        if len(sizes) > 1 and sum(sizes.values()) > self._disk_bytes:
+            raise Transient(
+                f"node {self._node} has no room for {len(sizes)} models at once "
+                f"({sum(sizes.values()) / 1e9:.1f} GB): executor.node_disk_gb is "
+                f"{self._disk_bytes / 1e9:g}; raise it"
+            )
 
     def _folder(self, leaf: Leaf, held: ExitStack) -> Path:
         if self._in_place(leaf) and not self._wrong(leaf, leaf.folder):

@@ -42,8 +42,8 @@ class Owner(Protocol):
     def node_for(self, job: Job) -> str | None:
         """Ray's id of the node where a job had best be done; None where any will do."""
 
-    def wait_for_room(self, takes: Mapping[str, float]) -> None:
-        """Called every so often by an actor that has no room."""
+    def wait_for_room(self, takes: Mapping[str, float], *, has_device: bool) -> None:
+        """Called every so often for an actor that has no room."""
 
 
 class DeviceActor:
@@ -53,6 +53,8 @@ class DeviceActor:
     Args:
         takes: What it takes of a node, by Ray's names.
     """
+
+    _has_device = True
 
     def __init__(self, owner: Owner, device: str, takes: Mapping[str, float]) -> None:
         self._owner = owner
@@ -196,7 +198,7 @@ class DeviceActor:
                 return self._given(asked)
             ticks += 1
             if waits and ticks % patience == 0:
-                self._owner.wait_for_room(self._takes)
+                self._owner.wait_for_room(self._takes, has_device=self._has_device)
         raise Stopped
 
     def _given(self, asked: Any) -> Any:
@@ -211,6 +213,8 @@ class DeviceActor:
 
 class TaskActor(DeviceActor):
     """One without a device: for each job on the best node, with the memory that the job needs."""
+
+    _has_device = False
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner, "cpu", {"CPU": 1.0})

@@ -97,5 +97,10 @@ def living_nodes(
 
 
 def shown(takes: Mapping[str, float]) -> str:
-    """`1 CPU, 0.5 GPU`."""
-    return ", ".join(f"{amount:g} {name}" for name, amount in takes.items() if amount)
+    """`1 CPU, 0.5 GPU, 1 GB of memory`."""
+    words = (
+        f"{amount / 1e9:g} GB of memory" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in takes.items()
+        if amount
+    )
+    return ", ".join(words)

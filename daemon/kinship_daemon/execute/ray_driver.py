@@ -148,10 +148,9 @@ class _Driver:
         node = min(missing, key=lambda each: missing[each], default=None)
         return None if node is None or missing[node] == whole else node
 
-    def wait_for_room(self, takes: Mapping[str, float]) -> None:
-        """As `Owner.wait_for_room`: who has nothing to do makes room."""
-        for line in self._lines:
-            line.rest()
+    def wait_for_room(self, takes: Mapping[str, float], *, has_device: bool) -> None:
+        """As `Owner.wait_for_room`: those of the other kind who have nothing to do make room."""
+        self._lines[1 if has_device else 0].rest()
         # Once until something changes: the others wait for the same.
         if not self._said_waiting:
             self._said_waiting = True

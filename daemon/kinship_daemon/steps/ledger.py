@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from kinship_daemon.context import Context
-from kinship_daemon.errors import ModelError
+from kinship_daemon.errors import ModelError, Transient
 from kinship_daemon.execute.executor import Job
 from kinship_daemon.execute.kinship import NEEDS, Measure
 from kinship_daemon.execute.site import HereSite
@@ -125,18 +127,29 @@ def _pass(context: Context, known: Mapping[str, Model], young: Mapping[str, Path
         label = f"kinship of {count(len(known) + len(young), 'model')}"
         with context.progress(label, None, "bytes") as advance:
             watch = absolute(advance)
-            if _is_for_machines(context, young):
-                models = {row: source(context.lineage, row) for row in folders if row != base}
-                models[base] = context.base
-                sources = {
-                    row: as_source(context, model, folders[row]) for row, model in models.items()
-                }
-                job = Job("kinship pass", call, NEEDS, sources)
-                return before.grown(call.new, context.evaluators.do(job, folders, watch))
-            return before.grown(call.new, call(HereSite(folders, watch)))
+            columns = _by_machines(context, call, folders, watch)
+            if columns is None:
+                columns = call(HereSite(folders, watch))
+            return before.grown(call.new, columns)
 
 
-def _is_for_machines(context: Context, young: Mapping[str, Path]) -> bool:
-    """Whether the executor has other machines for it, which can have all that it reads."""
-    written = (context.lineage.files(source(context.lineage, row).id) for row in young)
-    return context.evaluators.has_machines and context.device == "cpu" and all(written)
+def _by_machines(
+    context: Context, call: Measure, folders: Mapping[str, Path], watch: Callable[[int, int], None]
+) -> Tensor | None:
+    """What an executor's other machines give; None where there are none, or they cannot do it."""
+    if not context.evaluators.has_machines or context.device != "cpu":
+        return None
+    models = {row: source(context.lineage, row) for row in (*call.known, *call.new)}
+    if not all(context.lineage.files(model.id) for model in models.values()):
+        return None  # what is not written down yet cannot be told apart elsewhere
+    models[call.base] = context.base
+    sources = {row: as_source(context, model, folders[row]) for row, model in models.items()}
+    try:
+        found: Tensor = context.evaluators.do(
+            Job("kinship pass", call, NEEDS, sources), folders, watch
+        )
+    except Transient as error:
+        # All that it takes is here, too, and nobody is to wait for a cluster over it.
+        context.report.event("executor", f"kinship is measured by the daemon itself: {error}")
+        return None
+    return found
