@@ -23,7 +23,8 @@ import large_home
 from documented import leaves, tables
 from kinship_daemon.activity import recorded, recording
 from kinship_daemon.cli import app
-from kinship_daemon.errors import UsageError
+from kinship_daemon.errors import BudgetReached, KinshipError, Transient, Unavailable, UsageError
+from kinship_daemon.faults import _hub_fault
 from kinship_daemon.home import Home
 from kinship_daemon.report import LineReporter
 from kinship_daemon.web.app import PAGES
@@ -313,6 +314,28 @@ def test_the_board_and_the_rules_ask_for_metrics_that_exist():
         asked = set(re.findall(r"kinship_[a-z_]+", (ROOT / "deploy" / file).read_text()))
         assert asked
         assert asked <= METRICS.keys()
+
+
+def test_faults_of_the_hub_are_counted_by_kind(tmp_path):
+    log = tmp_path / "activity.json"
+    with recording(LineReporter(io.StringIO()), log, {}) as report:
+        for fault in ("away", "asked to wait", "away"):
+            report.event("warning", "the hub does not answer", fault=fault)
+    assert recorded(log)["faults"] == {"away": 2, "asked to wait": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Transient("no answer"), "away"),
+        (Transient("too many requests", 30.0), "asked to wait"),
+        (Unavailable("org/a is listed, but not there"), "repo"),
+        (KinshipError("401"), "refused"),
+        (BudgetReached("limits.download_gb_per_day"), None),
+    ],
+)
+def test_what_a_fault_of_the_hub_is(error, kind):
+    assert _hub_fault(error) == kind
 
 
 def test_the_report_is_one_file_that_needs_nothing_else(family, tmp_path):
