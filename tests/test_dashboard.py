@@ -296,6 +296,31 @@ def test_idle_and_slow_visitors_lose_their_places(family, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_pages_asked_for_in_the_first_second_wait_for_what_they_import(tmp_path):
+    """In a process of its own, for here everything is imported."""
+    large_home.make(tmp_path, **FEW)
+    asked = """
+import sys, threading
+from pathlib import Path
+import httpx
+from kinship_daemon.home import Home
+from kinship_daemon.web.serving import served
+
+with served(Home(Path(sys.argv[1])), "127.0.0.1", 0, None) as server:
+    def get(page):
+        print(page, httpx.get(server.url + page, timeout=300).status_code)
+    threads = [threading.Thread(target=get, args=[page]) for page in sys.argv[2:]]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+    pages = ["evolution", "now", "model?id=model-1-2", "kinship", "evolution.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", asked, tmp_path, *pages], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert sorted(done.stdout.splitlines()) == sorted(f"{page} 200" for page in pages)
+
+
 def test_metrics_are_read_by_prometheus_own_parser_and_documented(client):
     families = {
         family.name: family for family in text_string_to_metric_families(client.get("metrics").text)

@@ -56,16 +56,9 @@ _LONGEST_ERROR = 10_000  # characters; a config may have many mistakes
 
 
 @contextmanager
-def _said(words: str, *, logged: bool) -> Iterator[None]:
-    """
-    Words on a terminal for as long as a block takes, so that nobody wonders.
-
-    Args:
-        logged: Also where there is no terminal, in a line of their own.
-    """
+def _said(words: str) -> Iterator[None]:
+    """Words on a terminal for as long as a block takes, so that nobody wonders."""
     if not sys.stderr.isatty():
-        if logged:
-            print(words, file=sys.stderr, flush=True)
         yield
         return
     print(words, end="\r", file=sys.stderr, flush=True)
@@ -84,7 +77,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        with uncollected(), _said("loading ...", logged=cmd_name == "run"):
+        with uncollected(), _said("loading ..."):
             module = import_module(f"kinship_daemon.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
