@@ -23,7 +23,8 @@ import large_home
 from documented import leaves, tables
 from kinship_daemon.activity import recorded, recording
 from kinship_daemon.cli import app
-from kinship_daemon.errors import UsageError
+from kinship_daemon.errors import BudgetReached, KinshipError, Transient, Unavailable, UsageError
+from kinship_daemon.faults import _hub_fault
 from kinship_daemon.home import Home
 from kinship_daemon.report import LineReporter
 from kinship_daemon.web.app import PAGES
@@ -295,6 +296,31 @@ def test_idle_and_slow_visitors_lose_their_places(family, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_pages_asked_for_in_the_first_second_wait_for_what_they_import(tmp_path):
+    """In a process of its own, for here everything is imported."""
+    large_home.make(tmp_path, **FEW)
+    asked = """
+import sys, threading
+from pathlib import Path
+import httpx
+from kinship_daemon.home import Home
+from kinship_daemon.web.serving import served
+
+with served(Home(Path(sys.argv[1])), "127.0.0.1", 0, None) as server:
+    def get(page):
+        print(page, httpx.get(server.url + page, timeout=300).status_code)
+    threads = [threading.Thread(target=get, args=[page]) for page in sys.argv[2:]]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+    pages = ["evolution", "now", "model?id=model-1-2", "kinship", "evolution.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", asked, tmp_path, *pages], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert sorted(done.stdout.splitlines()) == sorted(f"{page} 200" for page in pages)
+
+
 def test_metrics_are_read_by_prometheus_own_parser_and_documented(client):
     families = {
         family.name: family for family in text_string_to_metric_families(client.get("metrics").text)
@@ -313,6 +339,28 @@ def test_the_board_and_the_rules_ask_for_metrics_that_exist():
         asked = set(re.findall(r"kinship_[a-z_]+", (ROOT / "deploy" / file).read_text()))
         assert asked
         assert asked <= METRICS.keys()
+
+
+def test_faults_of_the_hub_are_counted_by_kind(tmp_path):
+    log = tmp_path / "activity.json"
+    with recording(LineReporter(io.StringIO()), log, {}) as report:
+        for fault in ("away", "asked to wait", "away"):
+            report.event("warning", "the hub does not answer", fault=fault)
+    assert recorded(log)["faults"] == {"away": 2, "asked to wait": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Transient("no answer"), "away"),
+        (Transient("too many requests", 30.0), "asked to wait"),
+        (Unavailable("org/a is listed, but not there"), "repo"),
+        (KinshipError("401"), "refused"),
+        (BudgetReached("limits.download_gb_per_day"), None),
+    ],
+)
+def test_what_a_fault_of_the_hub_is(error, kind):
+    assert _hub_fault(error) == kind
 
 
 def test_the_report_is_one_file_that_needs_nothing_else(family, tmp_path):

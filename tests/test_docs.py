@@ -241,6 +241,11 @@ def test_what_can_be_chosen(name):
     compare(f"{name} --format json", printed(name, "--format", "json"))
 
 
+def test_a_preset():
+    asked = printed("policies", "show", "topk-kinship", "--format", "json")
+    compare("policies show --format json", asked)
+
+
 def test_doctor(tmp_path):
     asked = ["--base", "demo", "--home", tmp_path, "--format", "json"]
     compare("doctor --format json", printed("doctor", *asked))

@@ -5,6 +5,7 @@ import pytest
 import command
 from hub_server.people import TOKEN, Token
 from hub_server.server import HubServer
+from small_lineage import fill, open_lineage
 
 
 @pytest.fixture
@@ -140,4 +141,14 @@ def test_a_base_that_is_not_there_would_stop_a_run(tiny_hub, doctor):
     found, code = doctor("--hub", tiny_hub, base="org/nothing")
     assert found["base"][0].startswith("BAD base")
     assert "org/nothing" in found["base"][0]
+    assert code == 3
+
+
+def test_a_home_of_another_base_would_stop_a_run(tiny_hub, doctor, tmp_path):
+    (tmp_path / "home").mkdir()
+    with open_lineage(tmp_path / "home" / "lineage.db") as lineage:
+        fill(lineage)
+    found, code = doctor("--hub", tiny_hub)
+    assert found["home"][0].startswith("BAD home")
+    assert "is that of base demo/base, not org/base" in found["home"][0]
     assert code == 3

@@ -1,9 +1,14 @@
-"""Tables and sentences that fit a terminal; what is piped stays whole."""
+"""Tables and sentences that fit a terminal, or 80 columns."""
 
 import pytest
+from click.testing import CliRunner
 
-from kinship_daemon.cli import layout
-from kinship_daemon.cli.layout import fitted, shortened
+from kinship_daemon import layout
+from kinship_daemon.cli import app
+from kinship_daemon.explain import explain
+from kinship_daemon.family import tree
+from kinship_daemon.layout import compared, fitted, shortened
+from small_lineage import fill, finetune, merge, open_lineage, score
 
 ROWS = [["place", "model", "likes"], ["1", "organisation/a-model-with-a-long-name-v2", "12,345"]]
 
@@ -25,11 +30,64 @@ def test_columns_go_only_where_names_would_be_too_short():
     assert fitted(ROWS, 1, [2], 20)[0] == ["place", "model"]
 
 
-def test_what_is_piped_is_left_whole():
-    assert fitted(ROWS, 1, [2], None) == ROWS
+def test_names_of_a_comparison_become_shorter_then_the_last_columns_go():
+    rows = [["task", "a-child-with-a-name", "a-parent-with-a-name"], ["long-task-name", "0.5", "1"]]
+    assert compared(rows, 80) == rows
+    narrow = compared(rows, 44)
+    assert narrow[0] == ["task", "a-chil…a-name", "a-pare…a-name"]
+    assert [len(row) for row in compared(rows, 30)] == [2, 2]
 
 
 def test_the_lines_of_a_sentence_stand_under_each_other(monkeypatch, capsys):
-    monkeypatch.setattr(layout, "terminal_width", lambda: 20)
+    monkeypatch.setattr(layout, "columns", lambda: 20)
     layout.echo_hanging("evolution  ", "it goes on and on")
     assert capsys.readouterr().out == "evolution  it goes\n           on and on\n"
+
+
+@pytest.fixture
+def long_names(tmp_path):
+    """A merge of two and one of twelve, all with long names; and one that was published."""
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        fill(lineage)
+        names = [f"demo/{'of-an-organisation-' * 3}with-a-model-v0.{i}" for i in range(12)]
+        for name in names:
+            lineage.add_model(finetune(name.removeprefix("demo/")))
+        lineage.add_scores([score(lineage.require(name).weights, 1, 0, 1, 1) for name in names])
+        for number in (2, 12):
+            child = merge(f"merge-of-{number}", tuple(names[:number]), generation=3)
+            lineage.add_model(child)
+            lineage.move_model(child.id, "admit")
+            lineage.add_scores([score(child.weights, 1, 1, 1, 0)])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["lineage"],
+        ["explain", "merge-of-12"],
+        ["status"],
+        ["candidates"],
+        ["methods"],
+        ["policies"],
+    ],
+)
+def test_commands_fit_80_columns_also_where_they_are_piped(long_names, monkeypatch, command):
+    monkeypatch.delenv("COLUMNS")
+    place = [] if command[0] in {"methods", "policies"} else ["--home", str(long_names)]
+    found = CliRunner().invoke(app, [*command, *place])
+    assert found.exit_code == 0
+    # A name or a hash that is longer than a line stands alone in it.
+    wide = [line for line in found.output.splitlines() if len(line) > 80 and " " in line.strip()]
+    assert wide == []
+
+
+def test_where_parents_have_no_room_their_number_is_said(long_names):
+    with open_lineage(long_names / "lineage.db") as lineage:
+        drawn = tree(lineage.export(), width=80)
+        whole = tree(lineage.export())
+        told = explain(lineage, "merge-of-12")
+    assert "+ 10 more  0.7500" in drawn
+    assert "published as kinship/m1" not in drawn
+    assert "published as kinship/m1" in whole
+    assert "  and 9 more parents; `lineage --format json` has all scores" in told

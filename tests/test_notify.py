@@ -1,11 +1,13 @@
 """Events reach whoever is to be told: in order, at least once, and none of their secrets leaks."""
 
+import importlib.util
 import json
 import multiprocessing
 import random
+import sqlite3
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +25,7 @@ from kinship_daemon.notify.notifier import Target, notifier, targets
 from kinship_daemon.notify.settings import KINDS, rendered
 from kinship_storage.events import KEPT
 from kinship_storage.lineage import Lineage
+from kinship_storage.records import Generation
 from small_lineage import NOW, fill, open_lineage
 
 PATIENCE = 60
@@ -327,7 +330,7 @@ def test_a_configuration_names_recipients_and_hides_their_settings(tmp_path, rec
     config = load(file)
     told = {target.name: target for target in targets(config.notify)}
     assert told["operations"].kinds == {"gate_refused"}
-    assert told["webhook"].kinds == set(KINDS) - {"gate_refused"}
+    assert told["webhook"].kinds == set(KINDS) - {"gate_refused", "gate", "scores"}
     for shown in (to_yaml(config), repr(config), str(config.model_dump()), repr(config.notify)):
         assert TOKEN not in shown
     older = written(tmp_path, "notify: {events: [publish, warning]}\n")
@@ -339,13 +342,16 @@ def test_a_configuration_names_recipients_and_hides_their_settings(tmp_path, rec
     [
         (f"{{webhook: {{url: 'ftp://{TOKEN}'}}}}", "notify.use.webhook: url must be an http or"),
         (f"{{webhook: {{ulr: 'http://{TOKEN}'}}}}", "notify.use.webhook: .*'ulr'"),
-        (f"{{chat: {{url: 'http://{TOKEN}'}}}}", "no notifier 'chat'; installed: apprise, webhook"),
+        (
+            f"{{chat: {{url: 'http://{TOKEN}'}}}}",
+            "no notifier 'chat'; installed: apprise, trackio, webhook",
+        ),
         (
             f"{{webhook: {{url: '{TOKEN}', events: [publsh]}}}}",
-            "events.0: input should be 'publish'",
+            "events.0: must be 'publish'",
         ),
         (f"{{webhook: {{url: '{TOKEN}', template: '{{0}}'}}}}", "template: can hold {id}, "),
-        (f"{{webhook: '{TOKEN}'}}", "notify.use.webhook: input should be"),
+        (f"{{webhook: '{TOKEN}'}}", "notify.use.webhook: must be"),
         (
             f"{{apprise: {{url: '{TOKEN}'}}}}",
             "notify.use.apprise: url 1 is none that Apprise knows",
@@ -388,3 +394,88 @@ def test_a_test_event_says_who_took_it(tmp_path, receiver):
     assert str(bad.exception) == "1 recipient of 1 could not be told"
     nobody = runner.invoke(app, ["notify", "test", "--config", str(written(tmp_path, "seed: 1\n"))])
     assert "notify.use names nobody" in str(nobody.exception)
+
+
+def decided(lineage, number, generation, members):
+    """A decision on members of (name, score, generation, parents)."""
+    keys = ("name", "score", "generation", "parents")
+    facts = [dict(zip(keys, member, strict=True)) for member in members]
+    decision = {"merges": [], "top": [facts[-1]["name"]], "top_mean_kinship": 0.5}
+    lineage.add_generation(
+        Generation(number, generation, "topk-kinship", {}, 0, decision),
+        {"generation": generation, "members": facts},
+    )
+
+
+def curves(lineage):
+    """A founder generation, then a merge of two."""
+    founders = [("demo/add", 0.5, 0, []), ("demo/sort", 0.25, 0, [])]
+    decided(lineage, 3, 2, founders)
+    decided(lineage, 4, 3, [*founders, ("m1", 0.625, 1, ["demo/add", "demo/sort"])])
+
+
+def test_a_decision_tells_the_scores_that_are_new(tmp_path):
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        fill(lineage)
+        [verdict] = [event for event in lineage.events() if event.kind == "gate"]
+        curves(lineage)
+        first, second = [event for event in lineage.events() if event.kind == "scores"]
+    assert verdict.facts["passed"] is True
+    assert verdict.facts["documents"] == 4
+    assert [each["model"] for each in first.facts["models"]] == ["demo/add", "demo/sort"]
+    assert second.facts["models"] == [
+        {
+            "model": "m1",
+            "generation": 1,
+            "score": 0.625,
+            "stderr": None,
+            "documents": None,
+            "gain": 0.125,
+            "kinship": 0.25,
+        }
+    ]
+    assert (second.facts["best"], second.facts["after"], second.facts["kinship"]) == (0.625, 2, 0.5)
+
+
+def drawn(folder):
+    """What trackio has on the disk, in order."""
+    with closing(sqlite3.connect(folder / "kinship-daemon.db")) as database:
+        found = database.execute(
+            "SELECT run_name, step, metrics FROM metrics ORDER BY id"
+        ).fetchall()
+    return [(run, step, json.loads(metrics)) for run, step, metrics in found]
+
+
+def test_trackio_draws_curves_and_its_failures_are_told_again(tmp_path):
+    pytest.importorskip("trackio", reason="NO TRACKIO: needs the extra `trackio`")
+    folder, log = tmp_path / "curves", Log()
+    folder.write_text("no folder: trackio cannot write")
+    file = written(tmp_path, f"notify: {{use: {{trackio: {{name: home, folder: '{folder}'}}}}}}\n")
+    [target] = targets(load(file).notify)
+    assert target.kinds == {"scores", "gate"}
+    with open_lineage(tmp_path / "lineage.db") as lineage:
+        lineage.delivered(target.name)
+        fill(lineage)
+        with telling(lineage, target, log=log):
+            deadline = time.monotonic() + PATIENCE
+            while not log.lines and time.monotonic() < deadline:
+                time.sleep(0.05)
+            folder.unlink()
+            curves(lineage)
+            while lineage.delivered(target.name) < lineage.last_event():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    assert "warning: notifier trackio: not told yet" in log.lines[0]
+    found = drawn(folder)
+    assert [step for _, step, _ in found] == list(range(len(found)))
+    assert {run for run, _, _ in found} == {"home"}
+    verdict, add, sort, generation, merged, last = [metrics for _, _, metrics in found]
+    assert verdict["gate/passed"] == 1
+    assert (add["score"], sort["score"], generation["generation/best"]) == (0.5, 0.25, 0.5)
+    assert (merged["gain"], merged["kinship"], last["generation/best"]) == (0.125, 0.25, 0.625)
+
+
+def test_trackio_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"pip install 'kinship-daemon\[trackio\]'"):
+        notifier("trackio", {"name": "home"})

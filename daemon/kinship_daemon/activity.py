@@ -31,7 +31,8 @@ def recorded(path: Path) -> dict[str, Any]:
     """
     What the daemon wrote last; empty if it never did, or if it cannot be read.
 
-    `events` (the newest last), `counts` of events by kind since its start, `step` (label, done,
+    `events` (the newest last), `counts` of events by kind and `faults` of the hub by kind
+    since its start, `step` (label, done,
     total, unit, rate, seconds_left; None between steps), and the facts that it began with.
     """
     try:
@@ -83,6 +84,7 @@ class _Recorder:
         before = recorded(path).get("events")
         self._events: deque[Any] = deque(before if isinstance(before, list) else (), _EVENTS)
         self._counts: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
         self._steps: list[Callable[[], _Step]] = []  # the innermost last
         self._lock = threading.Lock()
         self._changed, self._ended = threading.Event(), threading.Event()
@@ -94,6 +96,8 @@ class _Recorder:
         line = {"time": now, "kind": kind, "message": message, "model": facts.get("model")}
         with self._lock:
             self._counts[kind] += 1
+            if fault := facts.get("fault"):
+                self._faults[fault] += 1
             if kind != "progress":
                 self._events.append(clean(line))
         self._changed.set()
@@ -148,9 +152,11 @@ class _Recorder:
     def _write(self) -> None:
         with self._lock:
             events, counts = list(self._events), dict(self._counts)
+            faults = dict(self._faults)
         steps = list(self._steps)
         step = asdict(steps[-1]()) if steps else None
-        content = {**self._facts, "step": step, "counts": counts, "events": events}
+        now = {"step": step, "counts": counts, "faults": faults, "events": events}
+        content = {**self._facts, **now}
         partial = self._path.with_name(f".{self._path.name}.partial")
         try:
             # Not synced: after a power cut it is of no use anyway.

@@ -32,7 +32,8 @@ def base_repo(base: Base, hub: Hub, home: Home, lineage: Lineage) -> Repo | None
     known = known_base(lineage)
     if known is not None and known.id != base.id:
         raise UsageError(
-            f"home {home.path} is that of base {known.id}, not {base.id}; use another --home"
+            f"home {home.path} is that of base {known.id}, not {base.id}; "
+            "name its base with --base or --config, or use another --home"
         )
     if base.path is not None:
         return None

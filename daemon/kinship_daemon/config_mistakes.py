@@ -21,6 +21,15 @@ _REPLACED = {
         "write `gate.fdr: 0.10` instead"
     )
 }
+# What pydantic says of a value of the wrong type, in plain words.
+_PLAIN = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "must be keys with values"),
+    "string_type": "must be text",
+}
 
 
 def explained(problem: ErrorDetails, config: type[BaseModel]) -> str:
@@ -38,11 +47,12 @@ def explained(problem: ErrorDetails, config: type[BaseModel]) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
         return f"unknown key '{key}'; nearest: '{near[0]}'; known: {', '.join(known)}"
     got = "" if key.startswith(_SECRETS) else f" (got {problem['input']!r})"
-    return f"{key}: {_lower(problem['msg'])}{got}"
+    said = _PLAIN.get(problem["type"]) or _lower(problem["msg"])
+    return f"{key}: {said}{got}"
 
 
 def _lower(message: str) -> str:
-    message = message.removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be", 1)
     return message[0].lower() + message[1:]
 
 

@@ -9,6 +9,8 @@ from kinship_daemon import exclusion, forgetting
 from kinship_daemon.ancestry import ancestry_words
 from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.evaluate.verdict import life_words
+from kinship_daemon.layout import compared
+from kinship_daemon.report import count
 from kinship_policies.policy import Decision, Population
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Partial, Score
@@ -24,6 +26,8 @@ __all__ = [
     "set_aside_words",
 ]
 
+
+_WIDTH = 80
 
 # What stands in a setting's place where a command keeps a model out.
 _RETURNS = {exclusion.COMMAND: "when its pattern goes", forgetting.COMMAND: None}
@@ -193,12 +197,18 @@ def _mean(rows: Sequence[Score]) -> float:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
+    """A table of 80 columns."""
+    table = compared(rows, _WIDTH - 2)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
         "  "
         + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        for row in table
     ]
+    if hidden := len(rows[0]) - len(table[0]):
+        more = count(hidden, "more parent")
+        lines.append(f"  and {more}; `lineage --format json` has all scores")
+    return lines
 
 
 def _fate(lineage: Lineage, model: Model) -> list[str]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from kinship_daemon.layout import longest, shortened
 
 __all__ = ["ancestry", "dot", "mermaid", "tree"]
 
 Export = Mapping[str, Any]
 
 _SHOWN = {"admitted", "proposed"}
+_STEM = 8  # columns before a name
+_READABLE = 20  # characters; for shorter ones the repo's name goes
 
 
-def tree(export: Export, focus: str | None = None) -> str:
+def tree(export: Export, focus: str | None = None, width: int | None = None) -> str:
     """
     Who was made in which generation, from whom, how it did.
 
     Args:
         focus: Only this model and its ancestors.
+        width: Columns that there are; names become shorter, then parents fewer. None for any.
     """
     models = _shown(export, focus)
     best = export["best"] or {}  # of the whole family, not of what is shown
@@ -31,7 +36,7 @@ def tree(export: Export, focus: str | None = None) -> str:
         stem = "    " if last else "│   "
         for j, model in enumerate(members):
             branch = "└── " if j == len(members) - 1 else "├── "
-            lines.append(f"{stem}{branch}{_leaf(model, best)}")
+            lines.append(f"{stem}{branch}{_leaf(model, best, width)}")
     return "\n".join(lines)
 
 
@@ -86,14 +91,33 @@ def _edges(models: list[Mapping[str, Any]], base: str) -> list[tuple[str, str]]:
     return edges
 
 
-def _leaf(model: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+def _leaf(model: Mapping[str, Any], best: Mapping[str, Any], width: int | None) -> str:
     value, share = model["score"], model["stopped_after"]
-    made = f" = {' + '.join(model['parents'])}" if model["parents"] else ""
-    score = "" if value is None else f"  {value:.4f}"
-    first = f"  best on {best['split']}" if model["id"] == best.get("model") else ""
-    stopped = "" if share is None else f"  stopped after {100 * share:.0f} %"
-    published = f"  published as {model['published']}" if model["published"] else ""
-    return f"{model['id']}{made}{score}{stopped}{first}{published}"
+    facts = "" if value is None else f"  {value:.4f}"
+    facts += "" if share is None else f"  stopped after {100 * share:.0f} %"
+    facts += f"  best on {best['split']}" if model["id"] == best.get("model") else ""
+    parents, repo = list(model["parents"]), model["published"]
+    if width is None:
+        return _line(model["id"], parents, 0, facts, repo)
+    room = width - _STEM
+    # What goes once names are as short as they may be: the repo's name, then parents.
+    for repo_shown, kept in [(repo, len(parents)), *(("", n) for n in range(len(parents), 0, -1))]:
+        names = [model["id"], *parents[:kept], *([repo_shown] if repo_shown else [])]
+        hidden, shown = len(parents) - kept, repo_shown if repo else None
+        empty = _line("", [""] * kept, hidden, facts, shown and " ")
+        most = longest(names, room - len(empty))
+        own, *short = [shortened(name, most) for name in names]
+        line = _line(own, short[:kept], hidden, facts, short[-1] if repo_shown else shown)
+        if len(line) <= room and (not repo_shown or most >= _READABLE):
+            break
+    return line
+
+
+def _line(name: str, parents: Sequence[str], hidden: int, facts: str, repo: str | None) -> str:
+    more = f" + {hidden} more" if hidden else ""
+    made = f" = {' + '.join(parents)}{more}" if parents else ""
+    published = "" if repo is None else f"  published as {repo}" if repo else "  published"
+    return f"{name}{made}{facts}{published}"
 
 
 def _label(model: Mapping[str, Any]) -> str:

@@ -195,7 +195,8 @@ class Faults:
         if step.needs == "hub" and not isinstance(error, BudgetReached | Unavailable):
             self._note_away(error)
         about = "" if work.model is None else f"{work.model} waits: "
-        self._say("warning", f"{about}{error}", work.model)
+        fault = _hub_fault(error) if step.needs == "hub" else None
+        self._say("warning", f"{about}{error}", work.model, fault=fault)
         if tries >= _PATIENCE and isinstance(error, Unavailable) and error.model is not None:
             self._lose(error.model, str(error), "world", None)
         # Neither a silent hub nor a worker that cannot start says anything about a model.
@@ -309,7 +310,7 @@ class Faults:
             self._context.lineage.move_model(
                 name, "quarantine", reason=reason, cause=cause, setting=setting, retry_at=retry_at
             )
-            self._say("quarantine", f"{name}: {reason}", name, cause)
+            self._say("quarantine", f"{name}: {reason}", name, cause=cause)
         return reason
 
     def _next_try(self, name: str) -> datetime:
@@ -321,9 +322,20 @@ class Faults:
         doubled: timedelta = self.pause() * 2 ** min(tries - 1, 30)
         return min(doubled, _LONGEST_WAIT)
 
-    def _say(self, kind: str, message: str, model: str | None, cause: Cause | None = None) -> None:
-        facts = {"model": model, "cause": cause}
+    def _say(self, kind: str, message: str, model: str | None, **more: str | None) -> None:
+        facts = {"model": model, **more}
         self._context.report.event(kind, message, **{k: v for k, v in facts.items() if v})
+
+
+def _hub_fault(error: KinshipError) -> str | None:
+    """The kind of a hub's fault, for who counts them; None for what is none of it."""
+    if isinstance(error, BudgetReached):
+        return None
+    if isinstance(error, Unavailable):
+        return "repo"  # one of many
+    if not isinstance(error, Transient):
+        return "refused"
+    return "away" if error.retry_seconds is None else "asked to wait"
 
 
 def is_ahead(due: datetime, now: datetime) -> bool:

@@ -12,7 +12,7 @@ from kinship_storage.errors import LineageError
 from kinship_storage.events import Events
 from kinship_storage.records import Generation
 from kinship_storage.rows import add_once, cell, record, row, stamp, weights_number
-from kinship_storage.store import Store, dumps
+from kinship_storage.store import Row, Store, dumps
 
 __all__ = ["Decisions", "pack"]
 
@@ -87,6 +87,8 @@ class Decisions(Events):
                 self._ascends(generation)
             values = row(generation, created=generation.created or stamp(self._now()))
             is_new = add_once(self._store, "generations", {"number": number}, values, what)
+            if is_new:
+                self._add_scores(generation, kept)
             if is_new and generation.stop is not None:
                 kind = "converged" if generation.stop_kind == "converged" else "stopped"
                 why = {"stop": generation.stop_kind, "decision": number}
@@ -99,6 +101,39 @@ class Decisions(Events):
                     f"{what} is in the lineage already with other facts; "
                     "what happened is not rewritten"
                 )
+
+    def _add_scores(self, decision: Generation, facts: Mapping[str, Any]) -> None:
+        """An event for who draws curves: what a decision was shown that the last was not."""
+        members = [each for each in facts.get("members", ()) if each.get("score") is not None]
+        if not members:
+            return
+        scores = {each["name"]: each["score"] for each in members}
+        before = self.members(decision.number - 1)
+        kept = ("score", "stderr", "documents", "generation")
+        new = [
+            {key: each.get(key) for key in kept} | self._against_parents(each, scores)
+            for each in members
+            if each["name"] not in before
+        ]
+        top = [scores[name] for name in decision.decision["top"] if name in scores]
+        told = {
+            "decision": decision.number,
+            "after": facts["generation"] - 1,
+            "best": max(scores.values()),
+            "top": math.fsum(top) / len(top) if top else None,
+            "kinship": decision.decision["top_mean_kinship"],
+            "models": sorted(new, key=lambda each: (each["generation"], each["model"])),
+        }
+        words = f"after generation {told['after']}: best {told['best']:.4f}, {len(new)} new"
+        self.add_event("scores", words, facts=told)
+
+    def _against_parents(self, member: Mapping[str, Any], scores: Mapping[str, float]) -> Row:
+        """Its gain over the better parent, and the kinship of its first two."""
+        name, parents = member["name"], member.get("parents", ())
+        if len(parents) < 2 or not scores.keys() >= set(parents):
+            return {"model": name, "gain": None, "kinship": None}
+        gain = member["score"] - max(scores[parent] for parent in parents)
+        return {"model": name, "gain": gain, "kinship": self.kinship("pcc", *parents[:2])}
 
     def _ascends(self, new: Generation) -> None:
         last = self._store.query(

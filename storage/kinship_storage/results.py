@@ -26,10 +26,18 @@ class Results(Events):
             test = gate.test or self._number(key)
             values = self._stamped(gate, against=model_number(self._store, gate.against), test=test)
             is_new = add_once(self._store, "gates", key, values, f"the gate of {gate.model}")
-            if is_new and not gate.passed:
+            if is_new:
                 facts = {"gain": gate.gain, "low": gate.low, "high": gate.high}
                 words = f"{gate.model} {gate.reason}"
-                self.add_event("gate_refused", words, model=gate.model, facts=facts)
+                more = {
+                    "passed": gate.passed,
+                    "p": gate.p,
+                    "allowed": gate.alpha,
+                    "documents": gate.n,
+                }
+                self.add_event("gate", words, model=gate.model, facts={**facts, **more})
+                if not gate.passed:
+                    self.add_event("gate_refused", words, model=gate.model, facts=facts)
 
     def _number(self, key: Row) -> int:
         """Of the judgement under this key, or of the next."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import echo_json, format_option, home_options, open_lineage
 from kinship_daemon.durable import whole_file
+from kinship_daemon.layout import echo_hanging
 from kinship_daemon.report import count
 
 __all__ = ["analyze_command"]

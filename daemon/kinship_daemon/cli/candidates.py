@@ -11,10 +11,10 @@ import click
 from kinship_daemon import config as configuration
 from kinship_daemon.ancestry import ancestry_mark
 from kinship_daemon.candidate_rows import STATUS, aside_rows, waiting_rows
-from kinship_daemon.cli.layout import fitted, terminal_width
 from kinship_daemon.cli.options import echo_json, format_option, now, open_lineage, place_options
 from kinship_daemon.config import Config
 from kinship_daemon.explain import set_aside_words
+from kinship_daemon.layout import columns, echo_hanging, fitted
 from kinship_daemon.reasons import by_reason, lines
 from kinship_daemon.report import amount
 from kinship_storage.lineage import Lineage
@@ -78,7 +78,7 @@ def candidates_command(
 
 def _echo(told: Iterable[str]) -> None:
     for line in told:
-        click.echo(line)
+        echo_hanging("", line)
 
 
 def _facts(lineage: Lineage, config: Config, wanted: Sequence[str]) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _number(value: float | None, error: float | None = None) -> str:
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Words to the left, numbers to the right."""
     gone = [heads.index(name) for name in _LEAST if name in heads]
-    heads, *rows = fitted([heads, *rows], heads.index("model"), gone, terminal_width())
+    heads, *rows = fitted([heads, *rows], heads.index("model"), gone, columns())
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     for row in (heads, *rows):
         cells = [

@@ -14,15 +14,15 @@ from pydantic import BaseModel
 
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
-from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import config_options, echo_json, format_option, home_options
 from kinship_daemon.config import Config
 from kinship_daemon.errors import UsageError
 from kinship_daemon.home import find_home, state_directory
 from kinship_daemon.hub.bases import ALIASES
+from kinship_daemon.layout import echo_hanging
 from kinship_daemon.report import count
 from kinship_policies import registry
-from kinship_policies.presets import preset_text
+from kinship_policies.presets import load_preset, preset_text
 
 __all__ = ["bases_command", "config_command", "demo_command", "methods_command", "policies_command"]
 
@@ -136,7 +136,7 @@ def methods_command(names: tuple[str, ...], form: str) -> None:
             default = "required" if parameter.default is None else f"default {parameter.default}"
             each = ", one per model or one for all" if parameter.per_model else ""
             about = f": {parameter.doc}" if parameter.doc else ""
-            click.echo(f"    {parameter.name}  ({default}{each}){about}")
+            echo_hanging(f"    {parameter.name}  ", f"({default}{each}){about}")
 
 
 def _method(name: str, found: Any) -> dict[str, Any]:
@@ -183,11 +183,11 @@ def policies_command(context: click.Context, form: str) -> None:
         return
     for policy in registry.installed():
         echo_hanging(f"{policy.name}: ", _purpose(registry.find(policy.name)))
-        click.echo(f"    from {policy.provider}, {policy.path}")
+        echo_hanging("    from ", f"{policy.provider}, {policy.path}")
         for setting in _settings(policy.name):
             bounds = f"  ({setting['bounds']})" if setting["bounds"] else ""
             default = "required" if setting["required"] else json.dumps(setting["default"])
-            click.echo(f"    {setting['name']}: {default}{bounds}")
+            echo_hanging(f"    {setting['name']}: ", f"{default}{bounds}")
     click.echo("presets: a policy with its settings (`policies show NAME` prints one)")
     for name in registry.list_presets():
         click.echo(f"    {name}")
@@ -195,9 +195,14 @@ def policies_command(context: click.Context, form: str) -> None:
 
 @policies_command.command("show")
 @click.argument("name")
-def _show_preset(name: str) -> None:
+@format_option("yaml")
+def _show_preset(name: str, form: str) -> None:
     """A preset, to copy and change."""
-    click.echo(preset_text(name), nl=False)
+    if form == "json":
+        settings = dict(load_preset(name))
+        echo_json({"use": settings.pop("use"), "settings": settings})
+    else:
+        click.echo(preset_text(name), nl=False)
 
 
 def _settings(policy: str) -> Iterator[dict[str, Any]]:

@@ -16,17 +16,19 @@ import torch
 
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
+from kinship_daemon.base_model import known_base
 from kinship_daemon.bugs import bugs_noted
-from kinship_daemon.cli.layout import echo_hanging
-from kinship_daemon.cli.options import config_options, echo_json, format_option
+from kinship_daemon.cli.options import config_options, echo_json, format_option, now
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.evaluate.task_files import TaskFiles
 from kinship_daemon.evaluate.verdict import FEW_DOCUMENTS
 from kinship_daemon.execute.open import open_executor
+from kinship_daemon.home import Home
 from kinship_daemon.hub.files import weight_files
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
+from kinship_daemon.layout import echo_hanging
 from kinship_daemon.report import amount, count
 from kinship_daemon.startup import (
     check_token,
@@ -40,6 +42,7 @@ from kinship_daemon.startup import (
 )
 from kinship_daemon.web.webhook import PATH
 from kinship_policies import registry
+from kinship_storage.lineage import Lineage
 
 __all__ = ["doctor_command", "oddities"]
 
@@ -147,9 +150,22 @@ def _home(config: Config) -> _Line:
     free = shutil.disk_usage(there).free / 1e9
     if not os.access(there, os.W_OK):
         return False, "home", f"{home.path}: {there} is not writable; choose another with --home"
+    its, wanted = _base_of(home), the_base(config).id
+    if its not in {None, wanted}:
+        return False, "home", f"{home.path} is that of base {its}, not {wanted}; name its base"
     holder = f", held by a daemon (pid {home.holder()})" if home.holder() else ""
     space = f"{free:.1f} GB free, limits.disk_gb {config.limits.disk_gb:g}"
     return True, "home", f"{home.path}: {space}{holder}"
+
+
+def _base_of(home: Home) -> str | None:
+    """The base of an earlier run; None before the first, or where its lineage cannot be read."""
+    try:
+        with Lineage.open(home.lineage, now=now, readonly=True) as lineage:
+            known = known_base(lineage)
+            return None if known is None else known.id
+    except KinshipError:
+        return None
 
 
 def _bugs(config: Config) -> _Line:

@@ -11,7 +11,6 @@ import click
 
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
-from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import config_options, echo_json, format_option, now
 from kinship_daemon.config import Config
 from kinship_daemon.estimate import Estimate, estimate, estimate_lines
@@ -21,6 +20,7 @@ from kinship_daemon.home import state_directory
 from kinship_daemon.hub.files import wanted
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
+from kinship_daemon.layout import echo_hanging
 from kinship_daemon.models import find_base
 from kinship_daemon.report import reporter
 from kinship_daemon.startup import evaluation_settings, home_of, the_base

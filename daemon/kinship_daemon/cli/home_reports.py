@@ -12,7 +12,6 @@ import click
 
 from kinship_daemon import family
 from kinship_daemon.activity import recorded
-from kinship_daemon.cli.layout import echo_hanging
 from kinship_daemon.cli.options import (
     echo_json,
     find_model,
@@ -24,6 +23,7 @@ from kinship_daemon.errors import KinshipError
 from kinship_daemon.evaluate.race import stop_words
 from kinship_daemon.explain import chapters, evolution_words, explain, returns, set_aside_words
 from kinship_daemon.home import Home
+from kinship_daemon.layout import columns, echo_hanging
 from kinship_daemon.reasons import by_reason, lines
 from kinship_daemon.report import amount, count
 from kinship_storage.errors import DamagedLineage
@@ -48,7 +48,7 @@ def status_command(home: Path | None, base: str | None, form: str, as_json: bool
     if as_json or form == "json":
         echo_json(facts)
         return
-    click.echo(f"home        {facts['home']}")
+    echo_hanging("home        ", f"{facts['home']}")
     click.echo(f"base        {facts['base']}")
     pid = facts["daemon"]["pid"]
     click.echo(f"daemon      {'not running' if pid is None else f'running (pid {pid})'}")
@@ -61,15 +61,15 @@ def status_command(home: Path | None, base: str | None, form: str, as_json: bool
         for kind, by_status in facts["models"].items()
         for status, number in by_status.items()
     }
-    click.echo(f"models      {_counts(counts)}")
-    click.echo(f"jobs        {_counts(facts['jobs'])}")
+    echo_hanging("models      ", f"{_counts(counts)}")
+    echo_hanging("jobs        ", f"{_counts(facts['jobs'])}")
     click.echo(f"decisions   {facts['decisions']}")
     echo_hanging("evolution   ", facts["evolution"])
     best = facts["best"]
     words = "none yet" if best is None else "{model} {score:.4f} ({split})".format(**best)
     click.echo(f"best        {words}")
     for repo in facts["published"]:
-        click.echo(f"published   {repo}")
+        echo_hanging("published   ", f"{repo}")
     for line in facts["not_published"]:
         echo_hanging("passed      ", f"{line['model']}, not published: {line['reason']}")
     _tell("stopped", [(line["model"], line["reason"]) for line in facts["stopped"]])
@@ -87,7 +87,9 @@ def status_command(home: Path | None, base: str | None, form: str, as_json: bool
     _tell("waiting", [_job_words(line) for line in facts["waiting"]])
     _tell("failed", [_job_words(line) for line in facts["failed_jobs"]])
     if many := [status for status, given in aside.items() if len(given) > _FEW]:
-        click.echo(f"names       kinship-daemon candidates --home {found.path} --status {many[0]}")
+        echo_hanging(
+            "names       ", f"kinship-daemon candidates --home {found.path} --status {many[0]}"
+        )
 
 
 def _job_words(line: Mapping[str, Any]) -> tuple[str, str]:
@@ -212,8 +214,10 @@ def lineage_command(model: str | None, home: Path | None, base: str | None, form
                 export["models"] = family.ancestry(export, model)
             echo_json(export)
             return
-        draw = {"tree": family.tree, "mermaid": family.mermaid, "dot": family.dot}[form]
-        click.echo(draw(export, model))
+        if form == "tree":
+            click.echo(family.tree(export, model, columns()))
+        else:
+            click.echo({"mermaid": family.mermaid, "dot": family.dot}[form](export, model))
 
 
 @click.command("explain")
@@ -248,7 +252,7 @@ def verify_command(home: Path | None, base: str | None, form: str) -> None:
         for line in report.problems:
             click.echo(line, err=True)
         for line in report.unchecked:
-            click.echo(f"not checked: {line}")
+            echo_hanging("not checked: ", line)
         click.echo(
             f"{count(report.files, 'file')} hashed, {count(report.recipes, 'recipe')} recomputed, "
             f"{count(report.publications, 'publication')} read: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kinship_daemon.cli.options import config_options
 from kinship_daemon.context import Context
 from kinship_daemon.errors import KinshipError, Stopped, UsageError
 from kinship_daemon.estimate import estimate, estimate_lines
+from kinship_daemon.layout import columns
 from kinship_daemon.notify.delivery import delivering
 from kinship_daemon.notify.notifier import targets
 from kinship_daemon.report import Reporter, reporter
@@ -80,7 +82,8 @@ def tell_estimate(d: Context) -> None:
 def _farewell(d: Context, report: Reporter) -> None:
     """What became of it, and where to look next."""
     export = d.lineage.export()
-    report.block("family tree", family.tree(export))
+    width = columns() if sys.stdout.isatty() else None
+    report.block("family tree", family.tree(export, width=width))
     for publication in d.lineage.publications():
         *_, verdict = d.lineage.gates_of(publication.model)
         report.event(

@@ -16,10 +16,10 @@ import numpy as np
 import yaml
 from pydantic import BaseModel
 
-from kinship_daemon.cli.layout import fitted, terminal_width
 from kinship_daemon.cli.options import format_option
 from kinship_daemon.errors import UsageError
 from kinship_daemon.landscapes import open_landscape
+from kinship_daemon.layout import columns, echo_hanging, fitted
 from kinship_daemon.report import count, reporter
 from kinship_daemon.simulation import evolutions, evolutions_by, processes
 from kinship_policies import registry
@@ -224,13 +224,13 @@ def _table(found: _Found) -> None:
     rows = [_row([r for r in runs if r.policy == name], runs, found.budget) for name in labels]
     heads = ["policy", "measured", "true", "luck", "area", "evaluations", "reached", "kinship"]
     gone = [heads.index(name) for name in ("kinship", "luck", "area", "reached")]
-    for line in _aligned(fitted([heads, *rows], 0, gone, terminal_width())):
+    for line in _aligned(fitted([heads, *rows], 0, gone, columns())):
         click.echo(line)
     click.echo()
     for line in _legend(found.landscape, labels):
         click.echo(line)
     for line in _troubles(labels, runs):
-        click.echo(line)
+        echo_hanging("", line)
     if found.compared:
         click.echo("\ncompared by seed: difference and its own 95 % interval; p by sign flips,")
         click.echo("after Holm's correction over all pairs of policies")

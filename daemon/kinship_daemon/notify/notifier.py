@@ -17,7 +17,8 @@ __all__ = ["GROUP", "NotTold", "Notifier", "Target", "notifier", "targets"]
 
 GROUP = "kinship_daemon.notifiers"
 
-# Gets an event's kind, its text and its facts. What it raises is tried again later.
+# Gets an event's kind, its text and its facts. What it raises is tried again later. It may have
+# `events`: kinds that it is for, and told where the configuration names none.
 Notifier = Callable[[str, str, Mapping[str, Any]], None]
 
 
@@ -88,12 +89,10 @@ def targets(config: Notify) -> list[Target]:
     Raises:
         UsageError: There is no such notifier, or it does not take its settings.
     """
-    return [
-        Target(
-            name,
-            notifier(name, each.settings, each.notifier),
-            frozenset(config.events if each.events is None else each.events),
-            each.template,
-        )
-        for name, each in sorted(config.use.items())
-    ]
+    found = []
+    for name, each in sorted(config.use.items()):
+        made = notifier(name, each.settings, each.notifier)
+        own = getattr(made, "events", config.events)
+        kinds = own if each.events is None else each.events
+        found.append(Target(name, made, frozenset(kinds), each.template))
+    return found

@@ -13,7 +13,15 @@ from kinship_daemon.evaluate.settings import Section
 __all__ = ["KINDS", "MANY", "Kind", "Notify", "Recipient", "rendered"]
 
 Kind = Literal[
-    "publish", "converged", "stopped", "quarantine", "hub_away", "budget", "gate_refused"
+    "publish",
+    "converged",
+    "stopped",
+    "quarantine",
+    "hub_away",
+    "budget",
+    "gate_refused",
+    "gate",
+    "scores",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Those that may come by the hundred, and then are told as one.
@@ -42,7 +50,7 @@ class Recipient(BaseModel):
     notifier: str | None = None
     """An installed notifier; by default the one of the recipient's name."""
     events: tuple[Kind, ...] | None = None
-    """What it is told; by default `notify.events`."""
+    """What it is told; by default what its notifier is for, or `notify.events`."""
     template: str = "{kind}: {message}"
     """The text; {id}, {kind}, {message}, {model} and {time} are filled in."""
 
@@ -77,7 +85,7 @@ class Notify(Section):
         "hub_away",
         "budget",
     )
-    """Kinds of events that are told; `gate_refused` is one more."""
+    """Kinds of events that are told; `gate_refused`, `gate` and `scores` are three more."""
     digest_minutes: float = Field(10.0, ge=0)
     """After a quarantine or a refusal by the gate, what follows of its kind is told as one."""
     hub_away_minutes: float = Field(60.0, gt=0)

@@ -50,21 +50,23 @@ class Page:
         name: Its address, and its template's name.
         facts: What it says, as JSON; what its `.json` twin gives.
         is_listed: Stands in the navigation.
+        is_slow: Takes torch or scipy, which a start imports in a thread of its own.
     """
 
     name: str
     title: str
     facts: Callable[[View, Query], dict[str, Any]]
     is_listed: bool = True
+    is_slow: bool = False
 
 
 PAGES = (
     Page("now", "Now", lambda view, _: now.facts(view)),
     Page("tree", "Family tree", lambda view, _: tree.facts(view)),
-    Page("kinship", "Kinship", lambda view, _: kinship.facts(view)),
-    Page("evolution", "Evolution", lambda view, _: evolution.facts(view)),
+    Page("kinship", "Kinship", lambda view, _: kinship.facts(view), is_slow=True),
+    Page("evolution", "Evolution", lambda view, _: evolution.facts(view), is_slow=True),
     Page("candidates", "Candidates", candidates.facts),
-    Page("model", "Model", lambda view, asked: model.facts(view, asked.get("id", "")), False),
+    Page("model", "Model", lambda view, asked: model.facts(view, asked.get("id", "")), False, True),
 )
 
 
@@ -123,6 +125,7 @@ class _Site:
         def answer(request: Request) -> Response:
             if page is PAGES[0] and "part" in request.query_params:
                 return Response(self._now.text(), media_type="text/html")
+            self._await(page)
             with self._one:
                 text = rendered(self._templates, page, self._facts(page, request), self._links)
             return Response(text, media_type="text/html")
@@ -131,6 +134,7 @@ class _Site:
 
     def twin(self, page: Page) -> Callable[[Request], Response]:
         def answer(request: Request) -> Response:
+            self._await(page)
             with self._one:
                 return JSONResponse(self._facts(page, request))
 
@@ -152,6 +156,11 @@ class _Site:
     def metrics(self, _: Request) -> Response:
         with self._one, View.of(self._home, self._kinships) as view:
             return Response(metrics(view), media_type=CONTENT_TYPE_LATEST)
+
+    def _await(self, page: Page) -> None:
+        """What a slow page takes; others are shown meanwhile."""
+        if page.is_slow:
+            self._kinships.prepare()
 
     def _facts(self, page: Page, request: Request) -> dict[str, Any]:
         with View.of(self._home, self._kinships) as view:

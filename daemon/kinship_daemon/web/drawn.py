@@ -65,7 +65,7 @@ def _course(rows: Sequence[_Facts], key: str, x: Axis, y: Axis) -> dict[str, Any
 
 
 def _model(facts: _Facts) -> dict[str, Any]:
-    """A forest plot for each split, in per cent of its width, by task; parents stand below."""
+    """A forest plot for each split, in per cent of its width: the model above its parents."""
     plots = []
     for split in ("validation", "selection"):
         rows = [row for row in facts["scores"] if row["split"] == split]

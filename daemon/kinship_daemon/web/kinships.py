@@ -41,10 +41,14 @@ class Kinships:
         self._read: tuple[int, Rows] | None = None
 
     def prepare(self) -> None:
-        """Import what takes seconds, so that nobody waits for it."""
-        for name in _SLOW:
-            import_module(f"kinship_daemon.{name}")
+        """
+        Import what takes seconds, once.
+
+        Whoever needs it meanwhile waits here: scipy breaks on a torch that is half imported.
+        """
         with self._lock:
+            for name in _SLOW:
+                import_module(f"kinship_daemon.{name}")
             self._rows()
 
     def matrix(

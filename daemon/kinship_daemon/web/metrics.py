@@ -32,6 +32,10 @@ METRICS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "kinship_top_kinship": ("Mean kinship of the policy's top at its last decision.", ()),
     "kinship_publications_total": ("Merges published.", ()),
     "kinship_last_look_timestamp_seconds": ("When the hub was listed last, Unix time.", ()),
+    "kinship_hub_faults_total": (
+        "Faults of the hub since the daemon started, by kind.",
+        ("fault",),
+    ),
     "kinship_events_total": ("Events since the daemon started, by kind.", ("event",)),
 }
 
@@ -100,7 +104,10 @@ def _activity(view: View) -> dict[str, _Samples]:
     """What the daemon says of itself."""
     counts, step = view.activity.get("counts", {}), view.activity.get("step")
     found: dict[str, _Samples] = {
-        "kinship_events_total": [((kind,), number) for kind, number in counts.items()]
+        "kinship_events_total": [((kind,), number) for kind, number in counts.items()],
+        "kinship_hub_faults_total": [
+            ((fault,), number) for fault, number in view.activity.get("faults", {}).items()
+        ],
     }
     if step is not None:
         unit = (step["unit"],)
