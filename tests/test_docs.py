@@ -150,6 +150,21 @@ def test_replay(demo_home):
     compare("replay --format json", printed("replay", "--home", demo_home, "--format", "json"))
 
 
+def test_analyze_with_probes_knows_functional_kinship(demo_home, tmp_path):
+    probes = tmp_path / "probes"
+    probes.write_text("1+2=\n3+4=\nmax 3 7 =\n")
+    asked = ("--home", demo_home, "--probes", probes, "--format", "json")
+    found = printed("analyze", *asked)
+    told = {merge["name"]: merge["kinship"]["functional"] for merge in found["merges"]}
+    assert told
+    assert all(-1 <= kin <= 1 for kin in told.values())
+    models = printed("lineage", "--home", demo_home, "--format", "json")["models"]
+    name = next(iter(told))
+    (pair,) = [model["parents"] for model in models if model["id"] == name]
+    by_hand = printed("kinship", *pair, *asked, "--metric", "functional")
+    assert told[name] == pytest.approx(by_hand["matrix"][0][1], abs=1e-6)
+
+
 def test_kinship(tmp_path):
     asked = ["kinship", "demo/add", "demo/max", "--base", "demo", "--format", "json"]
     listed = tables(documented("kinship --format json"))

@@ -94,7 +94,9 @@ def test_every_merge_method_is_in_the_table_under_its_kind():
 def test_the_kinships_shown_are_those_that_come_out(tmp_path, monkeypatch):
     shown = next(block for block in blocks("") if block.startswith("pcc of deltas from demo"))
     monkeypatch.chdir(tmp_path)
-    (command,) = re.findall(r"^kinship-daemon (kinship .*)$", section("Kinship by hand"), re.M)
+    (command,) = re.findall(
+        r"^kinship-daemon (kinship .* --plot .*)$", section("Kinship by hand"), re.M
+    )
     printed = run(*command.split(), "--device", "cpu")
     before, after = shown.split("...\n")
     assert before in printed
@@ -169,7 +171,7 @@ def test_the_hub_of_the_tests_serves_by_hand_as_shown(tmp_path):
 def test_the_merge_shown_can_be_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "soup.yml").write_text(next(b for b in blocks("yaml") if "soup.yml" in b))
-    (command,) = re.findall(r"^kinship-daemon (merge .*)$", README, re.M)
+    (command,) = re.findall(r"^kinship-daemon (merge soup.yml .*)$", README, re.M)
     assert "slerp of demo/add, demo/subtract" in run(*command.split(), "--device", "cpu")
     assert (tmp_path / "merged" / "model.safetensors").exists()
 

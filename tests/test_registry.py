@@ -21,6 +21,7 @@ OURS = [
     "m2n2",
     "model-glue",
     "random",
+    "soce",
     "soup",
     "topk-greedy",
     "topk-kinship",

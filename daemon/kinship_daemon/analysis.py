@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 METRICS = ("pcc", "cosine", "euclidean")
+_Kinships = Mapping[tuple[str, str], float | None]
 # Of scores: what is left of equal ones after arithmetic.
 _NOTHING = 1e-12
 # Below this many merges even a strong correlation has an interval that says nothing.
@@ -173,14 +174,18 @@ def decisions_after(lineage: Lineage) -> dict[int, Mapping[str, Any]]:
     return found
 
 
-def analyse(lineage: Lineage, metric: str = "pcc") -> Analysis:
+def analyse(
+    lineage: Lineage, metric: str = "pcc", more: Mapping[str, _Kinships] | None = None
+) -> Analysis:
     """
     Look at every merge that is scored, as its parents are, under the home's present settings.
 
-    `metric` is the one that stages are described in.
+    Args:
+        metric: The one that stages are described in.
+        more: Kinships that the lineage does not know, by metric and sorted pair of names.
     """
     models, scored = _scored(lineage)
-    merges = tuple(_merges(lineage, models, scored))
+    merges = tuple(_merges(lineage, models, scored, more or {}))
     founders = [model for model in models if not model.parents]
     enough = len(merges) >= FEWEST
     tops = {n: d.get("top_mean_kinship") for n, d in decisions_after(lineage).items()}
@@ -211,15 +216,21 @@ def _settings(lineage: Lineage) -> Any:
     return (lineage.get("settings") or {}).get("selection")
 
 
-def _merges(lineage: Lineage, models: Sequence[Model], scored: Mapping[str, float]) -> list[Merge]:
-    known = {metric: lineage.kinships(metric) for metric in METRICS}
+def _merges(
+    lineage: Lineage,
+    models: Sequence[Model],
+    scored: Mapping[str, float],
+    more: Mapping[str, _Kinships],
+) -> list[Merge]:
+    known: dict[str, _Kinships] = {metric: lineage.kinships(metric) for metric in METRICS}
+    known |= more
     merges = []
     for model in models:
         if model.kind != "merge" or not {*model.parents} <= scored.keys():
             continue
         score = scored[model.id]
         parents = sum(scored[parent] for parent in model.parents) / len(model.parents)
-        kinship = {metric: _parents_kinship(model, known[metric]) for metric in METRICS}
+        kinship = {metric: _parents_kinship(model, pairs) for metric, pairs in known.items()}
         merges.append(Merge(model.id, model.generation, score, parents, score - parents, kinship))
     return merges
 
@@ -262,7 +273,7 @@ def _variance(row: Score, other: Score) -> float:
     return sum(0.0 if math.isnan(each.stderr) else each.stderr**2 for each in (row, other))
 
 
-def _parents_kinship(model: Model, known: Mapping[tuple[str, str], float | None]) -> float | None:
+def _parents_kinship(model: Model, known: _Kinships) -> float | None:
     pairs = [known.get((min(pair), max(pair))) for pair in combinations(model.parents, 2)]
     return _mean([value for value in pairs if value is not None])
 
@@ -270,7 +281,7 @@ def _parents_kinship(model: Model, known: Mapping[tuple[str, str], float | None]
 def correlations(merges: Sequence[Merge]) -> list[Correlation]:
     """Of kinship and gain, for every metric that is known of enough merges."""
     found = []
-    for metric in METRICS:
+    for metric in dict.fromkeys(metric for merge in merges for metric in merge.kinship):
         known = [merge for merge in merges if merge.kinship[metric] is not None]
         kinships = [kin for merge in known if (kin := merge.kinship[metric]) is not None]
         if len(known) < FEWEST or len(set(kinships)) < 2:

@@ -10,7 +10,13 @@ from typing import Any
 
 import click
 
-from kinship_daemon.cli.options import echo_json, format_option, home_options, open_lineage
+from kinship_daemon.cli.options import (
+    echo_json,
+    find_home_of,
+    format_option,
+    home_options,
+    open_lineage,
+)
 from kinship_daemon.durable import whole_file
 from kinship_daemon.layout import echo_hanging
 from kinship_daemon.report import count
@@ -23,8 +29,19 @@ __all__ = ["analyze_command"]
 @format_option()
 @click.option("--json", "as_file", type=click.Path(path_type=Path), help="Write all to this file.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png or FILE.svg.")
+@click.option(
+    "--probes",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also functional kinship, on some 100 texts, one a line; reads them with every parent.",
+)
 def analyze_command(
-    home: Path | None, base: str | None, form: str, as_file: Path | None, plot: Path | None
+    home: Path | None,
+    base: str | None,
+    form: str,
+    as_file: Path | None,
+    plot: Path | None,
+    probes: Path | None,
 ) -> None:
     """Kinship against gain over all merges of a lineage, and the stages of its evolution."""
     from kinship_daemon.analysis import analyse  # noqa: PLC0415 - scipy takes a second to import
@@ -34,8 +51,14 @@ def analyze_command(
 
         format_of(plot)
     _, lineage = open_lineage(home, base)
+    more = {}
+    if probes is not None:
+        # Imports transformers.
+        from kinship_daemon.cli.functional import of_parents  # noqa: PLC0415
+
+        more["functional"] = of_parents(find_home_of(home, base).path, probes)
     with lineage:
-        found = analyse(lineage)
+        found = analyse(lineage, more=more)
     facts = _plain(asdict(found))
     if form == "json":
         echo_json(facts)
@@ -59,9 +82,10 @@ def _show(found: Any) -> None:
     click.echo("gain is over the mean of the parents")
     if found.too_few:
         click.echo(found.too_few)
+    width = max(len(metric) for metric in ("euclidean", *(c.metric for c in found.correlations)))
     for each in found.correlations:
         click.echo(
-            f"{each.metric:<9} with {each.of:<13}  r {each.r:+.3f}  "
+            f"{each.metric:<{width}} with {each.of:<13}  r {each.r:+.3f}  "
             f"95 % interval {each.low:+.3f} to {each.high:+.3f}\n"
             f"          p {each.p:.3g}, n {each.n}, within generations {_signed(each.within)},\n"
             f"          given the parents' mean score {_signed(each.partial)}"

@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kinship_daemon.cli.figures import cell, matrix_and_mean, short
+from kinship_daemon.cli.figures import cell, matrix_and_mean, plain, short
 from kinship_daemon.cli.ledger import descendants
 from kinship_daemon.cli.of_home import home_models
 from kinship_daemon.cli.options import find_model
@@ -23,7 +24,7 @@ from kinship_daemon.weights.assembly import Assembly, leaf_assembly
 from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.functional import functional_kinship
 
-__all__ = ["kinship", "table"]
+__all__ = ["kinship", "of_parents", "table"]
 
 
 def kinship(
@@ -60,6 +61,29 @@ def kinship(
         "probes": len(texts),
         "seconds": round(time.monotonic() - start, 3),
     }
+
+
+def of_parents(home: Path, probes: Path) -> dict[tuple[str, str], float | None]:
+    """
+    Functional kinship, of hidden states, of all who are parents of a home's merges; None where it
+    is undefined.
+
+    Raises:
+        KinshipError: A model cannot be had, or cannot be read with.
+    """
+    texts = read_texts(probes)
+    with home_models(home) as known:
+        merges = known.lineage.models("merge")
+        names = sorted({parent for merge in merges for parent in merge.parents})
+        found = [known.assembly(known.lineage.require(name)) for name in names]
+        if not found:
+            return {}
+        foundation = leaf_assembly(known.base_folder, known.recipes.base.name)
+        report = reporter(log_json=False, stream=sys.stderr)
+        with report.progress("read probes", len(texts) * (1 + len(found)), "texts") as advance:
+            kin = functional_kinship(foundation, found, texts, resolve_device("auto"), advance)
+    rows = plain(kin.hidden)
+    return {(names[i], names[j]): rows[i][j] for i, j in combinations(range(len(names)), 2)}
 
 
 @contextmanager
