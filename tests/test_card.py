@@ -114,6 +114,26 @@ def test_every_parent_stands_beside_the_child_with_intervals():
     ]
 
 
+def test_what_only_a_part_of_the_documents_says_is_told_so_with_how_many():
+    whole = {
+        ("validation", "add"): 256,
+        ("validation", "sort"): 400,
+        ("selection", "add_select"): 9,
+    }
+    scores = dict(FACTS.scores)
+    scores["demo/sort"] = (replace(result("demo/sort", "sort", 0.9), n=160),)
+    card = model_card(replace(FACTS, scores=scores, documents=whole))
+    assert "| add (version 1.0) | acc | 256 | 0.7000 (0.6804 to 0.7196) |" in card
+    assert "| sort (version 1.0) | acc | 256 of 400 | 0.8000 (0.7804 to 0.8196) |" in card
+    assert "| 0.9000 (0.8804 to 0.9196; 160 documents) |" in card
+    words = "Both are of the documents that were asked, not of all: as soon as they decide"
+    assert card.count(words) == 1
+    assert words not in model_card(FACTS)
+    names = {r.dataset_type: r.metric_name for r in ModelCard(card).data.eval_results}
+    assert names["sort"] == "acc (256 of 400 validation documents)"
+    assert names["add_select"] == "acc (256 selection documents)"
+
+
 def test_the_card_says_what_a_reader_needs_to_trust_or_repeat_it():
     text = " ".join(model_card(FACTS).split())
     for fact in (

@@ -1,6 +1,7 @@
 """`estimate` times the base and says what lies ahead; nothing is started."""
 
 import json
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from documented import leaves, tables
 from kinship_daemon import config, startup
 from kinship_daemon.cli import estimate as estimate_command
 from kinship_daemon.cli import run
-from kinship_daemon.estimate import Estimate, estimate_lines
+from kinship_daemon.estimate import Estimate, Shares, estimate_lines
 from kinship_daemon.evaluate.timing import Probe
 from kinship_daemon.execute import site
 from kinship_daemon.home import Home
@@ -81,12 +82,34 @@ def test_limits_of_a_day_make_days():
     probe = Probe(
         {"selection": 100, "validation": 200}, {"selection": 1800.0, "validation": 3600.0}, 64
     )
-    found = Estimate(6, 10 * 10**9, 60 * 10**9, 70 * 10**9, 3, probe)
+    found = Estimate(6, 10 * 10**9, 60 * 10**9, 70 * 10**9, 3, probe, 3)
     said = dict(estimate_lines(given, found))
     assert said["download"] == (
         "at most 60.0 GB: 10.0 GB each, 20.0 GB a day: 3.0 days at the day's limit"
     )
-    assert said["founders"] == "about 3.0 hours to evaluate all: 3.0 days at the day's limit"
-    assert said["merges"] == (
-        "3 in the first generation: about 90.0 minutes, and 4.5 hours if all are judged"
+    assert said["founders"] == "at most 3.0 hours to evaluate all: 3.0 days at the day's limit"
+    assert said["merges"] == "3 in the first generation: at most 7.5 hours, all judged"
+    saving = replace(found, shares=Shares(founders=0.7, merges=0.8, judged=0.4))
+    said = dict(estimate_lines(given, saving))
+    assert said["founders"].endswith("; about 2.1 hours expected, for not all are asked all")
+    assert said["merges"].endswith(
+        ", all judged; about 3.6 hours expected, for not all are asked all"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "all_asked"),
+    [
+        ([], set()),
+        (["evaluate.race=false"], {"founders", "merges"}),
+        (["gate.strict=true"], {"founders", "merges", "judged"}),
+        (["policy.use=greedy-soup"], {"founders", "merges"}),
+    ],
+)
+def test_where_everyone_is_asked_everything_nothing_less_is_expected(
+    changes, all_asked, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(estimate_command, "base_here", lambda _: None)  # nothing is timed
+    given = config.load(base="demo", home=tmp_path / "home", overrides=changes)
+    shares = asdict(estimate_command.estimated(given).shares)
+    assert {name for name, share in shares.items() if share == 1} == all_asked

@@ -8,7 +8,7 @@ from scipy import stats
 
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.evaluate.e_value import e_value
-from kinship_daemon.evaluate.evidence import evidence, sign_flip
+from kinship_daemon.evaluate.evidence import evidence, sign_flip, units
 
 SIZES = (634, 660, 409)
 
@@ -113,9 +113,13 @@ def test_questions_about_one_text_are_one_witness():
     texts = np.repeat(np.arange(20), 10)
     differences = np.repeat(np.where(np.arange(20) < 4, 1.0, 0.0), 10)
     assert evidence([differences]).p < 1e-6
-    assert evidence([differences], clusters=[texts]).p == pytest.approx(1 / 16)
-    apart = np.arange(200)
-    assert evidence([differences], clusters=[apart]) == evidence([differences])
+    found = evidence([units(differences, texts)])
+    assert found.p == pytest.approx(1 / 16)
+    assert found.gain == pytest.approx(differences.mean())
+    assert (units(differences, np.arange(200)) == differences).all()
+    # Of texts with unlike many questions, too, the mean is that over questions.
+    uneven = np.array([0, 0, 0, 1, 2, 2])
+    assert units(np.arange(6.0), uneven).mean() == pytest.approx(2.5)
 
 
 def test_one_document_is_too_few():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kinship_daemon.errors import KinshipError
-from kinship_daemon.evaluate.gate import judge, judge_at_looks
+from kinship_daemon.evaluate.gate import Undecided, judge, judge_at_looks
 from kinship_daemon.evaluate.looks import chance_of_crossing
 from kinship_daemon.evaluate.scoring import Look
 from kinship_daemon.evaluate.verdict import few_documents, life_words, verdict_words
@@ -264,7 +264,7 @@ def test_a_merge_far_ahead_passes_early_and_what_comes_later_has_no_say():
     for asked in range(40, 401, 40):
         known = [[score("add", values[:asked])] for values in (child, parent)]
         found = judge_at_looks(known[0], {"p": known[1]}, looks, **LOOKED)
-        assert found == (None if asked < verdict.n else verdict)
+        assert found == (Undecided(looks[asked // 40], ("p",)) if asked < verdict.n else verdict)
 
 
 def test_a_merge_that_could_hardly_pass_is_given_up_only_where_that_is_wanted():
@@ -312,3 +312,59 @@ def test_looks_keep_what_the_level_promises():
         given = [score("add", child)], {"p": [score("add", parent)]}, at(200, 20)
         passed += judge_at_looks(*given, **rules).passed
     assert passed / 400 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_each_comparison_ends_at_a_look_of_its_own_and_the_hardest_comes_first():
+    rng = np.random.default_rng(2)
+    child, easy = drawn(rng, 0.5, 400), drawn(rng, 0.2, 400)
+    hard = np.where(rng.random(400) < 0.3, True, child)
+    better = [score("add", np.where(rng.random(400) < 0.3, True, hard))]
+    looks = at(400, 40)
+    known = {"hard": [score("add", hard)], "easy": []}
+    given_up = judge_at_looks([score("add", child)], known, looks, **LOOKED)
+    assert (given_up.passed, given_up.p, given_up.against) == (False, 1.0, "hard")
+    alone = judge_at_looks(better, {"hard": known["hard"]}, looks, **LOOKED)
+    assert alone.passed
+    # Only what beats the hardest is held against the next, who is asked from the first look on.
+    for asked in range(0, 400, 40):
+        known["easy"] = [score("add", easy[:asked])] if asked else []
+        verdict = judge_at_looks(better, known, looks, **LOOKED)
+        if verdict == alone:
+            break
+        assert verdict == Undecided(looks[asked // 40], ("easy",))
+    assert 0 < asked < alone.n
+
+
+def test_the_one_that_comes_later_may_still_be_the_one_that_is_not_beaten():
+    rng = np.random.default_rng(3)
+    child = drawn(rng, 0.6, 400)
+    others = {
+        "first": [score("add", drawn(rng, 0.3, 400))],
+        "second": [score("add", np.where(rng.random(400) < 0.2, True, child))],
+    }
+    verdict = judge_at_looks([score("add", child)], others, at(400, 40), **LOOKED)
+    assert (verdict.passed, verdict.against) == (False, "second")
+
+
+def test_documents_of_one_cluster_are_one_witness_under_either_gate():
+    """Of 400 documents, 20 questions asked twenty times each: four of them prove nothing."""
+    right_now = np.repeat(np.arange(20) < 4, 20)
+    clusters = {"add": [20 * (document // 20) for document in range(400)]}
+    answers = {
+        split: ([score("add", right_now, split=split)], [score("add", 0 * right_now, split=split)])
+        for split in ("validation", "selection")
+    }
+    child, parent = ([row for pair in answers.values() for row in pair[n]] for n in (0, 1))
+    apart = judge(child, {"p": parent}, **RULES)
+    together = judge(child, {"p": parent}, **RULES, clusters=clusters)
+    assert (apart.passed, together.passed) == (True, False)
+    assert together.p == pytest.approx(1 / 16)
+    assert (together.gain, together.n) == (pytest.approx(apart.gain), 400)
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+    looked = judge_at_looks(child, {"p": parent}, at(400, 400), **LOOKED, clusters=clusters)
+    assert (looked.passed, looked.n) == (False, 400)
+    strict = RULES | {"strict": True}
+    assert judge(child, {"p": parent}, **strict).passed
+    assert not judge(child, {"p": parent}, **strict, clusters=clusters).passed
+    with pytest.raises(KinshipError, match=r"documents of task 'add' are all of one cluster$"):
+        judge(child, {"p": parent}, **RULES, clusters={"add": [0] * 400})

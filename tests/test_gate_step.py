@@ -16,6 +16,7 @@ from small_lineage import finetune, merge, open_lineage, score
 
 FOUNDERS = {"a": 0.50, "b": 0.55, "c": 0.40}
 PAIR = ("demo/a", "demo/b")
+HARDEST_FIRST = ("demo/b", "demo/a")
 DOCUMENTS = 4
 TASKS = Settings.of(Evaluate(selection=["add"], validation=["add"], chunk=2), 0).but(
     documents={"validation": {"add": TaskDocuments(digest="d", count=2 * DOCUMENTS)}}
@@ -75,13 +76,13 @@ def test_a_merge_is_held_against_its_parents_and_the_best_published_before(home)
     born(home, "m1", 0.6)
     born(home, "m2", 0.7)
     born(home, "m3", 0.8)
-    assert families(home) == {name: list(PAIR) for name in ("m1", "m2", "m3")}
+    assert families(home) == {name: list(HARDEST_FIRST) for name in ("m1", "m2", "m3")}
     judged(home, "m1")
-    assert families(home) == {"m2": [*PAIR, "m1"], "m3": [*PAIR, "m1"]}
+    assert families(home) == {"m2": ["m1", *HARDEST_FIRST], "m3": ["m1", *HARDEST_FIRST]}
     judged(home, "m2", passed=False)
-    assert families(home) == {"m3": [*PAIR, "m1"]}
+    assert families(home) == {"m3": ["m1", *HARDEST_FIRST]}
     with_parents_alone(home)
-    assert families(home) == {"m3": list(PAIR)}
+    assert families(home) == {"m3": list(HARDEST_FIRST)}
 
 
 def test_one_that_did_worse_than_what_is_published_is_not_judged_and_explain_says_so(home):
@@ -95,7 +96,7 @@ def test_one_that_did_worse_than_what_is_published_is_not_judged_and_explain_say
     told = explain(home.lineage, "m2")
     assert "not judged: its selection score 0.6000 is not above 0.7000 of m1, which passed" in told
     with_parents_alone(home)
-    assert families(home) == {"m2": list(PAIR)}
+    assert families(home) == {"m2": list(HARDEST_FIRST)}
 
 
 def test_what_may_never_be_published_need_not_be_beaten(home):
@@ -104,7 +105,7 @@ def test_what_may_never_be_published_need_not_be_beaten(home):
     born(home, "m1", 0.7, parents=("demo/a", "demo/secret"))
     born(home, "m2", 0.8)
     judged(home, "m1")
-    assert families(home) == {"m2": list(PAIR)}
+    assert families(home) == {"m2": list(HARDEST_FIRST)}
 
 
 def test_what_goes_wrong_over_one_familys_past_is_about_its_merge_alone(home, monkeypatch):
@@ -126,7 +127,7 @@ def test_nobodys_turn_comes_before_an_earlier_merge_is_scored(home):
     born(home, "m2", 0.8)
     assert families(home) == {}
     home.lineage.move_model("m1", "quarantine", reason="no", cause="world")
-    assert families(home) == {"m2": list(PAIR)}
+    assert families(home) == {"m2": list(HARDEST_FIRST)}
 
 
 def test_verdicts_are_given_in_order_whoever_was_validated_first(home):
@@ -141,7 +142,7 @@ def test_verdicts_are_given_in_order_whoever_was_validated_first(home):
     judged(home, "m1")
     second = next(plan)
     assert second.model == "m2"
-    assert second.inputs["others"] == ["sha256:a", "sha256:b", "recipe:m1"]
+    assert second.inputs["others"] == ["recipe:m1", "sha256:b", "sha256:a"]
 
 
 def test_one_whose_parent_has_another_name_by_now_keeps_its_turn(home):
@@ -162,9 +163,9 @@ def test_what_is_published_is_not_judged_again_under_other_settings(home):
     born(home, "m2", 0.8, generation=2)
     for name in ("m1", "m2"):
         judged(home, name, evaluation="of last year")
-    assert families(home) == {"m1": list(PAIR), "m2": [*PAIR, "m1"]}
+    assert families(home) == {"m1": list(HARDEST_FIRST), "m2": ["m1", *HARDEST_FIRST]}
     home.lineage.add_publication(Publication("m1", "us/m1", "1" * 40, "u"))
-    assert families(home) == {"m2": [*PAIR, "m1"]}
+    assert families(home) == {"m2": ["m1", *HARDEST_FIRST]}
 
 
 def test_a_changed_rule_counts_for_later_verdicts_alone_and_a_start_says_so(home):

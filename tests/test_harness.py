@@ -271,6 +271,23 @@ def test_documents_are_told_apart_by_what_they_ask_and_which_examples_they_are_s
     assert len({bare["plain"], shown["plain"], shown["same"]}) == 3
 
 
+def test_what_is_there_twice_and_what_asks_about_one_text_is_one_cluster(tmp_path):
+    folder, asked = tmp_path / "tasks", documents(10)
+    # As data sets have them: another number, and the same question and answer.
+    twice = [*asked[:4], asked[1], *asked[4:], asked[9]]
+    texts = [{**document, "text": "ab"[place > 3]} for place, document in enumerate(asked)]
+    numbered = [{"number": place, **document} for place, document in enumerate(twice)]
+    for name, made in {"once": asked, "twice": numbered, "texts": texts}.items():
+        lmtasks.probe(folder, name, made)
+    tasks = [Task(task="once"), Task(task="twice"), Task(task="texts", cluster="text")]
+    found = Harness(settings(folder, *tasks)).found["selection"]
+    assert found["once"].clusters == ()
+    assert found["twice"].clusters == (0, 1, 2, 3, 1, 5, 6, 7, 8, 9, 10, 10)
+    assert found["texts"].clusters == (0, 0, 0, 0, 4, 4, 4, 4, 4, 4)
+    with pytest.raises(UsageError, match=r"without a field 'txt' to cluster by; they have: .*text"):
+        Harness(settings(folder, Task(task="texts", cluster="txt")))
+
+
 def test_progress_counts_documents_to_the_end(tiny_base, tmp_path):
     folder = lmtasks.task(tmp_path / "tasks", "one", documents(20))
     lmtasks.task(folder, "two", documents(12, seed=3))

@@ -1,5 +1,6 @@
 """Who goes on at the end of a rung, and what becomes of who does not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from kinship_daemon.evaluate.settings import Answers, Evaluate, Settings, TaskDo
 from kinship_daemon.explain import explain
 from kinship_daemon.family import tree
 from kinship_daemon.steps import race, score, validate
-from kinship_daemon.steps.evaluation import Evaluated
+from kinship_daemon.steps.evaluation import Evaluated, tell_cut
 from kinship_daemon.steps.facts import _scored
 from kinship_daemon.steps.rungs import RUNGS
 from kinship_daemon.steps.scores import known_means
@@ -99,6 +100,19 @@ class Home:
 def home(tmp_path):
     with open_lineage(tmp_path / "lineage.db") as lineage:
         yield Home(lineage)
+
+
+def test_prompts_that_are_cut_are_told_of_the_task_and_once(home):
+    for name in "ab":
+        home.founder(name, 0.5)
+    cut = [Answers("add", "acc", "1", (), cut=30), Answers("sub", "acc", "1", ())]
+    for work in list(score.STEP.plan(home)):
+        tell_cut(home, work, cut)
+        made = scores([home.answer(work.inputs["weights"], [1, 2])], SETTINGS, "selection", "w")
+        named = [replace(each, weights=work.inputs["weights"]) for each in made]
+        score.STEP.commit(home.lineage, work, Evaluated(named, DAY, 0.0))
+    assert [kind for kind, _ in home.told] == ["warning"]
+    assert home.told[0][1].startswith("task 'add': 30 prompts are longer than what demo/a reads")
 
 
 FOUNDERS = {"a": 0.8, "b": 0.75, "c": 0.7, "d": 0.5, "e": 0.2}

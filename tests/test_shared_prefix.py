@@ -315,9 +315,19 @@ def test_greedy_texts_are_lm_evals(until, folder):
     assert ours.generate_until(writing(prompts, until=until)) == truth
     assert len(set(truth)) > 1
     assert ours.cost.computed < ours.cost.lm_eval
+    assert ours.cut == 0
     # Whatever was asked before, and where nothing is shared.
     single = [theirs.generate_until(writing([prompt], until=until), True)[0] for prompt in prompts]
     assert [ours.generate_until(writing([prompt], until=until))[0] for prompt in prompts] == single
+
+
+def test_prompts_of_texts_that_are_cut_are_cut_as_lm_eval_cuts_them_and_counted(tmp_path):
+    theirs, ours = both(model_folder("LlamaForCausalLM", tmp_path))
+    prompts = [question for question, _ in (*cut_from_the_left()[::4], *few_shot(choices=1)[:3])]
+    truth = theirs.generate_until(writing(prompts), disable_tqdm=True)
+    assert ours.generate_until(writing(prompts)) == truth
+    room = ours.max_length - 12
+    assert ours.cut == sum(len(ours.tok_encode(prompt)) > room for prompt in prompts) == 6
 
 
 def test_a_model_that_names_a_cache_of_its_own_shares_all_the_same(tmp_path):

@@ -1,5 +1,6 @@
 """Selection and validation never share a document, and the choice is seeded."""
 
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 import lmtasks
 from kinship_daemon.errors import UsageError
-from kinship_daemon.evaluate.settings import Settings, Task
+from kinship_daemon.evaluate.settings import Settings, Task, TaskDocuments
 from kinship_daemon.evaluate.split import chunks, documents
 
 
@@ -135,3 +136,27 @@ def test_the_two_splits_have_different_fingerprints():
 def test_impossible_settings_are_refused(change, words):
     with pytest.raises(UsageError, match=words):
         settings(**change).fingerprint("selection")
+
+
+@given(count=st.integers(8, 200), seed=st.integers(0, 9), size=st.integers(2, 4))
+def test_documents_of_one_cluster_follow_each_other_and_are_never_in_both_halves(count, seed, size):
+    clusters = [size * (document // size) for document in range(count)]
+    halves = [
+        pick(count, split, seed=seed, clusters=clusters) for split in ("selection", "validation")
+    ]
+    assert sorted(document for half in halves for document in half) == list(range(count))
+    texts = [[clusters[document] for document in half] for half in halves]
+    assert not set(texts[0]) & set(texts[1])
+    for half in texts:
+        assert len([text for text, _ in groupby(half)]) == len(set(half))
+    assert abs(len(halves[0]) - len(halves[1])) <= 2 * size
+
+
+def test_what_is_said_of_clusters_changes_the_fingerprint_only_where_there_are_some():
+    known = {"digest": "d", "count": 4}
+    plain, none, some = (
+        settings().but(documents={"selection": {"add": TaskDocuments(**known, **more)}})
+        for more in ({}, {"clusters": ()}, {"clusters": (0, 0, 2, 3)})
+    )
+    assert plain.fingerprint("selection") == none.fingerprint("selection")
+    assert plain.fingerprint("selection") != some.fingerprint("selection")

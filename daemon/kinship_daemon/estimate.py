@@ -11,6 +11,7 @@ from kinship_daemon.exclusion import excluded
 from kinship_daemon.hub.records import Hub
 from kinship_daemon.hub.triage import listed_refusal
 from kinship_daemon.report import amount
+from kinship_daemon.steps.rungs import no_race
 from kinship_daemon.steps.watch import rules_of
 from kinship_policies.policy import Member, Policy, Population
 
@@ -18,6 +19,27 @@ __all__ = ["Estimate", "estimate", "estimate_lines"]
 
 _MOST_MEMBERS = 100  # more founders make no first generation larger that anybody could afford
 _HOUR = 3600.0
+# Of the documents, the share that is asked with a race and with looks: of the simulated worlds the
+# one that asks more (docs/benchmarks.md).
+_FOUNDERS_RACED = 0.73
+_MERGES_RACED = 0.86
+_GIVEN_UP = 0.30
+_ACCEPTED_EARLY = 0.80
+
+
+@dataclass(frozen=True)
+class Shares:
+    """
+    Of all documents, about what is asked, in [0, 1].
+
+    Attributes:
+        founders: On selection; `merges` likewise.
+        judged: On validation, of a merge and of its parents.
+    """
+
+    founders: float = 1.0
+    merges: float = 1.0
+    judged: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,8 @@ class Estimate:
         merges: That the policy proposes first, were the founders' kinships all alike; None where
             it fails on such.
         probe: None where the base was not timed.
+        parents: Fine-tunes that these merges are made of.
+        shares: Of the documents, what the race and the looks are expected to leave.
     """
 
     founders: int
@@ -39,6 +63,8 @@ class Estimate:
     disk_bytes: int
     merges: int | None
     probe: Probe | None
+    parents: int = 0
+    shares: Shares = Shares()
 
 
 def estimate(
@@ -63,24 +89,40 @@ def estimate(
     )
     download = founders * model_bytes if hub.copies else 0
     disk = min(download + model_bytes, config.limits.disk_gb * 1e9) if hub.copies else 0
-    merges = _first_generation(policy, min(founders, _MOST_MEMBERS))
-    return Estimate(founders, model_bytes, download, round(disk), merges, found)
+    merges, parents = _first_generation(policy, min(founders, _MOST_MEMBERS))
+    shares = _shares(config, policy)
+    return Estimate(founders, model_bytes, download, round(disk), merges, found, parents, shares)
 
 
-def _first_generation(policy: Policy, founders: int) -> int | None:
-    """How many merges the policy proposes of so many fine-tunes, best first, alike in kinship."""
+def _shares(config: Config, policy: Policy) -> Shares:
+    raced = config.evaluate.race and no_race(config, policy) is None
+    looked = _GIVEN_UP if config.gate.futility else _ACCEPTED_EARLY
+    return Shares(
+        founders=_FOUNDERS_RACED if raced else 1.0,
+        merges=_MERGES_RACED if raced else 1.0,
+        judged=1.0 if config.gate.strict else looked,
+    )
+
+
+def _first_generation(policy: Policy, founders: int) -> tuple[int | None, int]:
+    """
+    How many merges the policy proposes of so many fine-tunes, and of how many of these.
+
+    They are best first, alike in kinship.
+    """
     names = [f"model-{number:03}" for number in range(founders)]
     members = tuple(Member(name, 0.9 - 0.001 * i) for i, name in enumerate(names))
     kinship = tuple(tuple(1.0 if i == j else 0.3 for j in range(founders)) for i in range(founders))
     try:
         decision = policy.propose(Population(1, members, kinship))
     except Exception:
-        return None
-    return sum(len(merge.variants()) for merge in decision.merges)
+        return None, 0
+    parents = {parent for merge in decision.merges for parent in merge.parents}
+    return sum(len(merge.variants()) for merge in decision.merges), len(parents)
 
 
 def estimate_lines(config: Config, found: Estimate) -> Iterator[tuple[str, str]]:
-    """What it says, and about what, for people."""
+    """What it says, and about what, for people: what it takes at most, and what is expected."""
     size = amount(found.model_bytes, "bytes")
     yield "founders", f"{found.founders:,} fine-tunes that no rule refuses at a glance"
     if found.download_bytes:
@@ -102,16 +144,25 @@ def estimate_lines(config: Config, found: Estimate) -> Iterator[tuple[str, str]]
         f"judged, {_time(validation)} on {found.probe.documents['validation']:,} more",
     )
     a_day = config.limits.eval_hours_per_day * _HOUR
-    all_founders = found.founders * selection
-    yield "founders", f"about {_time(all_founders)} to evaluate all: {_days(all_founders / a_day)}"
+    shares, all_founders = found.shares, found.founders * selection
+    yield (
+        "founders",
+        f"at most {_time(all_founders)} to evaluate all: {_days(all_founders / a_day)}"
+        + _expected(all_founders, all_founders * shares.founders),
+    )
     if found.merges is not None:
-        least, most = found.merges * selection, found.merges * (selection + validation)
+        asked, judged = found.merges * selection, (found.merges + found.parents) * validation
         yield (
             "merges",
-            f"{found.merges:,} in the first generation: about {_time(least)}, and "
-            f"{_time(most)} if all are judged",
+            f"{found.merges:,} in the first generation: at most {_time(asked + judged)}, all judged"
+            + _expected(asked + judged, asked * shares.merges + judged * shares.judged),
         )
     yield "timed", f"the base on {found.probe.asked:,} documents; a busy machine takes longer"
+
+
+def _expected(most: float, seconds: float) -> str:
+    """What is expected, where that is less."""
+    return f"; about {_time(seconds)} expected, for not all are asked all" if seconds < most else ""
 
 
 def _time(seconds: float) -> str:

@@ -54,23 +54,59 @@ def _run(folder: Path, rule: str) -> Path:
 
 
 def _documents(lineage: sqlite3.Connection) -> Row:
-    """What was asked, of all documents of the tasks that anyone was asked in."""
-    sizes = {part: len(exam("add", part)) for part in _PARTS}
-    asked, whole = dict.fromkeys(_PARTS, 0), dict.fromkeys(_PARTS, 0)
-    for part, tasks, documents in lineage.execute(
-        "SELECT split, count(*), sum(n) FROM scores GROUP BY split"
-    ):
-        asked[part], whole[part] = documents, tasks * sizes[part]
-    share = sum(asked.values()) / sum(whole.values())
+    """
+    What was asked, of all documents that the same run asks without looks and without a race.
+
+    Then everyone answers all of selection, and of validation every merge that did better there than
+    its parents, and they: so was it before, and all of them were judged.
+    """
+    asked = dict(lineage.execute("SELECT split, sum(n) FROM scores GROUP BY split").fetchall())
+    scored = _one(lineage, "SELECT count(*) FROM scores WHERE split = 'selection'")
+    before = {"selection": scored * len(exam(SKILLS[0], "selection"))}
+    size = len(SKILLS) * len(exam(SKILLS[0], "validation"))
+    before["validation"] = len(_promising(lineage)) * size
+    judged = "SELECT model FROM gates"
+    kin = f"SELECT parent FROM parents WHERE model IN ({judged})"
+    taking_part = _one(lineage, f"SELECT count(*) FROM ({judged} UNION {kin})") * size
+    share = sum(asked.values()) / sum(before.values())
+    of_these = sum(asked.values()) / (before["selection"] + taking_part)
     return Row(
-        work="the demo: documents asked, of all of whoever is evaluated",
+        work="the demo: documents asked, of what it asked before there were looks and a race",
         ours=" + ".join(f"{asked[part]:,} {part}" for part in _PARTS),
-        peer=" + ".join(f"{whole[part]:,}" for part in _PARTS),
+        peer=" + ".join(f"{before[part]:,}" for part in _PARTS),
         ratio=f"{share:.2f}",
         bar=f"<= {_ASKED}",
         verdict=verdict(share <= _ASKED),
-        facts={"asked": asked, "whole": whole},
+        notes=(
+            f"of all documents of those merges alone that are judged now, and of their parents: "
+            f"{of_these:.2f} ({before['selection']:,} + {taking_part:,})",
+        ),
+        facts={"asked": asked, "before": before, "taking_part": taking_part},
     )
+
+
+def _promising(lineage: sqlite3.Connection) -> set[int]:
+    """Merges that did better on selection than each of their parents, and these parents."""
+    means = dict(
+        lineage.execute(
+            "SELECT models.number, avg(score) FROM models JOIN scores USING (weights)"
+            " WHERE split = 'selection' GROUP BY models.number"
+        ).fetchall()
+    )
+    parents: dict[int, list[int]] = {}
+    for child, parent in lineage.execute("SELECT model, parent FROM parents"):
+        parents.setdefault(child, []).append(parent)
+    better = {
+        child: theirs
+        for child, theirs in parents.items()
+        if all(means[child] > means[parent] for parent in theirs)
+    }
+    return {*better, *(parent for theirs in better.values() for parent in theirs)}
+
+
+def _one(lineage: sqlite3.Connection, query: str) -> int:
+    (found,) = lineage.execute(query).fetchone()
+    return int(found)
 
 
 def _publications(

@@ -26,7 +26,7 @@ class Fate:
     Attributes:
         gain: Its true gain over its best parent; `over_all` that over all it was held against.
         level: That its p was held against.
-        asked: Share of its validation documents that were asked.
+        asked: Of its validation documents and of theirs whom it is compared with, the share asked.
     """
 
     gain: float
@@ -111,19 +111,35 @@ def _is_promising(born: Born, others: Sequence[Born]) -> bool:
 def _looked(
     born: Born, others: Sequence[Born], level: float, *, futility: bool
 ) -> tuple[float, float]:
-    """p, and the share of the documents that it took."""
-    differences = [_differences(born, other) for other in others]
+    """
+    p, and the share of the documents of all who take part that it took.
+
+    Each comparison has looks of its own, the best on selection first; who is given up is held
+    against nobody further.
+    """
+    hardest_first = sorted(others, key=lambda other: -other.score) if born.selection else others
+    found = []
+    for other in hardest_first:
+        found.append(_compared(_differences(born, other), level, futility=futility))
+        if found[-1][0] == 1:
+            break
+    shares = [share for _, share in found]
+    return max(p for p, _ in found), (max(shares) + sum(shares)) / (1 + len(others))
+
+
+def _compared(
+    differences: Sequence[Answers], level: float, *, futility: bool
+) -> tuple[float, float]:
     most = -np.inf
     for look in range(1, LOOKS + 1):
-        tau = look / LOOKS
-        seen = [_z(each, tau) for each in differences]
-        z = min(z for z, _ in seen)
+        tau, is_last = look / LOOKS, look == LOOKS
+        z, shares = _z(differences, tau)
         most = max(most, z * sqrt(tau))
-        crossed = _chance(most)
-        if crossed <= level or look == LOOKS:
-            flip = max(sign_flip(np.concatenate(shares)) for _, shares in seen)
-            if max(crossed, flip) <= level or look == LOOKS:
-                return max(crossed, flip), tau
+        p = _chance(most)
+        if p <= level or is_last:
+            p = max(p, sign_flip(np.concatenate(shares)))
+        if p <= level or is_last:
+            return p, tau
         if futility and is_futile(z, tau):
             return 1.0, tau
     raise AssertionError("the last look decides")

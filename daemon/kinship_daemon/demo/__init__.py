@@ -48,6 +48,7 @@ def defaults() -> dict[str, Any]:
             "validation": list(VALIDATION),
             "include_path": [str(TASKS)],
             "batch_size": 256,
+            "chunk": 40,  # a tenth of a validation task: ten looks
             "device": "cpu",
             "threads": 1,
             "time_limit_minutes": 5,

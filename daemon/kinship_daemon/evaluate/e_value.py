@@ -27,26 +27,36 @@ _MOST_LOSS = 0.95
 
 
 def e_value(
-    differences: Sequence[Floats], selection: Sequence[Floats], *, min_gain: float = 0.0
+    differences: Sequence[Floats],
+    selection: Sequence[Floats],
+    *,
+    min_gain: float = 0.0,
+    most: Sequence[float] | None = None,
 ) -> float:
     """
     E-value of the gain being above `min_gain`; every task weighs the same.
 
     Args:
-        differences: For each validation task, (documents,): child minus the other, in [-1, 1].
+        differences: For each validation task, (units,): child minus the other, by document, in
+            [-1, 1], or as `evidence.units`.
         selection: The same on the selection documents, which the stakes are chosen by: they must
             not depend on what the bet is about.
+        most: For each task, the largest difference that a unit can have; 1 by default.
 
     Raises:
         KinshipError: Scores are not between 0 and 1.
     """
-    if any(np.abs(values).max() > 1 for values in differences):
+    bounds = most or [1.0] * len(differences)
+    if any(np.abs(v).max() > bound + 1e-9 for v, bound in zip(differences, bounds, strict=True)):
         raise KinshipError("gate.strict takes tasks whose scores are between 0 and 1")
     total, tasks = sum(map(len, differences)), len(differences)
     bets = np.concatenate(
         [(values - min_gain) * total / (tasks * len(values)) for values in differences]
     )
-    worst = max((1 + min_gain) * total / (tasks * len(values)) for values in differences)
+    worst = max(
+        (bound + min_gain) * total / (tasks * len(values))
+        for values, bound in zip(differences, bounds, strict=True)
+    )
     scale = sqrt(total * _variance(differences, selection))
     end = 0.0
     for stake, share in zip(_STAKES, _SHARES, strict=True):

@@ -16,7 +16,7 @@ from scipy import stats
 
 from kinship_daemon.errors import KinshipError
 
-__all__ = ["Evidence", "evidence", "flip_chance", "sign_flip", "z_value"]
+__all__ = ["Evidence", "evidence", "flip_chance", "sign_flip", "units", "z_value"]
 
 Floats = NDArray[np.float64]
 
@@ -51,25 +51,19 @@ def evidence(
     *,
     min_gain: float = 0.0,
     seed: int = 0,
-    clusters: Sequence[NDArray[np.int64]] | None = None,
 ) -> Evidence:
     """
     One-sided test that the gain is above `min_gain`; every task weighs the same.
 
     Args:
-        differences: For each task, (documents,): child minus the other.
+        differences: For each task, (units,): child minus the other, by document or as `units`.
         seed: Of the random flips, where there are too many cases for the exact test.
-        clusters: For each task, (documents,): documents with one number, such as questions about
-            one text, stand or fall together; the cluster is then the unit.
 
     Raises:
         KinshipError: A task has fewer than two documents or clusters.
     """
     gain = sum(float(values.mean()) for values in differences) / len(differences)
-    shares = [
-        _shares(values - min_gain, None if clusters is None else clusters[place], len(differences))
-        for place, values in enumerate(differences)
-    ]
+    shares = [_shares(values - min_gain, len(differences)) for values in differences]
     stderr = float(np.sqrt(sum(len(x) * x.var(ddof=1) for x in shares)))
     flat = np.concatenate(shares)
     p = max(_normal(gain - min_gain, stderr), sign_flip(flat, seed))
@@ -83,7 +77,7 @@ def z_value(differences: Sequence[Floats], *, min_gain: float = 0.0) -> float:
     Args:
         differences: As of `evidence`.
     """
-    shares = [_shares(values - min_gain, None, len(differences)) for values in differences]
+    shares = [_shares(values - min_gain, len(differences)) for values in differences]
     excess = float(sum(x.sum() for x in shares))
     stderr = float(np.sqrt(sum(len(x) * x.var(ddof=1) for x in shares)))
     if stderr == 0:
@@ -93,19 +87,34 @@ def z_value(differences: Sequence[Floats], *, min_gain: float = 0.0) -> float:
 
 def flip_chance(differences: Sequence[Floats], *, min_gain: float = 0.0, seed: int = 0) -> float:
     """The sign-flip test of `evidence` alone."""
-    shares = [_shares(values - min_gain, None, len(differences)) for values in differences]
+    shares = [_shares(values - min_gain, len(differences)) for values in differences]
     return sign_flip(np.concatenate(shares), seed)
 
 
-def _shares(excess: Floats, clusters: NDArray[np.int64] | None, tasks: int) -> Floats:
+def units(values: Floats, clusters: NDArray[np.int64]) -> Floats:
+    """
+    What each cluster of documents says, weighed so that the mean stays that over documents.
+
+    Questions about one text, and one question that is there twice, stand or fall together: they
+    are one witness.
+
+    Args:
+        values: (documents,).
+        clusters: (documents,), the same number for those of one cluster.
+
+    Returns:
+        (clusters,)
+    """
+    _, unit = np.unique(clusters, return_inverse=True)
+    sums = np.asarray(np.bincount(unit, weights=values), dtype=np.float64)
+    return sums * (len(sums) / len(values))
+
+
+def _shares(excess: Floats, tasks: int) -> Floats:
     """What each unit of a task adds to the gain over all tasks, (units,)."""
-    shares = excess / (tasks * len(excess))
-    if clusters is not None:
-        _, unit = np.unique(clusters, return_inverse=True)
-        shares = np.asarray(np.bincount(unit, weights=shares), dtype=np.float64)
-    if len(shares) < 2:
-        raise KinshipError(f"a task has {len(shares)} documents to compare; two are needed")
-    return np.asarray(shares)
+    if len(excess) < 2:
+        raise KinshipError(f"a task has {len(excess)} documents to compare; two are needed")
+    return np.asarray(excess / (tasks * len(excess)))
 
 
 def _normal(excess: float, stderr: float) -> float:

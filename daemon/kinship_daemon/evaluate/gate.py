@@ -1,6 +1,7 @@
 """Whether a merge is better than its parents: the evidence, and the level that it must reach."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,13 @@ from scipy import stats
 
 from kinship_daemon.errors import KinshipError
 from kinship_daemon.evaluate.e_value import e_value
-from kinship_daemon.evaluate.evidence import evidence, flip_chance, z_value
+from kinship_daemon.evaluate.evidence import evidence, flip_chance, units, z_value
 from kinship_daemon.evaluate.looks import chance_of_crossing, is_futile
 from kinship_daemon.evaluate.scoring import Look
 from kinship_daemon.evaluate.verdict import verdict_words
 from kinship_storage.records import Score, Split
 
-__all__ = ["Verdict", "judge", "judge_at_looks"]
+__all__ = ["Undecided", "Verdict", "judge", "judge_at_looks"]
 
 _CONFIDENCE = 0.95
 # Elements that one batch of resamples may hold: about 16 MB of float64.
@@ -25,6 +26,9 @@ _BATCH_ELEMENTS = 2_000_000
 _SURELY = 12.0
 
 Floats = NDArray[np.float64]
+# By task: for each document, by its id, the first of those that it stands or falls with.
+Clusters = Mapping[str, Sequence[int]]
+_ALONE: Clusters = {}
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,20 @@ class Verdict:
     share: float = 1.0
 
 
+@dataclass(frozen=True)
+class Undecided:
+    """
+    More answers are needed.
+
+    Attributes:
+        look: Up to which the child is to answer.
+        others: Names of those who are, too; the rest need not yet.
+    """
+
+    look: Look
+    others: tuple[str, ...]
+
+
 def judge(
     child: Sequence[Score],
     others: Mapping[str, Sequence[Score]],
@@ -64,6 +82,7 @@ def judge(
     resamples: int,
     seed: int,
     strict: bool = False,
+    clusters: Clusters = _ALONE,
 ) -> Verdict:
     """
     Compare a child with each of the others on the validation documents, one by one.
@@ -77,22 +96,25 @@ def judge(
         min_gain: In units of the score (0.01 is one point of accuracy).
         resamples: Of the bootstrap that the interval comes from.
         strict: Judge by e-values; selection scores are needed, too.
+        clusters: Documents that count as one; tasks that are not named have none.
 
     Raises:
         KinshipError: Nothing to compare, or child and other answered different questions.
     """
     if not others:
         raise KinshipError("a merge without parents cannot be judged; name at least one parent")
-    known = {name: _paired(child, other, name) for name, other in sorted(others.items())}
+    known = {name: _paired(child, each, name, clusters) for name, each in sorted(others.items())}
     if strict:
-        before = {name: _paired(child, others[name], name, "selection") for name in known}
-        bets = {n: e_value(d, before[n], min_gain=min_gain) for n, d in known.items()}
+        before = {n: _paired(child, others[n], n, clusters, "selection") for n in known}
+        most = _most(child, clusters)
+        bets = {n: e_value(d, before[n], min_gain=min_gain, most=most) for n, d in known.items()}
         chances = {name: min(1.0, 1 / bet) if bet else 1.0 for name, bet in bets.items()}
     else:
         chances = {n: evidence(d, min_gain=min_gain, seed=seed).p for n, d in known.items()}
     # Of equal ones the least gain, then the first name.
     against = max(known, key=lambda name: (chances[name], -_mean_gain(known[name])))
-    return _verdict(against, known[against], chances[against], alpha, min_gain, resamples, seed)
+    rules = (alpha, min_gain, resamples, seed)
+    return _verdict(against, known[against], chances[against], *rules, n=_documents(child))
 
 
 def judge_at_looks(
@@ -105,46 +127,90 @@ def judge_at_looks(
     resamples: int,
     seed: int,
     futility: bool,
-) -> Verdict | None:
+    clusters: Clusters = _ALONE,
+) -> Verdict | Undecided:
     """
-    As `judge`, but at the first look that decides; None while more answers are needed.
+    As `judge`, but with each of the others at the first look that decides between the two.
 
     Accepted early is what is far enough ahead for a look so early, and given up what could hardly
-    pass at the end any more: its p is 1. What is answered beyond the look that decides has no say.
+    pass at the end any more: its p is 1, and it is held against nobody further. What is answered
+    beyond the look that decides has no say. Each comparison is a test of its own, and all must be
+    passed, so that the level holds.
 
     Args:
+        others: The one that is hardest to beat first.
         futility: Whether merges are given up.
+        clusters: As of `judge`.
 
     Raises:
         KinshipError: As `judge`.
     """
     if not others:
         raise KinshipError("a merge without parents cannot be judged; name at least one parent")
-    shares, most = tuple(look.share for look in looks), -math.inf
+    known: dict[str, _Compared] = {}
+    for name in others:
+        found = _compare(
+            child,
+            others[name],
+            name,
+            looks,
+            alpha=alpha,
+            min_gain=min_gain,
+            seed=seed,
+            futility=futility,
+            clusters=clusters,
+        )
+        if isinstance(found, Look):
+            return Undecided(found, (name,))
+        known[name] = found
+        if found.given_up:
+            break
+    against = max(sorted(known), key=lambda n: (known[n].p, -_mean_gain(known[n].differences)))
+    found = known[against]
+    rules = (alpha, min_gain, resamples, seed)
+    return _verdict(against, found.differences, found.p, *rules, n=found.n, share=found.share)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What the look that decided says of a child and another model."""
+
+    differences: list[Floats]
+    p: float
+    n: int
+    share: float
+    given_up: bool = False
+
+
+def _compare(
+    child: Sequence[Score],
+    other: Sequence[Score],
+    name: str,
+    looks: Sequence[Look],
+    *,
+    alpha: float,
+    min_gain: float,
+    seed: int,
+    futility: bool,
+    clusters: Clusters,
+) -> _Compared | Look:
+    """At the first look that decides; the look up to which more answers are needed."""
+    shares, furthest = tuple(look.share for look in looks), -math.inf
     for look in looks:
-        if not all(map(look.is_answered, (child, *others.values()))):
-            return None
+        if not (look.is_answered(child) and look.is_answered(other)):
+            return look
         mine = look.of(child)
-        known = {n: _paired(mine, look.of(other), n) for n, other in sorted(others.items())}
-        z = {name: z_value(values, min_gain=min_gain) for name, values in known.items()}
-        against = min(known, key=lambda name: (z[name], _mean_gain(known[name])))
-        # As simulated: the least sure comparison of every look, and of these the best look.
-        most = min(max(most, z[against] * math.sqrt(look.share)), _SURELY)
-        p, given_up, is_last = chance_of_crossing(most, shares), False, look is looks[-1]
+        differences = _paired(mine, look.of(other), name, clusters)
+        z = z_value(differences, min_gain=min_gain)
+        furthest = min(max(furthest, z * math.sqrt(look.share)), _SURELY)
+        p, is_last = chance_of_crossing(furthest, shares), look is looks[-1]
         if p <= alpha or is_last:
-            flips = {
-                name: flip_chance(values, min_gain=min_gain, seed=seed)
-                for name, values in known.items()
-            }
-            if max(flips.values()) > p:
-                against = max(flips, key=lambda name: flips[name])
-                p = flips[against]
-        elif futility and is_futile(z[against], look.share):
-            p, given_up = 1.0, True
-        if p <= alpha or is_last or given_up:
-            rules = (alpha, min_gain, resamples, seed)
-            return _verdict(against, known[against], p, *rules, share=look.share)
-    return None
+            p = max(p, flip_chance(differences, min_gain=min_gain, seed=seed))
+        if p <= alpha or is_last:
+            return _Compared(differences, p, _documents(mine), look.share)
+        if futility and is_futile(z, look.share):
+            return _Compared(differences, 1.0, _documents(mine), look.share, given_up=True)
+    raise KinshipError("there is no look at the answers; give at least one")
 
 
 def _verdict(
@@ -156,11 +222,11 @@ def _verdict(
     resamples: int,
     seed: int,
     *,
+    n: int,
     share: float = 1.0,
 ) -> Verdict:
     gain = _mean_gain(differences)
     low, high = _interval(differences, resamples, seed)
-    n = sum(len(values) for values in differences)
     passed = p <= alpha
     words = verdict_words(
         passed,
@@ -180,17 +246,48 @@ def _mean_gain(differences: Sequence[Floats]) -> float:
     return _gain(*differences, axis=0).item()
 
 
+def _documents(child: Sequence[Score]) -> int:
+    return sum(len(score.samples) for score in child if score.split == "validation")
+
+
 def _paired(
-    child: Sequence[Score], other: Sequence[Score], name: str, split: Split = "validation"
+    child: Sequence[Score],
+    other: Sequence[Score],
+    name: str,
+    clusters: Clusters,
+    split: Split = "validation",
 ) -> list[Floats]:
-    """Child minus other for each document of each task, tasks sorted."""
+    """Child minus other for each document, or cluster, of each task, tasks sorted."""
     mine, theirs = _of_split("the child", child, split), _of_split(name, other, split)
     if theirs.keys() != mine.keys():
         raise KinshipError(
             f"{name} was evaluated on {', '.join(sorted(theirs))} and the child on "
             f"{', '.join(sorted(mine))}; evaluate both on the same tasks"
         )
-    return [_differences(mine[task], theirs[task], task, name) for task in sorted(mine)]
+    found = []
+    for task in sorted(mine):
+        values = _differences(mine[task], theirs[task], task, name)
+        if together := _clusters(mine[task], clusters):
+            values = units(values, np.array(together))
+            if len(values) < 2:
+                raise KinshipError(f"the documents of task {task!r} are all of one cluster")
+        found.append(values)
+    return found
+
+
+def _clusters(score: Score, clusters: Clusters) -> list[int]:
+    """Of each of its documents, in order of their ids; empty where each stands for itself."""
+    of = clusters.get(score.task)
+    return [of[document] for document, _ in sorted(score.samples)] if of else []
+
+
+def _most(child: Sequence[Score], clusters: Clusters) -> list[float]:
+    """By task, the largest difference that a unit can have, tasks sorted."""
+    found = []
+    for _, score in sorted(_of_split("the child", child, "validation").items()):
+        sizes = Counter(_clusters(score, clusters))
+        found.append(max(sizes.values()) * len(sizes) / sizes.total() if sizes else 1.0)
+    return found
 
 
 def _of_split(name: str, scores: Sequence[Score], split: Split) -> Mapping[str, Score]:

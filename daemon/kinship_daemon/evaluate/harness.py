@@ -11,6 +11,7 @@ from lm_eval import evaluator
 from kinship_daemon.errors import KinshipError, ModelError, UsageError
 from kinship_daemon.evaluate.live import LiveModel
 from kinship_daemon.evaluate.model_slot import ModelSlot, is_out_of_memory, unusable
+from kinship_daemon.evaluate.scoring import split_order
 from kinship_daemon.evaluate.settings import (
     Answers,
     Cost,
@@ -22,7 +23,7 @@ from kinship_daemon.evaluate.settings import (
     Task,
     TaskDocuments,
 )
-from kinship_daemon.evaluate.split import chunks, documents
+from kinship_daemon.evaluate.split import chunks
 from kinship_daemon.evaluate.tasks import LoadedTask, load_tasks, seed_all
 from kinship_daemon.weights.materialise import Assembly
 from kinship_storage.records import Split
@@ -54,7 +55,10 @@ class Harness:
         splits: tuple[Split, ...] = get_args(Split)
         known = {
             spec: TaskDocuments(
-                digest=task.digest(settings.seed), count=task.documents, generates=task.generates
+                digest=task.digest(settings.seed),
+                count=task.documents,
+                generates=task.generates,
+                clusters=task.clusters(),
             )
             for spec, task in self._tasks.items()
         }
@@ -63,7 +67,7 @@ class Harness:
         }
         self.settings = settings.but(documents=self.found)
         self._documents = {
-            (spec, split): self._choose(spec, split)
+            (spec, split): split_order(self.settings, split, spec)
             for split in splits
             for spec in settings.tasks(split)
         }
@@ -132,16 +136,6 @@ class Harness:
 
             self._vllm = ModelSlot(self.settings, VllmModel.of)
         return self._vllm.load(assembly)
-
-    def _choose(self, spec: Task, split: Split) -> tuple[int, ...]:
-        return documents(
-            spec.task,
-            self._tasks[spec].documents,
-            split,
-            shared=self.settings.shared(spec.task),
-            limit=self.settings.limit,
-            seed=self.settings.seed,
-        )
 
     def _samples(
         self, live: Live, task: LoadedTask, chunk: Sequence[int]

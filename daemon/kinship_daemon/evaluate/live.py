@@ -163,6 +163,20 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval ships no types
         self.cut += len(whole) > self.max_length + 1
         return whole[-(self.max_length + 1) : -1]
 
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As lm-eval's, which cuts prompts of texts to be written; they are counted."""
+        tokens, real = super().tok_batch_encode(strings, padding_side, None, truncation)
+        if left_truncate_len:
+            self.cut += int((real.sum(dim=1) > left_truncate_len).sum())
+            tokens, real = tokens[:, -left_truncate_len:], real[:, -left_truncate_len:]
+        return tokens, real
+
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any
     ) -> torch.Tensor:

@@ -31,8 +31,8 @@ LOOKS = 10
 EQUAL: Shares = tuple(look / LOOKS for look in range(1, LOOKS + 1))
 # What a test without looks asks for at 2.5 %.
 _GOAL = 1.959963984540054
-# Of merges that did better on selection, 35 to 39 % of the documents are then asked, and 5 to 7
-# points of power are lost; at a tenth 44 to 45 %, and 2 to 4 points (docs/benchmarks.md).
+# Where all comparisons shared their looks, 35 to 39 % of the documents were asked so, and 5 to 7
+# points of power lost; at a tenth 44 to 45 %, and 2 to 4 points (docs/benchmarks.md).
 _LEAST_CHANCE = 0.2
 # Below so many standard deviations nothing is left; points of the grid above it.
 _FLOOR = -8.0

@@ -26,7 +26,7 @@ from kinship_storage.records import Score, Split
 if TYPE_CHECKING:
     from kinship_daemon.weights.materialise import Assembly
 
-__all__ = ["Look", "in_order", "looks", "missing", "score_split", "scores"]
+__all__ = ["Look", "in_order", "looks", "missing", "score_split", "scores", "split_order"]
 
 
 def missing(
@@ -42,7 +42,7 @@ def missing(
     there = {score.task: {document for document, _ in score.samples} for score in known}
     found = {}
     for task in settings.tasks(split):
-        order = _order(settings, split, task)
+        order = split_order(settings, split, task)
         if look is not None:
             order = _upto(order, look, settings.chunk)
         answered = there.get(task.task, set())
@@ -90,7 +90,7 @@ def looks(
     Args:
         numbers: Which of the ten, ascending.
     """
-    orders = {task.task: _order(settings, split, task) for task in settings.tasks(split)}
+    orders = {task.task: split_order(settings, split, task) for task in settings.tasks(split)}
     least = sum(1 / len(order) for order in orders.values())
     found: dict[float, Look] = {}
     for number in numbers:
@@ -109,15 +109,18 @@ def in_order(
     return [
         np.array([known[document] for document in order if document in known], dtype=np.float64)
         for task in settings.tasks(split)
-        for order, known in [(_order(settings, split, task), there.get(task.task, {}))]
+        for order, known in [(split_order(settings, split, task), there.get(task.task, {}))]
     ]
 
 
-def _order(settings: Settings, split: Split, task: Task) -> tuple[int, ...]:
+def split_order(settings: Settings, split: Split, task: Task) -> tuple[int, ...]:
+    """The documents of a task that a split has, as they are asked."""
+    found = settings.documents[split][task.task]
     return documents(
         task.task,
-        settings.documents[split][task.task].count,
+        found.count,
         split,
+        clusters=found.clusters,
         shared=settings.shared(task.task),
         limit=settings.limit,
         seed=settings.seed,

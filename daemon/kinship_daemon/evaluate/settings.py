@@ -125,6 +125,8 @@ class Task(Section):
     """Which of the task's filters; the first by default."""
     num_fewshot: int | None = Field(None, ge=0)
     """Examples shown before the question; the task's own number by default."""
+    cluster: str | None = None
+    """A field of its documents, such as the text that they ask about: equal ones count as one."""
 
 
 def _as_task(value: object) -> object:
@@ -153,11 +155,14 @@ class TaskDocuments(Section):
         digest: Of all that they say.
         count: Their ids are 0 to count - 1.
         generates: Whether the answer is text that the model writes.
+        clusters: For each document the first of those that it stands or falls with: that say the
+            same, or ask about the same; empty where each stands for itself.
     """
 
     digest: str
     count: int
     generates: bool = False
+    clusters: tuple[int, ...] = ()
 
 
 # By split and task.
@@ -326,12 +331,13 @@ class Settings(Evaluate):
             "split": split,
             "tasks": sorted(
                 [
-                    json.dumps([task.model_dump(), self.shared(task.task)])
+                    json.dumps([_as_before(task.model_dump(), "cluster"), self.shared(task.task)])
                     for task in self.tasks(split)
                 ]
             ),
             "documents": {
-                task: found.model_dump(exclude={"generates"}) for task, found in documents.items()
+                task: _as_before(found.model_dump(exclude={"generates"}), "clusters")
+                for task, found in documents.items()
             },
             "limit": self.limit,
             "seed": self.seed,
@@ -351,6 +357,11 @@ class Settings(Evaluate):
             facts["backend"] = f"vllm {vllm_version()}"
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _as_before(facts: dict[str, Any], added: str) -> dict[str, Any]:
+    """Without a key that came later, where it says nothing: scores from before it still count."""
+    return facts if facts[added] else {key: v for key, v in facts.items() if key != added}
 
 
 @cache

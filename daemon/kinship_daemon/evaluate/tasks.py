@@ -77,6 +77,40 @@ class LoadedTask:
                 found.update(f"{json.dumps(document, skipkeys=True, default=_plain)}\n".encode())
         return found.hexdigest()[:32]
 
+    def clusters(self) -> tuple[int, ...]:
+        """
+        As of `TaskDocuments`: by the field that the user named, or those that say the same.
+
+        Raises:
+            UsageError: A document has no such field.
+        """
+        first: dict[str, int] = {}
+        found = tuple(
+            first.setdefault(self._cluster(document), number)
+            for number, document in enumerate(self.harness.eval_docs)
+        )
+        return found if len(first) < len(found) else ()
+
+    def _cluster(self, document: Mapping[str, Any]) -> str:
+        field = self.spec.cluster
+        if field is None:
+            return json.dumps(_said(self.harness, document), default=_plain)
+        if field not in document:
+            raise UsageError(
+                f"task {self.spec.task!r} has documents without a field {field!r} to cluster by; "
+                f"they have: {', '.join(map(str, document))}"
+            )
+        return json.dumps(document[field], default=_plain)
+
+
+def _said(harness: lm_eval_task.Task, document: Mapping[str, Any]) -> list[object]:
+    """Question, choices and answer as the harness reads them, without what only tells it apart."""
+    try:
+        choices = harness.doc_to_choice(document) if harness.get_config("doc_to_choice") else None
+        return [harness.doc_to_text(document), choices, harness.doc_to_target(document)]
+    except Exception:  # a task of another make; it is told apart by all that it holds
+        return [dict(document)]
+
 
 def load_tasks(settings: Settings) -> Mapping[Task, LoadedTask]:
     """

@@ -29,7 +29,8 @@ class CardFacts:
         licence: Normalised, see `licence.most_restrictive`.
         base_models: Repos for the front matter: parents that can be found on the hub, and in
             place of an unpublished parent its own ancestors that can.
-        scores: The merge's and every parent's, by id.
+        scores: The merge's and every parent's, by id, on the documents that each was asked.
+        documents: How many there are in all, by split and task.
         verdict: The gate's, in words.
         family: All its ancestors.
         called: What models are called where others can find them, by id: their repo, or the id of
@@ -67,6 +68,7 @@ class CardFacts:
     made_file: str = "recipe.yml"
     collapsed_file: str = "mergekit_config.yml"
     factors_file: str = "factors.csv"
+    documents: Mapping[tuple[Split, str], int] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     hub_url: str | None = None
 
@@ -112,13 +114,13 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "tags": ["merge", "mergekit", "kinship-daemon"],
     }
-    if results := [_index_entry(row) for row in _of(facts, facts.model.id)]:
+    if results := [_index_entry(facts, row) for row in _of(facts, facts.model.id)]:
         name = facts.repo.rpartition("/")[2]
         front["model-index"] = [{"name": name, "results": results}]
     return front
 
 
-def _index_entry(row: Score) -> dict[str, Any]:
+def _index_entry(facts: CardFacts, row: Score) -> dict[str, Any]:
     return {
         "task": {"type": "text-generation", "name": "Text Generation"},
         "dataset": {"type": row.task, "name": row.task, "split": row.split},
@@ -126,7 +128,7 @@ def _index_entry(row: Score) -> dict[str, Any]:
             {
                 "type": row.metric,
                 "value": round(row.score, 6),
-                "name": f"{row.metric} ({row.split} documents)",
+                "name": f"{row.metric} ({_asked(facts, row)} {row.split} documents)",
             }
         ],
     }
@@ -152,8 +154,8 @@ def _verdict(facts: CardFacts) -> str:
     if facts.verdict is None:
         return "It was published without a gate."
     return (
-        "The gate holds a merge against all that it must be better than, its parents first, on the "
-        f"same validation documents. It {facts.verdict}."
+        "The gate holds a merge against all that it must be better than, document by document, "
+        f"until the answers decide. It {facts.verdict}."
     )
 
 
@@ -167,8 +169,8 @@ def _results(facts: CardFacts, split: Split) -> str:
     if not own:
         return ""
     rows = [
-        [_versioned(row), row.metric, str(row.n)]
-        + [_interval(scores.get((model, row.task, row.metric))) for model in models]
+        [_versioned(row), row.metric, _asked(facts, row)]
+        + [_interval(scores.get((model, row.task, row.metric)), row.n) for model in models]
         for row in own
     ]
     title = {
@@ -177,7 +179,28 @@ def _results(facts: CardFacts, split: Split) -> str:
     }[split]
     parents = [facts.name(parent) for parent in facts.model.parents]
     header = ["task", "metric", "documents", f"**{facts.model.id}**", *parents]
-    return f"{title}\n\n{_table(header, rows)}\n\nScore, and its 95 % interval."
+    return f"{title}\n\n{_table(header, rows)}\n\n{_meaning(facts, split, scores.values())}"
+
+
+def _meaning(facts: CardFacts, split: Split, rows: Iterable[Score]) -> str:
+    """What the numbers of a table are."""
+    said = "Score, and its 95 % interval."
+    if all(row.n >= facts.documents.get((split, row.task), row.n) for row in rows):
+        return said
+    why = {
+        "validation": (
+            "as soon as they decide the gate asks no more, so a gain that passed early is on "
+            "average a little larger here than on all of them, and intervals do not allow for that"
+        ),
+        "selection": "who could hardly be among the best any more was asked no further",
+    }[split]
+    return f"{said} Both are of the documents that were asked, not of all: {why}."
+
+
+def _asked(facts: CardFacts, row: Score) -> str:
+    """On how many documents of how many a score was taken."""
+    total = facts.documents.get((row.split, row.task), row.n)
+    return f"{row.n:,}" if row.n >= total else f"{row.n:,} of {total:,}"
 
 
 def _versioned(row: Score) -> str:
@@ -192,12 +215,15 @@ def interval(row: Score) -> tuple[float, float] | None:
     return (max(0.0, low), min(1.0, high)) if 0 <= row.score <= 1 else (low, high)
 
 
-def _interval(row: Score | None) -> str:
-    """Score and interval."""
+def _interval(row: Score | None, documents: int) -> str:
+    """Score and interval; on how many documents where it is not so many."""
     if row is None:
         return "-"
     ends = interval(row)
-    return f"{row.score:.4f}" + ("" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})")
+    said = [] if ends is None else [f"{ends[0]:.4f} to {ends[1]:.4f}"]
+    if row.n != documents:
+        said.append(f"{row.n:,} documents")
+    return f"{row.score:.4f}" + (f" ({'; '.join(said)})" if said else "")
 
 
 def _tree(facts: CardFacts) -> str:

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import get_args
 
 from kinship_daemon.context import Context
+from kinship_daemon.evaluate.scoring import looks
 from kinship_daemon.evaluate.settings import harness_versions
 from kinship_daemon.evaluate.verdict import few_documents, life_words, verdict_words
 from kinship_daemon.hub.card import CardFacts
@@ -42,6 +43,7 @@ def card_facts(context: Context, model: Model, repo: str) -> CardFacts:
         licence=terms.licence or "unknown",
         base_models=tuple(dict.fromkeys(_on_hub(context, model))),
         scores={each.id: _scores(context, each) for each in (model, *parents)},
+        documents=_documents(context),
         verdict=_verdict(context, model),
         family=tuple(family),
         called={each.id: called(context.lineage, each) for each in family},
@@ -137,6 +139,15 @@ def _scores(context: Context, model: Model) -> tuple[Score, ...]:
     return tuple(
         row for split in get_args(Split) for row in scores(context, model, split, samples=False)
     )
+
+
+def _documents(context: Context) -> dict[tuple[Split, str], int]:
+    settings = context.evaluators.known(context.settings)
+    return {
+        (split, task): len(ids)
+        for split in get_args(Split)
+        for task, ids in looks(settings, split)[-1].documents.items()
+    }
 
 
 def _on_hub(context: Context, model: Model) -> list[str]:

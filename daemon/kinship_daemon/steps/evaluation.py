@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from kinship_daemon.errors import (
     WorkerDied,
 )
 from kinship_daemon.evaluate.scoring import Look, missing, scores
-from kinship_daemon.evaluate.settings import Settings, Task
+from kinship_daemon.evaluate.settings import Answers, Settings, Task
 from kinship_daemon.execute.evaluation import Answered
 from kinship_daemon.report import Advance
 from kinship_daemon.steps.assemblies import ingredients, is_here
@@ -222,6 +222,8 @@ class _Batch:
                 self.begin(later)
             if asking.documents:
                 found = self._context.evaluators.result(key)
+                if found.evaluation is not None:
+                    tell_cut(self._context, work, found.evaluation.answers)
                 self._watch(key, asking.count, asking.count)  # also where it was done before
         finally:
             self._context.files.release(key)
@@ -296,6 +298,27 @@ class _Batch:
         self._done[key] = done
         left = len(self._works) - len(self._counts)
         self._advance(more, sum(self._counts.values()) + left * total)
+
+
+def tell_cut(context: Context, work: Work, answers: Iterable[Answers]) -> None:
+    """
+    Say of a task that its prompts are longer than what models here read.
+
+    Of the first model that is asked: the others read as much, and none of them is to blame.
+    """
+    lineage, settings = context.lineage, work.inputs["settings"]
+    if lineage.mean_scores(work.inputs["split"], settings) or lineage.partials(settings):
+        return
+    for each in answers:
+        if each.cut:
+            context.report.event(
+                "warning",
+                f"task {each.task!r}: {each.cut} prompts are longer than what {work.model} reads, "
+                "and lose their beginning, of which examples come first; fewer num_fewshot or "
+                "another task would work",
+                task=each.task,
+                cut=each.cut,
+            )
 
 
 def _check_hours(context: Context) -> None:

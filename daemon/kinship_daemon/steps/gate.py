@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from kinship_daemon.context import Context
-from kinship_daemon.steps.judgement import can_be_asked, judged, judgement, rules_of
+from kinship_daemon.evaluate.gate import Undecided, Verdict
+from kinship_daemon.steps.judgement import judged, judgement, rules_of, to_answer
 from kinship_daemon.steps.scores import parents_of
 from kinship_daemon.steps.step import Step, Work
 from kinship_daemon.steps.validate import families
@@ -24,8 +25,10 @@ def _plan(context: Context) -> Iterator[Work]:
     """
     rules = rules_of(context)
     for child, others in families(context):
-        if judgement(context, child, others, rules) is None:
-            if not can_be_asked(context, (child, *others), rules):
+        verdict = judgement(context, child, others, rules)
+        if isinstance(verdict, Undecided):
+            lacking = to_answer(context, child, others, verdict)
+            if any(model.status != "admitted" for model in lacking):
                 continue  # there will be no fair comparison
             return
         inputs = {
@@ -44,7 +47,7 @@ def _run(context: Context, work: Work) -> Gate:
     own = {parent.weights: parent for parent in parents_of(context, child)}
     others = [own.get(w) or lineage.by_weights(w)[0] for w in work.inputs["others"]]
     verdict = judgement(context, child, others, rules)
-    assert verdict is not None, "only what is decided is planned"
+    assert isinstance(verdict, Verdict), "only what is decided is planned"
     told = asdict(verdict)
     settings = {**rules, "share": told.pop("share")}
     test = len(judged(lineage)) + 1

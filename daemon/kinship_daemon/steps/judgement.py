@@ -7,14 +7,14 @@ from typing import Any
 
 from kinship_daemon.context import Context
 from kinship_daemon.evaluate.discovery import Judged, e_lond, saffron
-from kinship_daemon.evaluate.gate import Verdict, judge, judge_at_looks
+from kinship_daemon.evaluate.gate import Undecided, Verdict, judge, judge_at_looks
 from kinship_daemon.evaluate.scoring import Look, looks
 from kinship_daemon.steps.leaves import source
 from kinship_daemon.steps.scores import scores
 from kinship_storage.lineage import Lineage
 from kinship_storage.records import Model, Split
 
-__all__ = ["can_be_asked", "judged", "judgement", "rules_of", "unanswered"]
+__all__ = ["judged", "judgement", "rules_of", "to_answer"]
 
 
 def rules_of(context: Context) -> dict[str, Any]:
@@ -45,28 +45,25 @@ def _looks(context: Context, rules: Mapping[str, Any]) -> tuple[Look, ...]:
     return found[-1:] if rules["strict"] else found
 
 
-def unanswered(
-    context: Context, models: Sequence[Model], rules: Mapping[str, Any]
-) -> tuple[Look | None, list[Model]]:
-    """The first look for which not all of them have answered, and who has not."""
-    answers = [(model, scores(context, model, "validation")) for model in models]
-    for look in _looks(context, rules):
-        if lacking := [model for model, known in answers if not look.is_answered(known)]:
-            return look, lacking
-    return None, []
-
-
-def can_be_asked(context: Context, models: Sequence[Model], rules: Mapping[str, Any]) -> bool:
-    """Whether all who have still to answer are in use, if only under another name."""
-    _, lacking = unanswered(context, models, rules)
-    sources = (source(context.lineage, model.weights or "") for model in lacking)
-    return all(model.status == "admitted" for model in sources)
+def to_answer(
+    context: Context, child: Model, others: Sequence[Model], open_: Undecided
+) -> list[Model]:
+    """Whom a verdict on the child waits for, under the names by which their bytes are in use."""
+    wanted = [child, *(model for model in others if model.id in open_.others)]
+    lacking = [m for m in wanted if not open_.look.is_answered(scores(context, m, "validation"))]
+    weights = sorted({model.weights or "" for model in lacking})
+    return [source(context.lineage, each) for each in weights]
 
 
 def judgement(
     context: Context, child: Model, others: Sequence[Model], rules: Mapping[str, Any]
-) -> Verdict | None:
-    """The verdict on a merge; None while more answers are needed."""
+) -> Verdict | Undecided:
+    """
+    The verdict on a merge, if its answers give one.
+
+    Args:
+        others: The one that is hardest to beat first.
+    """
     past = judged(context.lineage)
     both: tuple[Split, ...] = ("validation", "selection") if rules["strict"] else ("validation",)
     answers = {
@@ -74,11 +71,13 @@ def judgement(
         for model in (child, *others)
     }
     own = answers.pop(child.id)
-    given = {key: rules[key] for key in ("min_gain", "resamples", "seed")}
+    known = context.evaluators.known(context.settings).documents
+    clusters = {name: found.clusters for tasks in known.values() for name, found in tasks.items()}
+    given = {key: rules[key] for key in ("min_gain", "resamples", "seed")} | {"clusters": clusters}
     at = _looks(context, rules)
     if not rules["strict"]:
         alpha = saffron(past, rules["fdr"])
         return judge_at_looks(own, answers, at, alpha=alpha, futility=rules["futility"], **given)
     if not all(map(at[-1].is_answered, (own, *answers.values()))):
-        return None
+        return Undecided(at[-1], tuple(answers))
     return judge(own, answers, alpha=e_lond(past, rules["fdr"]), strict=True, **given)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kinship_daemon.context import Context
 from kinship_daemon.errors import planning
+from kinship_daemon.evaluate.gate import Verdict
 from kinship_daemon.steps.evaluation import Evaluated, evaluate, record, together, work_for
-from kinship_daemon.steps.judgement import judgement, rules_of, unanswered
-from kinship_daemon.steps.leaves import source
+from kinship_daemon.steps.judgement import judgement, rules_of, to_answer
 from kinship_daemon.steps.publish import kept_back
 from kinship_daemon.steps.rungs import partials
 from kinship_daemon.steps.score import unscored
@@ -51,6 +51,8 @@ def _beaten(context: Context, child: Model, known: Mapping[str, float]) -> list[
     """
     Its parents, and the best merge before, where it did better than all of these; else nobody.
 
+    The best of them on selection comes first: it is the hardest to beat.
+
     Args:
         known: Mean selection scores by weights.
     """
@@ -59,7 +61,9 @@ def _beaten(context: Context, child: Model, known: Mapping[str, float]) -> list[
     if best is not None and best.id not in child.parents:
         others.append(best)
     theirs = [known.get(each.weights or "") for each in others]
-    return others if is_promising(known[child.weights or ""], theirs) else []
+    if not is_promising(known[child.weights or ""], theirs):
+        return []
+    return sorted(others, key=lambda each: known[each.weights or ""], reverse=True)
 
 
 def is_promising(score: float, others: Sequence[float | None]) -> bool:
@@ -107,14 +111,13 @@ def _plan(context: Context) -> Iterator[Work]:
     rules = rules_of(context)
     for child, others in families(context):
         with planning(child.id):
-            if judgement(context, child, others, rules) is not None:
+            verdict = judgement(context, child, others, rules)
+            if isinstance(verdict, Verdict):
                 return
-            look, lacking = unanswered(context, (child, *others), rules)
-            weights = sorted({model.weights or "" for model in lacking})
-            sources = [source(context.lineage, each) for each in weights]
-        if look is None or any(model.status != "admitted" for model in sources):
+            lacking = to_answer(context, child, others, verdict)
+        if any(model.status != "admitted" for model in lacking):
             continue  # one of them cannot be evaluated: there is no fair comparison
-        works = [work_for(context.settings, model, "validation", look) for model in sources]
+        works = [work_for(context.settings, m, "validation", verdict.look) for m in lacking]
         yield from together(context, "validate", context.settings, works)
         return
 
