@@ -151,8 +151,9 @@ def test_one_whose_parent_has_another_name_by_now_keeps_its_turn(home):
     born(home, "m2", 0.8, parents=("demo/b", "demo/c"))
     home.lineage.add_model(finetune("renamed", weights="sha256:a"))
     home.lineage.move_model("demo/a", "refuse", reason="its bytes are renamed's", cause="world")
-    for weights in ("sha256:b", "sha256:c", "recipe:m1", "recipe:m2"):
-        scored(home.lineage, weights, 0.5, split="validation")
+    for weights in ("sha256:b", "sha256:c", "recipe:m2"):
+        scored(home.lineage, weights, 0.2, split="validation")
+    scored(home.lineage, "recipe:m1", 0.9, split="validation")  # beats b, and waits for a
     assert list(gate.STEP.plan(home)) == []
     home.lineage.move_model("demo/renamed", "refuse", reason="gone", cause="world")
     assert [work.model for work in gate.STEP.plan(home)] == ["m2"]
