@@ -20,7 +20,7 @@ from kinship_daemon.web.app import PAGES
 from kinship_daemon.web.serving import served
 
 DOCS = Path(__file__).parents[1] / "docs"
-CARD = {"viewport": {"width": 1080, "height": 580}, "device_scale_factor": 1.5}
+CARD = {"viewport": {"width": 1080, "height": 604}, "device_scale_factor": 1.5}
 SCREENS = {
     "desk": {"viewport": {"width": 1280, "height": 860}},
     "dark": {"viewport": {"width": 1280, "height": 860}, "color_scheme": "dark"},
