@@ -158,7 +158,7 @@ def test_the_levels_meaning_over_the_homes_life_is_told_of_verdicts_that_have_on
 def test_few_documents_are_said():
     assert few_documents([score("add", right(0.5, 200))]) is None
     few = [score("add", right(0.5, 300)), score("max", right(0.5, 199))]
-    assert few_documents(few).startswith("max has only 199 validation documents")
+    assert few_documents(few).startswith("Of max only 199 validation documents say so")
     assert few_documents([score("add", right(0.5, 10), split="selection")]) is None
 
 

@@ -327,7 +327,8 @@ def test_prompts_of_texts_that_are_cut_are_cut_as_lm_eval_cuts_them_and_counted(
     truth = theirs.generate_until(writing(prompts), disable_tqdm=True)
     assert ours.generate_until(writing(prompts)) == truth
     room = ours.max_length - 12
-    assert ours.cut == sum(len(ours.tok_encode(prompt)) > room for prompt in prompts) == 6
+    assert ours.cut == sum(len(ours.tok_encode(prompt)) > room for prompt in prompts)
+    assert 0 < ours.cut < len(prompts)
 
 
 def test_a_model_that_names_a_cache_of_its_own_shares_all_the_same(tmp_path):

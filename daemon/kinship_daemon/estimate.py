@@ -23,7 +23,7 @@ _HOUR = 3600.0
 # one that asks more (docs/benchmarks.md).
 _FOUNDERS_RACED = 0.73
 _MERGES_RACED = 0.86
-_GIVEN_UP = 0.30
+_GIVEN_UP = 0.35
 _ACCEPTED_EARLY = 0.80
 
 

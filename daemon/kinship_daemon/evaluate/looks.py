@@ -31,9 +31,10 @@ LOOKS = 10
 EQUAL: Shares = tuple(look / LOOKS for look in range(1, LOOKS + 1))
 # What a test without looks asks for at 2.5 %.
 _GOAL = 1.959963984540054
-# Where all comparisons shared their looks, 35 to 39 % of the documents were asked so, and 5 to 7
-# points of power lost; at a tenth 44 to 45 %, and 2 to 4 points (docs/benchmarks.md).
-_LEAST_CHANCE = 0.2
+# Of merges that did better on selection, and of those they are held against, 32 to 35 % of the
+# documents are then asked, and 2 to 5 points of power are lost; at a fifth 28 to 29 %, and 4 to 9
+# points (docs/benchmarks.md).
+_LEAST_CHANCE = 0.1
 # Below so many standard deviations nothing is left; points of the grid above it.
 _FLOOR = -8.0
 _POINTS = 401
@@ -85,7 +86,7 @@ def predictive_chance(z: float, tau: float, goal: float = _GOAL) -> float:
 
 
 def is_futile(z: float, tau: float) -> bool:
-    """Whether to ask no more: the chance of a significant end is under a fifth."""
+    """Whether to ask no more: the chance of a significant end is under a tenth."""
     return predictive_chance(z, tau) < _LEAST_CHANCE
 
 

@@ -59,14 +59,14 @@ def life_words(verdict: Gate) -> str | None:
 
 
 def few_documents(scores: Sequence[Score]) -> str | None:
-    """What a task with few validation documents may hide; None where all have enough."""
+    """What a task may hide of which few documents were asked; None where all have enough."""
     few = [s for s in scores if s.split == "validation" and s.n < FEW_DOCUMENTS]
     if not few:
         return None
     least = min(few, key=lambda score: (score.n, score.task))
     return (
-        f"{least.task} has only {least.n} validation documents. With fewer than {FEW_DOCUMENTS} in "
-        "a task, a loss that is rare and large may not show"
+        f"Of {least.task} only {least.n} validation documents say so. With fewer than "
+        f"{FEW_DOCUMENTS} in a task, a loss that is rare and large may not show"
     )
 
 
