@@ -14,7 +14,7 @@ import sys
 
 import warm_workers
 from kinship_daemon import child_process, scheduler, startup  # noqa: F401 - imported for the forks
-from kinship_daemon.cli import app, run  # noqa: F401
+from kinship_daemon.cli import app, daemon  # noqa: F401
 from kinship_daemon.errors import KinshipError
 from wide_world import impatient
 

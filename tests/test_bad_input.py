@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,6 +177,13 @@ def test_an_unknown_base_names_the_nearest(monkeypatch, capfd):
     assert result.code == 2
     assert "mistral-7b" in result.err
     assert result.err.count("\n") == 1
+    assert re.fullmatch(r"\S+ start: loading\n", result.out)
+
+
+def test_a_run_tells_of_its_start_before_what_is_slow_is_imported():
+    code = "import sys, kinship_daemon.cli.run; print({'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_base_that_the_hub_does_not_have_is_named(tiny_hub, home):

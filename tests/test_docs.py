@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,35 @@ def test_exclude(demo_home):
     compare("exclude --format json", printed("exclude", "--home", demo_home, "--format", "json"))
 
 
+def test_what_acts_says_what_it_did(family, tmp_path):
+    """On a copy of its own: it is changed."""
+    home, there = tmp_path / "home", ("--home", tmp_path / "home", "--format", "json")
+    shutil.copytree(family, home)
+    ended = printed("stop", *there)
+    compare("stop --format json", ended)
+    assert ended["pid"] is None
+    kept = printed("backup", tmp_path / "kept.db", *there)
+    compare("backup --format json", kept)
+    opened = printed("retry", "demo/odd", *there)
+    compare("retry --format json", opened)
+    assert opened == {"models": ["demo/odd"], "jobs": []}
+    restored = printed("restore", kept["file"], *there)
+    compare("restore --format json", restored)
+    assert Path(restored["kept"]).is_file()
+
+
+def test_notify_test(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("notify: {use: {webhook: {url: 'http://127.0.0.1:9/'}}}\n")
+    asked = ["notify", "test", "--config", str(file), "--format", "json"]
+    result = CliRunner().invoke(app, asked)
+    found = json.loads(result.stdout)
+    compare("notify test --format json", found)
+    assert found[0]["name"] == "webhook"
+    assert found[0]["fault"]
+    assert result.exit_code != 0
+
+
 def test_config_show_is_the_configuration():
     shown = printed("config", "show", "--base", "demo", "--format", "json")
     assert shown == config.load(base="demo").model_dump(mode="json")
@@ -285,9 +315,14 @@ def test_every_command_that_reads_a_home_finds_it_by_its_folder_base_or_config(d
         if any(getattr(each, "help", None) == "The home's folder." for each in params)
     }
     assert {"status", "explain", "retry", "export", "verify", "replay"} <= set(reads)
+    assert {"merge", "backup", "restore"} <= set(reads)
+    reads["kinship"] = {option for each in commands["kinship"] for option in each.opts}
     for name, options in reads.items():
         assert {"--home", "--base", "--config"} <= options, name
     assert printed("status", "--config", file, "--format", "json")["home"] == str(demo_home)
+    pair = ["demo/add", "model-1-1", "--format", "json"]
+    by_config = printed("kinship", *pair, "--config", file)
+    assert by_config["matrix"] == printed("kinship", *pair, "--home", demo_home)["matrix"]
 
 
 def test_simulate():
@@ -298,10 +333,12 @@ def test_simulate():
 def test_every_command_that_writes_json_has_a_section():
     written = set()
     for name in app.list_commands(None):
-        for option in app.get_command(None, name).params:
-            if "--json" in option.opts or "json" in getattr(option.type, "choices", ()):
-                written.add(name)
-    assert written == set(re.findall(r"^## kinship-daemon ([a-z]+) ", PAGE, re.M))
+        chosen = app.get_command(None, name)
+        for part in (chosen, *getattr(chosen, "commands", {}).values()):
+            for option in part.params:
+                if "--json" in option.opts or "json" in getattr(option.type, "choices", ()):
+                    written.add(name)
+    assert written - {"config"} == set(re.findall(r"^## kinship-daemon ([a-z]+) ", PAGE, re.M))
 
 
 def test_every_option_shown_is_one_of_its_command():

@@ -10,13 +10,15 @@ import pytest
 import command
 from documented import leaves, tables
 from kinship_daemon import config, startup
+from kinship_daemon.cli import daemon
 from kinship_daemon.cli import estimate as estimate_command
-from kinship_daemon.cli import run
+from kinship_daemon.cli.options import load_config
 from kinship_daemon.estimate import Estimate, Shares, estimate_lines
 from kinship_daemon.evaluate.timing import Probe
 from kinship_daemon.execute import site
 from kinship_daemon.home import Home
 from kinship_daemon.report import JsonReporter
+from small_lineage import fill, open_lineage
 
 PAGE = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
 
@@ -43,6 +45,32 @@ def test_the_demo_is_timed_and_no_home_is_made(call, tmp_path):
     assert leaves(found, known) == known
 
 
+def test_a_home_alone_says_which_base_is_meant(call, tmp_path):
+    home = tmp_path / "home"
+    with startup.opened(config.load(base="demo", home=home), JsonReporter(StringIO())):
+        pass
+    few = ["--set", "evaluate.limit=8", "--format", "json"]
+    result = call("--home", home, *few)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["founders"] == 5
+    assert load_config(None, home=home) == config.load(base="demo", home=home)
+    other = load_config(None, home=home, base="org/base")
+    assert (other.base, other.hub) == ("org/base", "https://huggingface.co")
+
+
+def test_a_homes_base_is_on_the_homes_hub(tiny_hub, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    with open_lineage(home / "lineage.db") as lineage:
+        fill(lineage)
+        lineage.put("hub", "https://hub.example.org")
+    found = load_config(None, home=home)
+    assert (found.base, found.hub) == ("demo/base", "https://hub.example.org")
+    file = tmp_path / "config.yaml"
+    file.write_text(f"home: {home}\nhub: {tiny_hub}\n")
+    assert load_config(file).hub == str(tiny_hub)
+
+
 def test_while_a_daemon_has_the_device_nothing_is_timed(call, tmp_path):
     with Home(tmp_path / "home").hold():
         found = call("--base", "demo", "--home", tmp_path / "home")
@@ -64,7 +92,7 @@ def test_a_dry_run_times_the_base_in_the_worker_that_is_there(
     given = config.load(base="demo", home=tmp_path / "home", overrides=["evaluate.limit=8"])
     report = JsonReporter(out)
     with startup.opened(given, report, check_evaluation=True, dry_run=True) as d:
-        run.tell_estimate(d)
+        daemon.tell_estimate(d)
     assert "a model: about" in out.getvalue()
     assert len(begun) == 1  # to see whether the base can be asked
 

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from kinship_daemon import layout
-from kinship_daemon.cli import app
+from kinship_daemon.cli import app, kinship
 from kinship_daemon.explain import explain
 from kinship_daemon.family import tree
 from kinship_daemon.layout import compared, fitted, shortened
@@ -42,6 +42,23 @@ def test_the_lines_of_a_sentence_stand_under_each_other(monkeypatch, capsys):
     monkeypatch.setattr(layout, "columns", lambda: 20)
     layout.echo_hanging("evolution  ", "it goes on and on")
     assert capsys.readouterr().out == "evolution  it goes\n           on and on\n"
+
+
+@pytest.mark.parametrize("count", [3, 14])
+def test_kinships_fit_names_shorter_first_then_fewer_columns(count, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"organisation-{'long-' * 20}{i}/model-{i}" for i in range(count)]
+    matrix = [[1.0] * count] * count
+    mean = {"matrix": matrix, "mean": 1.0}
+    told = {"base": "org/base", "metric": "pcc", "models": names, **mean}
+    numbers = {"parameters": 9, "bytes_read": 0, "seconds": 0.0}
+    parts = [{"name": f"model.{'layers.' * 20}{i}.weight", "parameters": 9, **mean} for i in "ab"]
+    kinship._table({**told, **numbers, "tensors": parts})
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("odel-") >= count  # the ends, where names differ, are there
+    assert ("6 of 14 columns fit; --format json or csv gives all\n" in text) == (count == 14)
+    assert ("the first 6 of 91 columns are" in text) == (count == 14)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 from kinship_daemon import report
@@ -44,6 +45,23 @@ def test_a_terminal_shows_tables_and_names_with_brackets_as_they_are():
         advance(10)
     for text in ("a[b] + c", "generation 1", "model-1-1", "└── founders", "fetch [x]"):
         assert text in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "codes"),
+    [
+        ("quarantine", {}, "31"),
+        ("refused", {}, "33"),
+        ("gate", {"passed": False}, "33"),
+        ("gate", {"passed": True}, "36"),
+        ("warning", {}, "1;35"),
+        ("merge", {}, "36"),
+    ],
+)
+def test_what_went_wrong_has_a_colour_of_its_own(kind, facts, codes):
+    out = io.StringIO()
+    report.RichReporter(Console(file=out, force_terminal=True)).event(kind, "m1", **facts)
+    assert f"\x1b[{codes}m{kind:>10}\x1b" in out.getvalue()
 
 
 def test_a_long_step_may_be_within_another_on_a_terminal():

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from command import call, start
+from kinship_daemon import curves
 from kinship_daemon.simulation import evolutions_by, processes
 from kinship_policies.policy import Decision, Proposal
 from kinship_policies.registry import make
@@ -286,6 +288,13 @@ def test_both_know_the_same_children_under_one_seed():
 
 
 # The command
+
+
+@pytest.mark.parametrize(("generations", "marker"), [(1, "o"), (2, "None")])
+def test_a_single_generation_is_a_point_for_a_line_would_not_be_seen(generations, marker):
+    axes = Figure().subplots()
+    curves._band(axes, np.arange(generations), np.ones((1, generations)), "a", "red", "-", 0, 1.6)
+    assert axes.lines[0].get_marker() == marker
 
 
 def test_the_same_command_gives_the_same_bytes(simulate, tmp_path):

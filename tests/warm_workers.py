@@ -21,7 +21,7 @@ from kinship_daemon import child_process
 from kinship_daemon.cli import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
-_IMPORTED = ("evaluate.harness", "policy_process", "cli.run", "scheduler", "startup")
+_IMPORTED = ("evaluate.harness", "policy_process", "cli.daemon", "cli.run", "scheduler", "startup")
 
 
 def warm() -> None:

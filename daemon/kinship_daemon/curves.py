@@ -116,7 +116,7 @@ def _explain(left: Axes, right: Axes, runs: Sequence[Run], *, levels: bool) -> N
         right.set_title(bands, fontsize=8, color="0.35", loc="left")
     _saturated_line(right)
     right.set(xlabel="generation", ylabel="mean kinship of the top")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in (left, right):
         axes.grid(color="0.92", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -162,7 +162,11 @@ def _band(
     if not len(known):
         axes.plot([], [], color=colour, linestyle=dash, label=label)
         return
-    axes.plot(x, known.mean(0), color=colour, linestyle=dash, linewidth=width, label=label)
+    (line,) = axes.plot(
+        x, known.mean(0), color=colour, linestyle=dash, linewidth=width, label=label
+    )
+    if len(x) == 1:  # a line through one point is nothing to see
+        line.set(marker="o", markersize=3 * width)
     if len(known) > 1:
         low, high = _interval(known, seed)
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)

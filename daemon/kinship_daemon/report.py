@@ -125,8 +125,9 @@ class RichReporter:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def event(self, kind: str, message: str, **_facts: Any) -> None:
-        colour = _COLOURS.get(kind, "cyan")
+    def event(self, kind: str, message: str, **facts: Any) -> None:
+        refused = kind == "gate" and not facts.get("passed")
+        colour = _COLOURS.get("refused" if refused else kind, "cyan")
         self._console.print(f"[{colour}]{kind:>10}[/] {escape(one_line(message))}", highlight=False)
 
     @contextmanager

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from kinship_daemon.cli.options import find_home_of, home_options, now, open_lineage
+from kinship_daemon.cli.options import (
+    echo_json,
+    find_home_of,
+    format_option,
+    home_options,
+    now,
+    open_lineage,
+)
 from kinship_daemon.durable import sync
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.home import Home, state_directory
@@ -25,7 +32,10 @@ _LOGS = ("-wal", "-shm")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @home_options
-def backup_command(file: Path | None, force: bool, home: Path | None, base: str | None) -> None:
+@format_option()
+def backup_command(
+    file: Path | None, force: bool, home: Path | None, base: str | None, form: str
+) -> None:
     """
     Copy the lineage to FILE, by default a new one in the home's folder `backups`.
 
@@ -52,13 +62,17 @@ def backup_command(file: Path | None, force: bool, home: Path | None, base: str 
             raise KinshipError(
                 f"cannot write {target}: {error.strerror}; name a file in a folder you may write to"
             ) from error
-    click.echo(f"{target}: {found.lineage} as it is now, checked")
+    if form == "json":
+        echo_json({"file": str(target), "lineage": str(found.lineage)})
+    else:
+        click.echo(f"{target}: {found.lineage} as it is now, checked")
 
 
 @click.command("restore")
 @click.argument("file", type=click.Path(path_type=Path))
 @home_options
-def restore_command(file: Path, home: Path | None, base: str | None) -> None:
+@format_option()
+def restore_command(file: Path, home: Path | None, base: str | None, form: str) -> None:
     """
     Put the backup FILE in the lineage's place; the old one is kept under another name.
 
@@ -83,6 +97,11 @@ def restore_command(file: Path, home: Path | None, base: str | None) -> None:
         except OSError as error:
             raise KinshipError(f"cannot restore {found.lineage}: {error.strerror}") from error
     decisions = 0 if last is None else last.number
+    if form == "json":
+        old = None if kept is None else str(kept)
+        facts = {"lineage": str(found.lineage), "models": models, "decisions": decisions}
+        echo_json({**facts, "kept": old})
+        return
     click.echo(
         f"{found.lineage}: {count(models, 'model')}, {count(decisions, 'decision')}, from {file}"
     )

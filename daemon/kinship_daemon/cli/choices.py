@@ -14,7 +14,13 @@ from pydantic import BaseModel
 
 from kinship_daemon import config as configuration
 from kinship_daemon import demo
-from kinship_daemon.cli.options import config_options, echo_json, format_option, home_options
+from kinship_daemon.cli.options import (
+    config_options,
+    echo_json,
+    format_option,
+    home_options,
+    load_config,
+)
 from kinship_daemon.config import Config
 from kinship_daemon.errors import UsageError
 from kinship_daemon.home import find_home, state_directory
@@ -39,7 +45,7 @@ def _show(
     config_file: Path | None, overrides: tuple[str, ...], form: str, **flags: str | None
 ) -> None:
     """The effective configuration: defaults, file, flags, --set."""
-    config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
+    config = load_config(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
     if form == "json":
         echo_json(config.model_dump(mode="json"))
     else:

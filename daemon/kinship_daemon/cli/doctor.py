@@ -14,11 +14,10 @@ from pathlib import Path
 import click
 import torch
 
-from kinship_daemon import config as configuration
 from kinship_daemon import demo
 from kinship_daemon.base_model import known_base
 from kinship_daemon.bugs import bugs_noted
-from kinship_daemon.cli.options import config_options, echo_json, format_option, now
+from kinship_daemon.cli.options import config_options, echo_json, format_option, load_config, now
 from kinship_daemon.config import Config
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.evaluate.task_files import TaskFiles
@@ -77,7 +76,7 @@ def doctor_command(
     **flags: str | None,
 ) -> None:
     """Device, memory, disk, hub, token, versions. Exit 3 if something would stop a run."""
-    config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
+    config = load_config(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
     bad, lines = 0, []
     for good, what, found in chain(_look(config), _estimate(config) if timed else ()):
         bad += good is False

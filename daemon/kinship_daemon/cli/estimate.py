@@ -9,9 +9,8 @@ from pathlib import Path
 
 import click
 
-from kinship_daemon import config as configuration
 from kinship_daemon import demo
-from kinship_daemon.cli.options import config_options, echo_json, format_option, now
+from kinship_daemon.cli.options import config_options, echo_json, format_option, load_config, now
 from kinship_daemon.config import Config
 from kinship_daemon.estimate import Estimate, estimate, estimate_lines
 from kinship_daemon.evaluate.evaluator import open_evaluator
@@ -48,7 +47,7 @@ def estimate_command(
     It times the base on a few documents, if the base is here and no daemon is at work on its home;
     it starts and fetches nothing else.
     """
-    config = configuration.load(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
+    config = load_config(config_file, overrides=overrides, **flags)  # type: ignore[arg-type]
     found = estimated(config, fetch=fetch)
     if form == "json":
         echo_json(asdict(found))

@@ -11,10 +11,9 @@ from typing import Any
 
 import click
 
-from kinship_daemon import config as configuration
 from kinship_daemon.cli.ledger import check_adapter
 from kinship_daemon.cli.of_home import home_models
-from kinship_daemon.cli.options import config_options
+from kinship_daemon.cli.options import config_options, load_config
 from kinship_daemon.config import Config
 from kinship_daemon.evaluate.evaluator import open_evaluator
 from kinship_daemon.evaluate.scoring import missing, scores
@@ -53,7 +52,7 @@ def evaluate_command(
 
     It is a folder or a hub id; with --home, also the name of a model of that home.
     """
-    config = configuration.load(config_file, overrides=overrides, **flags)
+    config = load_config(config_file, overrides=overrides, **flags)
     settings = evaluation_settings(config)
     assembly = _assembly(model, config)
     report = reporter(log_json=False, stream=sys.stderr)

@@ -12,11 +12,12 @@ from typing import Any
 
 import click
 
-from kinship_daemon.cli.figures import cell, matrix_and_mean, plain, short
+from kinship_daemon.cli.figures import cell, matrix_and_mean, plain, short, triangle
 from kinship_daemon.cli.ledger import descendants
 from kinship_daemon.cli.of_home import home_models
 from kinship_daemon.cli.options import find_model
 from kinship_daemon.device import resolve_device
+from kinship_daemon.layout import echo_hanging
 from kinship_daemon.models import find_base, find_models
 from kinship_daemon.report import reporter
 from kinship_daemon.weights.activations import read_texts
@@ -120,14 +121,13 @@ def table(result: Mapping[str, Any]) -> None:
     """For people."""
     names = short(result["models"])
     (base,) = short([result["base"]])
-    width = max(map(len, names))
     for words, key, mean in (
         ("hidden states", "matrix", "mean"),
         ("answers", "answers", "answers_mean"),
     ):
-        click.echo(f"functional kinship, {words}: r of how they depart from {base}")
-        for i, (name, row) in enumerate(zip(names, result[key], strict=True)):
-            click.echo(f"{name:<{width}}  " + "  ".join(cell(x) for x in row[: i + 1]))
+        echo_hanging("", f"functional kinship, {words}: r of how they depart from {base}")
+        for line in triangle(names, result[key]):
+            click.echo(line)
         if len(names) > 2:
             click.echo(f"mean over pairs {cell(result[mean])}")
     click.echo(f"{result['probes']:,} probes, {result['seconds']:.1f} s")

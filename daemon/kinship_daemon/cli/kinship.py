@@ -13,10 +13,11 @@ from typing import Any, cast
 import click
 import torch
 
-from kinship_daemon.cli.figures import cell, matrix_and_mean, short
+from kinship_daemon.cli.figures import cell, fit, matrix_and_mean, short, triangle
 from kinship_daemon.cli.ledger import calculation_option, device_option, hub_option, ledger_of
 from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import UsageError
+from kinship_daemon.layout import columns, echo_hanging, shortened
 from kinship_daemon.models import find_base, find_models
 from kinship_daemon.report import amount
 from kinship_daemon.weights.gram import Ledger
@@ -45,6 +46,12 @@ FUNCTIONAL = "functional"
     "--home",
     type=click.Path(path_type=Path),
     help="MODELS are those of this home: its ledger knows their kinship.",
+)
+@click.option(
+    "config_file",
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The same, of the home of this configuration.",
 )
 @click.option(
     "--metric",
@@ -98,6 +105,7 @@ def kinship_command(
     models: tuple[str, ...],
     base: str | None,
     home: Path | None,
+    config_file: Path | None,
     metric: str,
     probes: Path | None,
     by: str,
@@ -116,8 +124,7 @@ def kinship_command(
         raise UsageError(f"--by {by} reads whole models; leave out --sample, or --by")
     if ancestry and (fraction is None or form == "csv"):
         raise UsageError("--ancestry is told from a sample, as a table or json: add --sample 0.002")
-    if (base is None) == (home is None):
-        raise UsageError("say what the models descend from: --base, or --home for a home's models")
+    home = _home(base, home, config_file)
     if home is not None and fraction is not None:
         raise UsageError("a home's ledger knows the exact kinship; leave out --sample")
     if (metric == FUNCTIONAL) != (probes is not None):
@@ -152,6 +159,19 @@ def kinship_command(
         whole_file(plot, _picture(result, picture))
         click.echo(f"wrote {plot}", err=True)
     show[form](result)
+
+
+def _home(base: str | None, home: Path | None, config_file: Path | None) -> Path | None:
+    """The home that the options name; None where they name a base."""
+    if config_file is not None and home is None:
+        from kinship_daemon.cli.options import home_of_config  # noqa: PLC0415 - as for _of_home
+
+        home = home_of_config(config_file)
+    if (base is None) == (home is None):
+        raise UsageError(
+            "say what the models descend from: --base, or --home or --config for a home's models"
+        )
+    return home
 
 
 def _exact(
@@ -279,23 +299,33 @@ def _csv(result: Mapping[str, Any]) -> None:
 def _table(result: Mapping[str, Any]) -> None:
     names, values = short(result["models"]), result["matrix"]
     (base,) = short([result["base"]])
-    width = max(map(len, names))
-    click.echo(f"{result['metric']} of deltas from {base}")
-    for i, (name, row) in enumerate(zip(names, values, strict=True)):
-        click.echo(f"{name:<{width}}  " + "  ".join(cell(x) for x in row[: i + 1]))
+    echo_hanging("", f"{result['metric']} of deltas from {base}")
+    for line in triangle(names, values):
+        click.echo(line)
     if len(names) > 2:
         click.echo(f"mean over pairs {cell(result['mean'])}")
     parts = _parts_of(result)
-    if parts is not None and len(names) > 2:
-        pairs = [f"{b} & {a}" for i, a in enumerate(names) for b in names[:i]]
-        click.echo(f"by {parts[0]}, the columns are: {'; '.join(pairs)}")
-    for label, part in () if parts is None else parts[1]:
-        cells = [cell(x) for i, row in enumerate(part["matrix"]) for x in row[:i]]
-        click.echo(f"{' '.join(cells)}  {label}")
+    if parts is not None:
+        _table_of_parts(names, *parts)
     click.echo(
         f"{result['parameters']:,} parameters, {amount(result['bytes_read'], 'bytes')} read, "
         f"{result['seconds']:.1f} s"
     )
+
+
+def _table_of_parts(
+    names: Sequence[str], heading: str, parts: Sequence[tuple[str, Mapping[str, Any]]]
+) -> None:
+    cut = [shortened(name, columns() // 2) for name in names]
+    pairs = [f"{b} & {a}" for i, a in enumerate(cut) for b in cut[:i]]
+    rows = [[x for i, row in enumerate(part["matrix"]) for x in row[:i]] for _, part in parts]
+    table = fit([label for label, _ in parts], rows)
+    shown = len(table[0]) - 1
+    if len(names) > 2:
+        which = "" if shown == len(pairs) else f"first {shown} of {len(pairs)} "
+        echo_hanging("", f"by {heading}, the {which}columns are: {'; '.join(pairs[:shown])}")
+    for label, *cells in table:
+        click.echo(f"{' '.join(cells)}  {label}")
 
 
 def _parts_of(result: Mapping[str, Any]) -> tuple[str, list[tuple[str, Mapping[str, Any]]]] | None:

@@ -22,6 +22,7 @@ from kinship_daemon.cli.ledger import (
     ledger_of,
     shard_option,
 )
+from kinship_daemon.cli.place_options import home_options
 from kinship_daemon.cli.texts import check_texts, layer_inputs, texts_option
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import whole_folder
@@ -72,11 +73,7 @@ class _Merge:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @shard_option
-@click.option(
-    "--home",
-    type=click.Path(path_type=Path),
-    help="Models of this home can be named as its lineage does.",
-)
+@home_options
 @texts_option
 @calculation_option
 @device_option
@@ -86,6 +83,7 @@ def merge_command(
     out: Path,
     shard_gb: float,
     home: Path | None,
+    base: str | None,
     texts: tuple[str, ...],
     otherwise: bool,
     device: str,
@@ -93,6 +91,8 @@ def merge_command(
 ) -> None:
     """
     Make a model from RECIPE, mergekit's YAML, in the folder OUT, with the recipe beside it.
+
+    With a home, its models can be named as its lineage does.
 
     What is not ours to make (other methods, stacks of layers) is made with mergekit, where that is
     installed.
@@ -103,6 +103,10 @@ def merge_command(
         raise UsageError(f"cannot read {recipe}: {error}") from None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; name a new folder")
+    if base is not None:
+        from kinship_daemon.cli.options import find_home_of  # noqa: PLC0415 - as for _from_home
+
+        home = find_home_of(home, base).path
     options = _Options(resolve_device(device), hub, int(shard_gb * 1e9), otherwise, home, texts)
     merges = [_understood(each) for each in mergekit.in_order(text)]
     check_texts([merge.wanted.recipe for merge in merges if merge.wanted is not None], texts)

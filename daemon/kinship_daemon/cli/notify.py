@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from kinship_daemon import config as configuration
+from kinship_daemon.cli.options import echo_json, format_option
 from kinship_daemon.errors import KinshipError, UsageError
 from kinship_daemon.notify.notifier import NotTold, targets
 from kinship_daemon.report import count
@@ -31,7 +32,8 @@ def notify_command() -> None:
     required=True,
     help="The YAML file whose notify.use is tried.",
 )
-def test(config_file: Path) -> None:
+@format_option()
+def test(config_file: Path, form: str) -> None:
     """Send one test event to everyone in notify.use, and say who took it."""
     found = targets(configuration.load(config_file).notify)
     if not found:
@@ -39,14 +41,18 @@ def test(config_file: Path) -> None:
     facts = {"test": secrets.token_hex(8)}  # makes its id another one each time
     words = "a test; if you can read this, events arrive"
     event = Event(0, "test", words, None, facts, stamp(datetime.now(UTC)))
-    failed = 0
+    faults: dict[str, str | None] = {}
     for target in found:
         try:
             target.tell(event)
         except NotTold as error:
-            failed += 1
-            click.echo(f"{target.name}: not told: {error}")
+            faults[target.name] = str(error)
         else:
-            click.echo(f"{target.name}: told")
-    if failed:
+            faults[target.name] = None
+        if form == "text":
+            fault = faults[target.name]
+            click.echo(f"{target.name}: {'told' if fault is None else f'not told: {fault}'}")
+    if form == "json":
+        echo_json([{"name": name, "fault": fault} for name, fault in faults.items()])
+    if failed := sum(fault is not None for fault in faults.values()):
         raise KinshipError(f"{count(failed, 'recipient')} of {len(found)} could not be told")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from kinship_daemon import config as configuration
+from kinship_daemon import demo
+from kinship_daemon.cli.place_options import home_options, place_options
+from kinship_daemon.config import Config
 from kinship_daemon.errors import UsageError
 from kinship_daemon.home import Home, find_home
 from kinship_daemon.hub.bases import resolve_base
@@ -25,7 +27,9 @@ __all__ = [
     "find_home_of",
     "find_model",
     "format_option",
+    "home_of_config",
     "home_options",
+    "load_config",
     "now",
     "open_lineage",
     "place_options",
@@ -62,33 +66,37 @@ def config_options(command: _F) -> _F:
     return command
 
 
-def place_options(command: _F) -> _F:
-    """--home and --base: which home is meant."""
-    for option in (
-        click.option("base", "--base", help="The home of this base."),
-        click.option("home", "--home", type=click.Path(path_type=Path), help="The home's folder."),
-    ):
-        command = option(command)
-    return command
+def load_config(
+    path: Path | None,
+    *,
+    home: Path | None = None,
+    base: str | None = None,
+    hub: str | None = None,
+    policy: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Config:
+    """
+    As `config.load`; where nothing names the base, that of the home, if there is one already.
 
-
-def home_options(command: _F) -> _F:
-    """--home, --base and --config, for commands that read a home; they get the first two."""
-
-    @wraps(command)
-    def called(*, config_file: Path | None, **given: Any) -> Any:
-        if config_file is not None and given["home"] is None and given["base"] is None:
-            config = configuration.load(config_file)
-            given |= {"home": config.home, "base": config.base}
-        return command(**given)
-
-    config = click.option(
-        "config_file",
-        "--config",
-        type=click.Path(path_type=Path),
-        help="The home of this configuration.",
-    )
-    return place_options(config(called))  # type: ignore[return-value]  # it takes one argument more, by keyword
+    Raises:
+        UsageError: Likewise.
+    """
+    flags: dict[str, Any] = {"home": home, "policy": policy, "overrides": overrides}
+    config = configuration.load(path, base=base, hub=hub, **flags)
+    if "base" in config.model_fields_set or config.home is None:
+        return config
+    lineage = Home(config.home).lineage
+    if not lineage.is_file():
+        return config
+    with Lineage.open(lineage, now=now, readonly=True) as opened:
+        known, its_hub = next(iter(opened.models("base")), None), str(opened.get("hub") or "")
+    if known is None:
+        return config
+    if known.id == demo.BASE and "://" not in its_hub:
+        return configuration.load(path, base="demo", hub=hub, **flags)
+    if its_hub and "hub" not in config.model_fields_set:
+        hub = its_hub
+    return configuration.load(path, base=known.id, hub=hub, **flags)
 
 
 def format_option(*forms: str) -> Callable[[_F], _F]:
@@ -108,6 +116,12 @@ def find_home_of(home: Path | None, base: str | None) -> Home:
     """The home that the options name."""
     name = None if base is None else base if base == "demo" else resolve_base(base).name
     return find_home(home, name)
+
+
+def home_of_config(config_file: Path) -> Path:
+    """The home of a configuration."""
+    config = configuration.load(config_file)
+    return find_home_of(config.home, config.base).path
 
 
 def open_lineage(home: Path | None, base: str | None) -> tuple[Home, Lineage]:

@@ -8,7 +8,14 @@ from typing import get_args
 
 import click
 
-from kinship_daemon.cli.options import find_home_of, find_model, home_options, now
+from kinship_daemon.cli.options import (
+    echo_json,
+    find_home_of,
+    find_model,
+    format_option,
+    home_options,
+    now,
+)
 from kinship_daemon.errors import UsageError
 from kinship_daemon.forgetting import is_forgotten
 from kinship_daemon.report import count
@@ -24,8 +31,9 @@ __all__ = ["retry_command"]
 @click.argument("models", nargs=-1)
 @click.option("--cause", type=click.Choice(get_args(Cause)), help="All that this set aside.")
 @home_options
+@format_option()
 def retry_command(
-    models: tuple[str, ...], cause: Cause | None, home: Path | None, base: str | None
+    models: tuple[str, ...], cause: Cause | None, home: Path | None, base: str | None, form: str
 ) -> None:
     """
     Try again what was refused, quarantined or put off: these MODELs, or all of one cause.
@@ -50,11 +58,18 @@ def retry_command(
             jobs = []
             chosen = [find_model(lineage, name) for name in models]
             _check_forgotten(lineage, chosen)
-        opened = [model for model in chosen if _open(lineage, model)]
+        opened = {model.id: _open(lineage, model) for model in chosen}
         for job in jobs:
             lineage.retry(job.key)
-            click.echo(f"{job.kind}: was {job.status} ({job.cause}): {job.reason}")
-    told = [count(len(each), what) for each, what in ((opened, "model"), (jobs, "job")) if each]
+    again = [name for name, (is_open, _) in opened.items() if is_open]
+    if form == "json":
+        echo_json({"models": again, "jobs": [job.kind for job in jobs]})
+        return
+    for name, (_, words) in opened.items():
+        click.echo(f"{name}: {words}")
+    for job in jobs:
+        click.echo(f"{job.kind}: was {job.status} ({job.cause}): {job.reason}")
+    told = [count(len(each), what) for each, what in ((again, "model"), (jobs, "job")) if each]
     if told:
         click.echo(f"{' and '.join(told)} to try again; a run on {found.path} does it")
     else:
@@ -71,14 +86,11 @@ def _check_forgotten(lineage: Lineage, chosen: Sequence[Model]) -> None:
                 raise UsageError(words)
 
 
-def _open(lineage: Lineage, model: Model) -> bool:
-    """Opens one model again and says so; False where nothing kept it back."""
+def _open(lineage: Lineage, model: Model) -> tuple[bool, str]:
+    """Opens one model again: whether anything kept it back, and what."""
     if model.status in {"refused", "quarantined"}:
         reopen(lineage, model)
-        click.echo(f"{model.id}: was {model.status} ({model.cause}): {model.reason}")
-        return True
+        return True, f"was {model.status} ({model.cause}): {model.reason}"
     if jobs := lineage.retry_jobs(model.id):
-        click.echo(f"{model.id}: {count(jobs, 'job')} that waited or failed")
-        return True
-    click.echo(f"{model.id}: is {model.status}")
-    return False
+        return True, f"{count(jobs, 'job')} that waited or failed"
+    return False, f"is {model.status}"

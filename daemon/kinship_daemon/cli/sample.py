@@ -22,6 +22,7 @@ from kinship_daemon.hub.bases import cached_repo, resolve_base
 from kinship_daemon.hub.names import slug, user_path
 from kinship_daemon.hub.open import open_hub
 from kinship_daemon.hub.records import Hub
+from kinship_daemon.layout import columns, echo_hanging, shortened
 from kinship_daemon.models import Found, cache_folder, hub_for
 from kinship_daemon.report import Advance, Reporter, amount, count, reporter
 from kinship_daemon.weights.adapter import is_adapter
@@ -153,8 +154,11 @@ def sampled_kinship(
 
 def table(result: Mapping[str, Any]) -> None:
     (base,) = short([result["base"]])
-    click.echo(f"{result['metric']} of deltas from {base}, estimated, with 95 % intervals")
-    pairs = list(_pairs(result, short(result["models"])))
+    echo_hanging("", f"{result['metric']} of deltas from {base}, estimated, with 95 % intervals")
+    # Of 80 columns the numbers take 33; the rest is for two names.
+    most = max((columns() - 33 - len(" & ")) // 2, 12)
+    names = [shortened(name, most) for name in short(result["models"])]
+    pairs = list(_pairs(result, names))
     width = max(len(f"{a} & {b}") for a, b, *_ in pairs)
     for a, b, value, low, high, _ in pairs:
         ends = "" if value is None else f"  {cell(low)} to {cell(high).strip()}"
@@ -162,9 +166,9 @@ def table(result: Mapping[str, Any]) -> None:
     if len(result["models"]) > 2:
         click.echo(f"mean over pairs {cell(result['mean'])}")
     for line in origin_lines(result.get("ancestry", ())):
-        click.echo(line)
+        echo_hanging("", line)
     for reason in result["without_vocabulary"].values():
-        click.echo(f"without embeddings and head: {reason}")
+        echo_hanging("without embeddings and head: ", reason)
     share = result["bytes_read"] / result["bytes_of_models"]
     click.echo(
         f"{result['parameters']:,} parameters, {amount(result['bytes_read'], 'bytes')} read, "

@@ -11,10 +11,15 @@ from typing import Any
 
 import click
 
-from kinship_daemon import config as configuration
 from kinship_daemon.cli import sweep as cli_sweep
 from kinship_daemon.cli.of_home import home_models
-from kinship_daemon.cli.options import config_options, echo_json, find_model, format_option
+from kinship_daemon.cli.options import (
+    config_options,
+    echo_json,
+    find_model,
+    format_option,
+    load_config,
+)
 from kinship_daemon.device import resolve_device
 from kinship_daemon.durable import whole_file
 from kinship_daemon.errors import KinshipError, UsageError
@@ -97,7 +102,7 @@ def tune_command(
     read; what was asked is kept, so that the same call goes on where it was interrupted.
     """
     picture = _check_sweep(models, steps, plot, names)
-    config = configuration.load(config_file, overrides=overrides, **flags)
+    config = load_config(config_file, overrides=overrides, **flags)
     report = reporter(log_json=False, stream=sys.stderr)
     with home_models(home_of(config).path) as home:
         chosen = _parents(home.lineage, models, count)
