@@ -94,8 +94,9 @@ def test_commands_fit_80_columns_also_where_they_are_piped(long_names, monkeypat
     place = [] if command[0] in {"methods", "policies"} else ["--home", str(long_names)]
     found = CliRunner().invoke(app, [*command, *place])
     assert found.exit_code == 0
-    # A name or a hash that is longer than a line stands alone in it.
-    wide = [line for line in found.output.splitlines() if len(line) > 80 and " " in line.strip()]
+    # A name or a hash that is longer than a line stands alone in it; how long our path is, is luck.
+    output = found.output.replace(str(long_names), "home")
+    wide = [line for line in output.splitlines() if len(line) > 80 and " " in line.strip()]
     assert wide == []
 
 

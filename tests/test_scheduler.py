@@ -74,7 +74,8 @@ def test_sigterm_ends_within_seconds_and_leaves_nothing_running(tmp_path):
     ids=["while its tasks load", "while it answers"],
 )
 def test_sigterm_ends_a_daemon_whose_evaluation_hangs(hangs, tmp_path):
-    lmtasks.task(tmp_path / "tasks", "stuck", [{"prompt": "1+1=", "answer": "2"}] * 8, **hangs)
+    documents = [{"prompt": f"1+{n}=", "answer": f"{n + 1}"} for n in range(8)]
+    lmtasks.task(tmp_path / "tasks", "stuck", documents, **hangs)
     asked = ("--set", "evaluate.selection=[stuck]", "--set", "evaluate.validation=[stuck]")
     where = ("--set", f"evaluate.include_path=[{tmp_path / 'tasks'}]", "--home", tmp_path / "home")
     process = command.start([*ARGUMENTS, *asked, *where], tmp_path)

@@ -199,7 +199,7 @@ def test_one_that_is_back_may_have_been_opened_by_hand_during_the_look(server, h
     server.repos["org/a"] = kept
     with opened(server, home, now=NOON + 3 * DAY) as d:
 
-        def opens(_context):
+        def opens(*_):
             reopen(d.lineage, d.lineage.require("org/a"))
             return ()
 
