@@ -88,6 +88,9 @@ def test_with_many_connections_the_lineage_is_that_of_one(server, tmp_path):
         assert one == many
     assert found[0][1] == found[1][1]
     assert {status for status, _ in found[0][1].values()} == {"seen", "refused", "quarantined"}
+    # Everyone who shows a reason shows the name before it.
+    twice = [name for name, (_, why) in found[0][1].items() if (why or "").startswith(name)]
+    assert twice == []
 
 
 @pytest.mark.parametrize("connections", [1, 3, 8])

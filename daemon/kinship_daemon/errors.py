@@ -26,6 +26,7 @@ __all__ = [
     "Unavailable",
     "UsageError",
     "WorkerDied",
+    "about",
     "is_scarce",
     "lacking",
     "machine_words",
@@ -74,6 +75,11 @@ class ModelError(KinshipError):
         self.cause = cause
         self.setting = setting
         self.model = model
+
+
+def about(model: str, words: str) -> str:
+    """What is said of a model, without its name, which is always shown before it."""
+    return words.removeprefix(f"{model}: ").removeprefix(f"{model}/")
 
 
 def is_scarce(error: OSError) -> bool:

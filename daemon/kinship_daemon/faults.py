@@ -24,6 +24,7 @@ from kinship_daemon.errors import (
     Stopped,
     Transient,
     Unavailable,
+    about,
     machine_words,
 )
 from kinship_daemon.foreign.shown import shown
@@ -304,7 +305,7 @@ class Faults:
     def _set_aside(self, name: str, words: str, cause: Cause, setting: str | None) -> str:
         """Returns the reason as it is kept: it is always shown with the model's name before it."""
         model = self._context.lineage.require(name)
-        reason = words.removeprefix(f"{model.weights}: ").removeprefix(f"{name}: ")
+        reason = about(name, words.removeprefix(f"{model.weights}: "))
         if model.status in _IN_USE:
             retry_at = stamp(self._next_try(name)) if cause == "world" else None
             self._context.lineage.move_model(

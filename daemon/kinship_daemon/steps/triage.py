@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from kinship_daemon.context import Context
-from kinship_daemon.errors import ModelError, Transient
+from kinship_daemon.errors import ModelError, Transient, about
 from kinship_daemon.hub.files import is_adapter, weight_files
 from kinship_daemon.hub.licence import declared
 from kinship_daemon.hub.look_ahead import LookAhead
@@ -178,8 +178,9 @@ def _commit(lineage: Lineage, work: Work, seen: Seen) -> None:
         refuse(lineage, name, seen.refusal, seen.day)
     if seen.fault is not None:
         fault = seen.fault
+        reason = about(name, str(fault))
         lineage.move_model(
-            name, "quarantine", reason=str(fault), cause=fault.cause, setting=fault.setting
+            name, "quarantine", reason=reason, cause=fault.cause, setting=fault.setting
         )
     if seen.vector is not None and seen.plan is not None:
         lineage.put_sample(seen.plan, name, seen.vector)
@@ -199,7 +200,8 @@ def _tell(context: Context, work: Work, seen: Seen) -> None:
         context.report.event("refused", f"{work.model}: {seen.refusal.reason}", model=work.model)
     if seen.fault is not None:
         facts = {"model": work.model, "cause": seen.fault.cause}
-        context.report.event("quarantine", f"{work.model}: {seen.fault}", **facts)
+        words = about(str(work.model), str(seen.fault))
+        context.report.event("quarantine", f"{work.model}: {words}", **facts)
     remark = ancestry_remark(seen.ancestry)
     if remark is not None and seen.refusal is None:
         context.report.event("warning", f"{work.model}: {remark}", model=work.model)
