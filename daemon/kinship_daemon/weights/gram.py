@@ -20,6 +20,11 @@ __all__ = ["BadTensor", "Joining", "Ledger", "extend", "start", "unmeasured"]
 
 # Tensors that are begun while the first of them is finished, so that no core waits.
 _AHEAD = 4
+# Of hundreds of models they would take more memory than all else: beyond so many bytes one is begun
+# ahead, and no more.
+_AHEAD_BYTES = 100_000_000
+# Linux maps so much around what is read of a file.
+_AROUND_BYTES = 131_072
 # The most that a delta's square may be in one tensor, so that float64 holds what is made of many:
 # an infinity in one row would be a NaN in everyone's kinship.
 _LARGEST = 1e290
@@ -161,7 +166,7 @@ class Joining:
             base_is_new=self._first == 0,
         )
         self._begun.append(begun)
-        if len(self._begun) > _AHEAD:
+        while len(self._begun) > _AHEAD or self._holds_much():
             self._finish(self._begun.popleft())
 
     def ledger(self) -> Ledger:
@@ -175,6 +180,9 @@ class Joining:
             self._finish(self._begun.popleft())
         rows = tuple(identity for identity, _ in self._models[1:])
         return replace(self._before, rows=rows, gram=self._gram)
+
+    def _holds_much(self) -> bool:
+        return len(self._begun) > 2 and sum(each.nbytes for each in self._begun) > _AHEAD_BYTES
 
     def _finish(self, begun: "_Begun") -> None:
         place, first = self._places[begun.name], self._first
@@ -207,6 +215,11 @@ class _Begun:
         self._pending = (
             kernel.begin(self._tensors, self._known, frame=base_is_new) if joins else None
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Of the memory that its tensors take until it is finished."""
+        return sum(each.nbytes + _AROUND_BYTES for each in self._tensors)
 
     def products(self, models: Sequence[tuple[str, Path]], known: Tensor) -> Tensor:
         """
