@@ -92,8 +92,11 @@ class Facts:
     def card(self) -> dict | None:
         readme = self.blobs.get("README.md")
         card = cards.front_matter(readme.whole()) if readme else None
-        # Dates and the like, which YAML has and JSON has not.
-        return None if card is None else json.loads(json.dumps(card, default=str))
+        try:
+            # Dates and the like, which YAML has and JSON has not.
+            return None if card is None else json.loads(json.dumps(card, default=str))
+        except (ValueError, TypeError, RecursionError):  # it holds itself, or has a list as a key
+            return None
 
     @functools.cached_property
     def tags(self) -> list[str]:
