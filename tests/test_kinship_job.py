@@ -49,7 +49,7 @@ def done(executor, call, folders, watch=None):
 def test_rows_that_join_one_after_another_are_those_of_one_pass(make, folders, tmp_path):
     ledger = gram.unmeasured(Checkpoint.open(folders["base"]), "base")
     for new in (("a",), ("b", "c")):
-        columns = done(make(Workshop(tmp_path / "log")), Measure("base", ledger.rows, new), folders)
+        columns = done(make(Workshop(tmp_path / "log")), Measure.of(ledger, new), folders)
         assert columns.shape[2] == len(new) if ledger.rows else len(new) + 2
         ledger = ledger.grown(new, columns)
     whole = in_one_pass(folders, "abc")
@@ -57,9 +57,26 @@ def test_rows_that_join_one_after_another_are_those_of_one_pass(make, folders, t
     assert torch.equal(ledger.gram, whole.gram)
 
 
+def test_known_rows_that_are_not_faint_cost_no_second_measurement(folders, tmp_path, monkeypatch):
+    """Disjoint changes: their product is 0, and what was measured before says that this is it."""
+    base = load_file(folders["base"] / "model.safetensors")
+    for place, name in enumerate("ab"):
+        changed = {key: tensor.clone() for key, tensor in base.items()}
+        for tensor in changed.values():
+            tensor.view(-1)[place::2] += 1
+        folders[name] = shutil.copytree(folders["base"], tmp_path / name)
+        save_file(changed, folders[name] / "model.safetensors", {"format": "pt"})
+    again = []
+    monkeypatch.setattr(gram, "remeasure", lambda *_: again.append(1))
+    call = Measure.of(in_one_pass(folders, "a"), ("b",))
+    columns = done(Inline(Workshop(tmp_path / "log")), call, folders)
+    assert not columns[:, 2].any()
+    assert again == []
+
+
 def test_it_tells_how_many_bytes_it_read_of_how_many(folders, tmp_path):
     far = []
-    call = Measure("base", ("a",), ("b",))
+    call = Measure.of(in_one_pass(folders, "a"), ("b",))
     watch = lambda _key, *told: far.append(told)  # noqa: E731
     done(Local(Workshop(tmp_path / "log")), call, folders, watch)
     assert [told for told, _ in far] == sorted(told for told, _ in far)
@@ -71,7 +88,7 @@ def test_a_broken_model_is_named_also_by_another_process(folders, tmp_path):
     tensors = load_file(broken / "model.safetensors")
     tensors["model.norm.weight"][0] = torch.nan
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    call = Measure("base", (), ("b", "bad"))
+    call = Measure.of(gram.unmeasured(Checkpoint.open(folders["base"]), "base"), ("b", "bad"))
     with pytest.raises(gram.BadTensor, match=r"model\.norm\.weight holds NaN") as caught:
         done(Local(Workshop(tmp_path / "log")), call, {**folders, "bad": broken})
     assert caught.value.identity == "bad"

@@ -34,6 +34,8 @@ from kinship_daemon.execute.testing.jobs import Read, Say
 from kinship_daemon.landscapes import open_landscape
 from kinship_daemon.report import JsonReporter
 from kinship_daemon.simulation import evolutions, evolutions_by, processes
+from kinship_daemon.weights import gram
+from kinship_daemon.weights.checkpoint import Checkpoint
 from kinship_daemon.weights.materialise import leaf_assembly
 from kinship_policies.registry import make
 from kinship_storage.records import File
@@ -143,7 +145,7 @@ def test_a_node_evaluates_and_measures_as_this_process_does(
     sources = {name: Source(files_of(folder)) for name, folder in folders.items()}
     base, *leaves = folders
     settings = probe_settings(tmp_path / "tasks")
-    call = Measure(base, (), tuple(leaves))
+    call = Measure.of(gram.unmeasured(Checkpoint.open(folders[base]), base), tuple(leaves))
     found = []
     for executor in (opened(shared_folder=tmp_path / "shared"), Inline(Workshop(tmp_path / "log"))):
         with closing(Evaluators(executor, threading.Event())) as evaluators:

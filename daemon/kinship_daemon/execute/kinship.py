@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -30,13 +31,22 @@ class Measure:
         base: Weights identity, as are:
         known: The rows of the ledger that is to grow, in their order.
         new: The rows that join.
+        squares: Diagonals of the ledger's matrices, (tensors, known + 2) float64: beside them it
+            shows which products must be measured in float64.
         device: Where inner products are computed.
     """
 
     base: str
     known: tuple[str, ...]
     new: tuple[str, ...]
+    squares: Tensor = field(compare=False)
     device: str = "cpu"
+
+    @classmethod
+    def of(cls, ledger: gram.Ledger, new: tuple[str, ...], device: str = "cpu") -> Self:
+        """The rows by which a ledger is to grow."""
+        squares = ledger.gram.diagonal(dim1=1, dim2=2).contiguous()
+        return cls(ledger.base, ledger.rows, new, squares, device)
 
     def __call__(self, site: Site) -> Tensor:
         base = Checkpoint.open(site.folder(self.base))
@@ -52,9 +62,6 @@ class Measure:
                 site.progress(done, total)
 
         blank = gram.unmeasured(base, self.base)
-        size = len(known) + 2
-        blank = replace(
-            blank, rows=self.known, gram=blank.gram.new_zeros(len(blank.names), size, size)
-        )
+        blank = replace(blank, rows=self.known, gram=self.squares.diag_embed())
         longer = gram.extend(blank, base, known, new, device=self.device, progress=advance)
-        return longer.gram[:, :, size if known else 0 :].contiguous()
+        return longer.gram[:, :, len(known) + 2 if known else 0 :].contiguous()

@@ -123,7 +123,7 @@ def _pass(context: Context, known: Mapping[str, Model], young: Mapping[str, Path
         before = context.ledger.keep(tuple(known))
         folders = {row: context.files.folder(model) for row, model in known.items()}
         folders = {**folders, **young, base: context.base_folder}
-        call = Measure(base, before.rows, tuple(young), context.device)
+        call = Measure.of(before, tuple(young), context.device)
         label = f"kinship of {count(len(known) + len(young), 'model')}"
         with context.progress(label, None, "bytes") as advance:
             watch = absolute(advance)
